@@ -1,0 +1,245 @@
+"""The one declaration of what a row means: tables (parameters), features (columns), crosses, label.
+
+Everything else is derived from it and never listed again: column projection, KeyedJaggedTensor keys, table
+configs, input dimensions, synthetic data, test fixtures.
+
+Conventions
+-----------
+* A *table* has ``num_embeddings`` rows. A table that any feature reaches with ``ids: hash`` reserves row 0 for the
+  missing id; hashed ids take rows 1 … num_embeddings - 1. A table with ``ids: identity`` reserves nothing unless the
+  feature names a ``missing_id``; a missing id is then an empty bag, which contributes a zero vector and trains no row.
+* A *feature* is one column. ``dense`` is a number, ``sparse`` an id or a bag of ids, ``sequence`` ids in time order,
+  oldest first.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+KINDS = ("dense", "sparse", "sequence")
+ID_MODES = ("identity", "hash")
+POOLINGS = ("mean", "sum")
+ID_POLICIES = ("missing", "error")
+
+
+@dataclass
+class Table:
+    """Embedding rows that one or more features share.
+
+    ``embedding_dim`` (a multiple of 4, FBGEMM's rule) defaults to the schema's; ``pooling`` is how a bag of ids
+    becomes one vector; ``init_std`` is the standard deviation of the initial values.
+    """
+
+    num_embeddings: int = 0
+    embedding_dim: int | None = None
+    pooling: str = "mean"
+    init_std: float | None = None
+
+
+@dataclass
+class Feature:
+    """One column of the log.
+
+    ``column``: the Parquet column, the feature's own name by default. ``wide``: whether a linear model uses the
+    feature (sparse: yes, sequence: no by default).
+
+    dense: ``fill`` replaces null and non-finite values (no ``fill``: they are an error); ``log1p`` applies
+    log(1 + max(x, 0)) afterwards.
+
+    sparse and sequence: ``table``; ``ids`` is ``identity`` (the integer is the row) or ``hash`` (any integer or string);
+    ``on_null`` and ``on_out_of_range`` say what happens to a null id and to an id outside the table: ``missing`` (the
+    missing id, counted) or ``error``. ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of
+    a list (the most recent of a sequence), counted.
+
+    sequence: ``target`` is the sparse feature the sequence is compared with; sequences with the same ``history`` name are
+    several attributes of the same events, have equal lengths, and are attended to as one.
+    """
+
+    kind: str = ""
+    column: str | None = None
+    table: str | None = None
+    ids: str = "identity"
+    on_null: str = "missing"
+    on_out_of_range: str = "error"
+    missing_id: int | None = None
+    max_length: int | None = None
+    target: str | None = None
+    history: str | None = None
+    wide: bool | None = None
+    fill: float | None = None
+    log1p: bool = False
+
+
+@dataclass
+class Cross:
+    """A cross-product feature of the wide part: the combination of single-valued sparse features, hashed into
+    ``num_buckets`` (row 0 is the missing id: any of the parts is missing)."""
+
+    columns: list[str] = field(default_factory=list)
+    num_buckets: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which features a model wants in which KeyedJaggedTensor of the batch, in key order.
+
+    ``pooled`` holds features and crosses (``Batch.sparse``), ``unpooled`` the features whose table a model reads id by
+    id (``Batch.sequence``).
+    """
+
+    pooled: tuple[str, ...]
+    unpooled: tuple[str, ...] = ()
+
+
+@dataclass
+class Schema:
+    """All of it. ``label`` is None for rows that are only to be scored; ``weight`` names a column of sample weights.
+
+    Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
+    """
+
+    label: str | None = "label"
+    weight: str | None = None
+    embedding_dim: int = 16
+    tables: dict[str, Table] = field(default_factory=dict)
+    features: dict[str, Feature] = field(default_factory=dict)
+    crosses: dict[str, Cross] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, table in self.tables.items():
+            self._check_table(name, table)
+        for name, feature in self.features.items():
+            self._check_feature(name, feature)
+        for name, cross in self.crosses.items():
+            self._check_cross(name, cross)
+
+    # What the rest of the program derives.
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        return tuple(n for n, f in self.features.items() if f.kind == "dense")
+
+    @property
+    def sparse(self) -> tuple[str, ...]:
+        return tuple(n for n, f in self.features.items() if f.kind == "sparse")
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        return tuple(n for n, f in self.features.items() if f.kind == "sequence")
+
+    @property
+    def wide(self) -> tuple[str, ...]:
+        """Features and crosses of a linear model."""
+        chosen = (n for n, f in self.features.items() if f.table and (f.wide if f.wide is not None else f.kind == "sparse"))
+        return (*chosen, *self.crosses)
+
+    @property
+    def histories(self) -> dict[str, tuple[str, ...]]:
+        """Sequences that have a target, grouped by ``history``: ``{history: (sequence, …)}``."""
+        groups: dict[str, list[str]] = {}
+        for name in self.sequences:
+            feature = self.features[name]
+            if feature.target:
+                groups.setdefault(feature.history or name, []).append(name)
+        return {name: tuple(members) for name, members in groups.items()}
+
+    def column(self, feature: str) -> str:
+        return self.features[feature].column or feature
+
+    def columns(self, layout: Layout) -> tuple[str, ...]:
+        """The Parquet columns a layout needs, without the label and weight, each once."""
+        names: dict[str, None] = {self.column(n): None for n in self.dense}
+        for key in (*layout.pooled, *layout.unpooled):
+            for feature in self.crosses[key].columns if key in self.crosses else (key,):
+                names[self.column(feature)] = None
+        return tuple(names)
+
+    def dim(self, table: str) -> int:
+        return self.tables[table].embedding_dim or self.embedding_dim
+
+    def num_embeddings(self, key: str) -> int:
+        """Rows that a feature or a cross addresses."""
+        return self.crosses[key].num_buckets if key in self.crosses else self.tables[self.features[key].table].num_embeddings
+
+    def missing_id(self, feature: str) -> int | None:
+        """The row of a missing id, or None where a missing id is an empty bag."""
+        spec = self.features[feature]
+        return spec.missing_id if spec.missing_id is not None else (0 if spec.ids == "hash" else None)
+
+    def attention_tables(self) -> tuple[str, ...]:
+        """Tables that target attention reads id by id: those of sequences that have a target."""
+        members = (m for group in self.histories.values() for m in group)
+        return tuple(dict.fromkeys(self.features[m].table for m in members))
+
+    def layout(self, *, crosses: bool = False, attention: bool = False) -> Layout:
+        """A model's layout: all features pooled, or (``attention``) those of the attention tables unpooled."""
+        apart = set(self.attention_tables()) if attention else set()
+        features = (*self.sparse, *self.sequences)
+        pooled = tuple(n for n in features if self.features[n].table not in apart)
+        unpooled = tuple(n for n in features if self.features[n].table in apart)
+        return Layout((*pooled, *(self.crosses if crosses else ())), unpooled)
+
+    # Checks. Every message names the key, the value and the remedy.
+
+    def _check_table(self, name: str, table: Table) -> None:
+        where = f"schema.tables.{name}"
+        if table.num_embeddings < 2:
+            raise ValueError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
+        if self.dim(name) <= 0 or self.dim(name) % 4:
+            raise ValueError(f"{where}.embedding_dim is {self.dim(name)}: FBGEMM needs a positive multiple of 4")
+        one_of(table.pooling, POOLINGS, f"{where}.pooling")
+
+    def _check_feature(self, name: str, feature: Feature) -> None:
+        where = f"schema.features.{name}"
+        if "@" in name:
+            raise ValueError(f"{where}: a feature's name must not contain '@' (TorchRec joins feature and table with it)")
+        one_of(feature.kind, KINDS, f"{where}.kind")
+        if feature.kind == "dense":
+            if feature.table:
+                raise ValueError(f"{where}: a dense feature has no table; use kind: sparse for ids")
+            return
+        one_of(feature.table, self.tables, f"{where}.table")
+        one_of(feature.ids, ID_MODES, f"{where}.ids")
+        one_of(feature.on_null, ID_POLICIES, f"{where}.on_null")
+        one_of(feature.on_out_of_range, ID_POLICIES, f"{where}.on_out_of_range")
+        rows = self.tables[feature.table].num_embeddings
+        if feature.missing_id is not None and not 0 <= feature.missing_id < rows:
+            raise ValueError(f"{where}.missing_id is {feature.missing_id}: table '{feature.table}' has rows 0 … {rows - 1}")
+        if feature.max_length is not None and feature.max_length < 1:
+            raise ValueError(f"{where}.max_length is {feature.max_length}: it must be at least 1")
+        if feature.kind == "sequence":
+            self._check_sequence(where, feature)
+
+    def _check_sequence(self, where: str, feature: Feature) -> None:
+        if feature.max_length is None:
+            raise ValueError(f"{where}.max_length is missing: a sequence needs a bound (how many recent ids to keep)")
+        if feature.target is None:
+            return
+        one_of(feature.target, self.sparse, f"{where}.target")
+        if self.features[feature.target].table != feature.table:
+            raise ValueError(
+                f"{where}.target is '{feature.target}', which reads table '{self.features[feature.target].table}', not "
+                f"'{feature.table}': a sequence and its target share a table"
+            )
+
+    def _check_cross(self, name: str, cross: Cross) -> None:
+        where = f"schema.crosses.{name}"
+        if name in self.features:
+            raise ValueError(f"{where}: a feature has the same name; rename the cross")
+        if len(cross.columns) < 2:
+            raise ValueError(f"{where}.columns has {len(cross.columns)} feature(s): a cross needs at least two")
+        for feature in cross.columns:
+            one_of(feature, self.sparse, f"{where}.columns")
+        if cross.num_buckets < 2:
+            raise ValueError(f"{where}.num_buckets is {cross.num_buckets}: it must be at least 2")
+
+
+def one_of(value: object, valid: Iterable[str], where: str) -> None:
+    """Raises ``ValueError`` naming the nearest valid names unless ``value`` is one of ``valid``."""
+    valid = tuple(valid)
+    if value in valid:
+        return
+    near = difflib.get_close_matches(str(value), valid, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    shown = ", ".join(valid[:20]) + (", …" if len(valid) > 20 else "")
+    raise ValueError(f"{where}: {value!r} is not known; {hint}valid: {shown or 'none'}")
