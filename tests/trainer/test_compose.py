@@ -1,0 +1,102 @@
+"""Every shipped configuration composes and instantiates; every mistake is one clear line with the nearest valid names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import conf
+from trainer.build import build_model
+from trainer.compose import UserError, compose, from_yaml, redact
+
+CONF = Path(conf.__file__).parent
+ROOT = "data.root=somewhere"
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes_and_builds(experiment):
+    config = compose([f"experiment={experiment}", ROOT]).config
+    model = build_model(config.model, config.data.schema, config.seed)
+    assert isinstance(model, torch.nn.Module)
+    assert config.model["name"] in experiment and config.data.name in experiment
+
+
+@pytest.mark.parametrize("data", names("data"))
+@pytest.mark.parametrize("model", names("model"))
+def test_every_model_composes_with_every_data_set(model, data):
+    config = compose([f"model={model}", f"data={data}", ROOT]).config
+    assert config.run.name == f"{model}-{data}"
+    assert (config.optim.wide.name == "ftrl") == (model == "wide_deep")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=ml1m"], ["data.root has no value"]),
+        (["model=depfm"], ["model=depfm", "did you mean deepfm"]),
+        (["data=tirvago"], ["did you mean trivago", "criteo39"]),
+        (["optim.dence.lr=1"], ["optim.dence", "did you mean optim.dense?"]),
+        (["+colour=red"], ["colour is not a known key"]),
+        (["optim.dense.lr=fast"], ["optim.dense.lr=fast", "expected float"]),
+        (["optim.dense.lr=-1"], ["optim.dense.lr is -1"]),
+        (["optim.dense.lr=nan"], ["optim.dense.lr is nan"]),
+        (["optim.tables.name=ftrl"], ["optim.tables.name is 'ftrl'", "optim.wide.name=ftrl"]),
+        (["optim.tables.name=adagrat"], ["did you mean 'adagrad'"]),
+        (["sharding.types=[row]"], ["'row'", "row_wise"]),
+        (["+sharding.by_table.itm=row_wise"], ["'itm'", "did you mean 'item'"]),
+        (["batch_size=0"], ["batch_size is 0"]),
+        (["batch_size=1000"], ["batch_size is 1000", "batch_size=1024", "50"]),
+        (["checkpoint.keep=1"], ["checkpoint.keep is 1"]),
+        (["run.name=../../x"], ["run.name"]),
+        (["model.hidden_units=wide"], ["model.hidden_units"]),
+        (["+model.hiden_units=[8]"], ["model.hiden_units", "did you mean hidden_units"]),
+        (["data.schema.features.item_id.kind=dens"], ["schema.features.item_id.kind", "did you mean 'dense'"]),
+        (["data.schema.features.item_id.table=itme"], ["did you mean 'item'"]),
+        (["data.schema.embedding_dim=10"], ["embedding_dim is 10", "multiple of 4"]),
+        (["just words"], ["'just words' is not an override"]),
+        (["model.name=os.path"], ["defines no 'Model'"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_remedy(overrides, expected):
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+def test_a_folder_of_ones_own_adds_data_sets_and_experiments(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text(
+        "name: mine\nroot: logs\ntrain: [train]\nschema:\n  label: clicked\n  tables: {ad: {num_embeddings: 100}}\n"
+        "  features: {ad: {kind: sparse, table: ad}}\n"
+    )
+    (tmp_path / "experiment" / "first.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: mine\n  - override /model: wide_deep\n  - _self_\nbatch_size: 128\n"
+    )
+    config = compose(["--config-dir", str(tmp_path), "experiment=first"]).config
+    assert (config.data.name, config.model["name"], config.batch_size) == ("mine", "wide_deep", 128)
+    with pytest.raises(UserError, match="not a folder"):
+        compose(["--config-dir", str(tmp_path / "absent")])
+
+
+def test_the_recorded_configuration_composes_to_the_same(tmp_path):
+    import yaml
+
+    composed = compose(["model=din", "data=trivago", ROOT, "model.dropout=0.25"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(composed.tree))
+    again = from_yaml(tmp_path / "config.yaml")
+    assert again.config == composed.config and again.tree == composed.tree
+    assert from_yaml(tmp_path / "config.yaml", ["batch_size=128"]).config.batch_size == 128
+    with pytest.raises(UserError, match="does not exist"):
+        from_yaml(tmp_path / "absent.yaml")
+
+
+def test_secrets_are_not_recorded():
+    assert redact({"a": {"api_key": "s3cret", "b": 1}, "token": "x"}) == {"a": {"api_key": "<redacted>", "b": 1}, "token": "<redacted>"}

@@ -1,0 +1,1 @@
+"""Training click-through-rate models with sharded embedding tables."""
