@@ -1,0 +1,115 @@
+"""DIN (Zhou et al., 2018, "Deep Interest Network for Click-Through Rate Prediction", figure 2, equations 2 and 3).
+
+``logit = MLP(numbers, pooled features, candidate and its kin, interests)``: an interest is a history weighted event by
+event by its relation to the candidate.
+
+Tables of attended sequences are read id by id (EmbeddingCollection), all others pooled (EmbeddingBagCollection).
+
+Shapes: B rows of this rank, T events of one history over the batch, D summed width of an event's attributes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from data_loaders.batch import Batch
+from data_loaders.schema import Layout, Schema
+from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags, build_embeddings, embedding_configs
+from trainer.modules import MLP, Head, Segments, TargetAttention, check_units, segment_mean, segment_sum
+
+
+class DIN(nn.Module):
+    """``hidden_units``, ``dropout``: of the network over all inputs; ``attention_units``: of the activation unit;
+    ``activation``: of both (dice, prelu or relu); ``softmax``: whether an event's weights sum to 1 over a history
+    (the paper: no).
+
+    Raises ``ValueError`` where no sequence of the schema names a ``target``, or for hyperparameters out of range."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        hidden_units: list[int] = [256, 128],
+        attention_units: list[int] = [64, 32],
+        activation: str = "dice",
+        softmax: bool = False,
+        dropout: float = 0.0,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        check_units(hidden_units, "model.hidden_units")
+        if not schema.histories:
+            raise ValueError(
+                "schema.features has no sequence with a target, which model din attends to: set target: <sparse "
+                "feature of the same table> on a feature of kind: sequence, or choose another model"
+            )
+        self.layout: Layout = schema.layout(attention=True)
+        configs = bag_configs(schema, self.layout.pooled)
+        self.head = DINHead(schema, self.layout, configs, hidden_units, attention_units, activation, softmax, dropout)
+        self.embedding_bags = build_embedding_bags(configs, device) if configs else None
+        self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.embedding_bags(batch.sparse) if self.embedding_bags is not None else None
+        jagged = [collection(batch.sequence) for collection in self.embeddings.values()]
+        return self.head(batch.dense, pooled, jagged, batch.weights)  # [B]
+
+
+class DINHead(Head):
+    def __init__(
+        self,
+        schema: Schema,
+        layout: Layout,
+        configs: list[EmbeddingBagConfig],
+        hidden_units: list[int],
+        attention_units: list[int],
+        activation: str,
+        softmax: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        width = {key: schema.dim(schema.features[key].table) for key in (*layout.pooled, *layout.unpooled)}
+        self.histories = schema.histories
+        self.targets = {key: schema.features[key].target for group in self.histories.values() for key in group}
+        self.pooling = {
+            key: schema.tables[schema.features[key].table].pooling for key in layout.unpooled if key not in self.targets
+        }
+        self.groups = PooledGroups(configs, layout.pooled)
+        self.attentions = nn.ModuleList(
+            TargetAttention(sum(width[key] for key in group), attention_units, activation=activation, softmax=softmax)
+            for group in self.histories.values()
+        )
+        in_dim = len(schema.dense) + sum(width.values())
+        self.deep = MLP(in_dim, hidden_units, activation=activation, dropout=dropout, out_dim=1)
+
+    def logits(
+        self, dense: Tensor, pooled: KeyedTensor | None, jagged: list[dict[str, JaggedTensor]], weights: Tensor
+    ) -> Tensor:
+        features = {key: ids for collection in jagged for key, ids in collection.items()}
+        vectors = {key: self._pool(key, features[key]) for key in self.pooling}  # each [B, D of its table]
+        interests = [
+            self._interest(attention, group, features, vectors)
+            for attention, group in zip(self.attentions, self.histories.values(), strict=True)
+        ]
+        embedded = [self.groups(pooled)[0]] if pooled is not None else []
+        inputs = torch.cat((dense, *embedded, *vectors.values(), *interests), dim=1)
+        return self.deep(inputs, valid=weights).squeeze(1)
+
+    def _pool(self, key: str, ids: JaggedTensor) -> Tensor:
+        pool = segment_mean if self.pooling[key] == "mean" else segment_sum
+        return pool(ids.values(), Segments.of(ids.offsets(), len(ids.values())))
+
+    def _interest(
+        self,
+        attention: TargetAttention,
+        group: tuple[str, ...],
+        features: dict[str, JaggedTensor],
+        vectors: dict[str, Tensor],
+    ) -> Tensor:
+        query = torch.cat([vectors[self.targets[key]] for key in group], dim=1)  # [B, D]
+        tokens = torch.cat([features[key].values() for key in group], dim=1)  # [T, D]
+        return attention(query, tokens, features[group[0]].offsets())  # [B, D]
+
+
+Model = DIN

@@ -1,0 +1,45 @@
+"""Model and loss as the training pipeline steps them: ``batch -> (loss, outputs)``.
+
+B is the number of rows of this rank. The pipeline traces ``forward`` symbolically down to the embedding collections,
+so it stays straight-line; whatever computes is inside a sub-module.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_loaders.batch import Batch, Cursor
+
+
+class TaskOutput(NamedTuple):
+    """What a step leaves for metrics and progress: ``loss`` [] is this rank's, its mean over ranks that of the global
+    batch; ``logits``, ``labels``, ``weights`` [B] (weight 0: padding). Nothing here keeps the graph alive."""
+
+    loss: Tensor
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    cursor: Cursor
+
+
+class WeightedLogLoss(nn.Module):
+    """``sum(weights * binary cross-entropy) / normalizer`` in float32."""
+
+    def forward(self, logits: Tensor, labels: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
+        losses = functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")  # [B]
+        return (losses * weights).sum() / normalizer
+
+
+class ClickTask(nn.Module):
+    """A model (``forward(batch) -> logits [B]``) and its loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = WeightedLogLoss()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
+        logits = self.model(batch)  # [B]
+        loss = self.loss(logits, batch.labels, batch.weights, batch.normalizer)
+        return loss, TaskOutput(loss.detach(), logits.detach(), batch.labels, batch.weights, batch.cursor)
