@@ -93,12 +93,12 @@ class Layout:
 
 @dataclass
 class Schema:
-    """All of it. ``label`` is None for rows that are only to be scored; ``weight`` names a column of sample weights.
+    """All of it. ``weight`` names a column of sample weights.
 
     Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
     """
 
-    label: str | None = "label"
+    label: str = "label"
     weight: str | None = None
     embedding_dim: int = 16
     tables: dict[str, Table] = field(default_factory=dict)
@@ -183,6 +183,8 @@ class Schema:
 
     def _check_table(self, name: str, table: Table) -> None:
         where = f"schema.tables.{name}"
+        if "." in name or name.startswith("wide_"):
+            raise ValueError(f"{where}: a table's name must hold no '.' and not begin with 'wide_' (tables of linear weights do)")
         if table.num_embeddings < 2:
             raise ValueError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
         if self.dim(name) <= 0 or self.dim(name) % 4:
@@ -224,6 +226,8 @@ class Schema:
 
     def _check_cross(self, name: str, cross: Cross) -> None:
         where = f"schema.crosses.{name}"
+        if "@" in name:
+            raise ValueError(f"{where}: a cross's name must not contain '@' (TorchRec joins feature and table with it)")
         if name in self.features:
             raise ValueError(f"{where}: a feature has the same name; rename the cross")
         if len(cross.columns) < 2:

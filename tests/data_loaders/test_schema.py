@@ -38,6 +38,7 @@ def test_layouts_keys_and_columns():
     [
         ({"tables": {"user": Table(0)}}, "schema.tables.user.num_embeddings is 0"),
         ({"tables": {"user": Table(9, embedding_dim=6)}}, "multiple of 4"),
+        ({"tables": {"wide_user": Table(9)}}, "not begin with 'wide_'"),
         ({"features": {"x": Feature("sparse", table="usr")}}, "did you mean 'user'"),
         ({"features": {"x": Feature("dense", table="user")}}, "a dense feature has no table"),
         ({"features": {"x": Feature("sparse", table="hour", missing_id=24)}}, "rows 0 … 23"),
