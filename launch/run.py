@@ -1,0 +1,215 @@
+"""Training on this machine in one command: `python -m launch.run [--nproc-per-node N] [--max-restarts N] key=value …`.
+
+What torchrun does on one node, made pleasant: the configuration is composed and checked here first, once, in a second;
+the workers write straight to this terminal; a failure ends in one line that says which rank, why, and what to do.
+
+Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 130 and 143 after SIGINT and
+SIGTERM; 1 for all else.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+USER_ERROR = 2
+CPU_RANKS = 2
+# Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
+MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+REMEDIES = {
+    "SIGKILL": "most often the kernel, out of memory (see dmesg): lower batch_size, the ranks, or the tables' rows",
+    "SIGBUS": "most often shared memory or a disk is full: see df -h, /dev/shm included",
+    "SIGSEGV": "a crash in compiled code: `python -m launch.check_install` tests the installation",
+    "SIGILL": "compiled code needs another processor: `python -m launch.check_install` tests the installation",
+    "SIGABRT": "compiled code gave up: its message is above",
+    "SIGTERM": "someone asked it to stop: the scheduler, or kill",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, overrides = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if options.max_restarts < 0:
+            raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
+        if "--print-config" in overrides:
+            os.execv(sys.executable, [sys.executable, "-m", options.module, *overrides])
+        device = check_config(options.module, overrides)
+        num_ranks = choose_num_ranks(options.nproc_per_node, device)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    on_gpu = device != "cpu" and count_gpus() > 0
+    os.environ.update(worker_environment(os.environ, num_ranks, on_gpu, num_cores()))
+    return run(options.module, overrides, num_ranks, options.max_restarts)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and the rest in order: the worker's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.run",
+        usage="%(prog)s [options] key=value …",
+        description="Trains on this machine's GPUs or cores. All other arguments go to the module: Hydra's overrides "
+        "(model=din data=ml1m data.root=DIR), --config-dir DIR, --print-config.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nproc-per-node", default="auto", help="ranks; auto (default): one a GPU, two on a CPU")
+    parser.add_argument("--module", default="trainer.train", help="what every rank runs (default: trainer.train)")
+    parser.add_argument("--max-restarts", type=int, default=0, help="new starts after a crash (default: 0)")
+    return parser.parse_known_args(list(argv))
+
+
+def check_config(module: str, overrides: Sequence[str]) -> str:
+    """The device the job asks for: auto, cpu or cuda. Raises ``ValueError`` for a configuration that cannot work."""
+    if module == "trainer.train":
+        from trainer.compose import compose
+
+        return compose(overrides).config.device
+    named = [value.removeprefix("device=") for value in overrides if value.startswith("device=")]
+    return named[-1] if named else "auto"
+
+
+def choose_num_ranks(requested: str, device: str) -> int:
+    """``auto``: as many as GPUs, or on a CPU two (one where there is one core). Raises ``ValueError``."""
+    num_gpus = count_gpus() if device != "cpu" else 0
+    if device == "cuda" and not num_gpus:
+        raise ValueError("device=cuda, but PyTorch sees no GPU here: use device=cpu, or make setup DEVICE=cuda")
+    if requested == "auto":
+        return num_gpus or min(CPU_RANKS, num_cores())
+    if not requested.isdecimal() or int(requested) < 1:
+        raise ValueError(f"--nproc-per-node is {requested!r}: give a number of ranks from 1, or auto")
+    if num_gpus and int(requested) > num_gpus:
+        raise ValueError(f"--nproc-per-node is {requested}: there are {num_gpus} GPU(s), a rank each; or device=cpu")
+    return int(requested)
+
+
+def count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def num_cores() -> int:
+    """Those this process may use, which taskset and containers limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_environment(environment: Mapping[str, str], num_ranks: int, on_gpu: bool, cores: int) -> dict[str, str]:
+    """Variables to add for the workers; what the user has set stays."""
+    wanted = {"OMP_NUM_THREADS": str(max(1, cores // num_ranks))}
+    if not on_gpu:
+        wanted["GLIBC_TUNABLES"] = MALLOC
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int) -> int:
+    """Runs ``module`` on ``num_ranks`` ranks, at most 1 + ``max_restarts`` times. Returns the exit code."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    _silence_elastic()
+    run_id = str(uuid.uuid4())
+    for attempt in range(1 + max_restarts):
+        try:
+            with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+                _run_once(module, arguments, num_ranks, run_id, attempt, folder)
+            return 0
+        except ChildFailedError as failed:
+            rank, failure = root_cause(failed.failures)
+            if failure.exitcode == USER_ERROR:
+                return USER_ERROR
+            print(f"launch: {describe(rank, num_ranks, failure.exitcode)}", file=sys.stderr)
+            if attempt < max_restarts:
+                print(f"launch: restart {attempt + 1} of {max_restarts}", file=sys.stderr)
+        except (SignalException, KeyboardInterrupt) as stopped:
+            number = getattr(stopped, "sigval", signal.SIGINT)
+            print(f"launch: stopped by {signal.Signals(number).name}", file=sys.stderr)
+            return 128 + number
+        finally:
+            _end_workers()
+    return 1
+
+
+def _run_once(module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, folder: str) -> None:
+    """torchrun --standalone, signals passed on. Raises ``ChildFailedError`` and ``SignalException``."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=run_id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # MASTER_ADDR: this machine's own name need not resolve
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    # Without -u: Python's stderr is line-buffered, so the lines of several ranks do not run into each other.
+    command = [sys.executable, "-m", module, *arguments]
+    if attempt:  # We restart, not the agent (which would retry mistakes too); the workers learn of it as usual.
+        command = ["/usr/bin/env", f"TORCHELASTIC_RESTART_COUNT={attempt}", *command]
+    # The agent fills ${…} templates into arguments; $$ is a plain $.
+    elastic_launch(config, command[0])(*(argument.replace("$", "$$") for argument in command[1:]))
+
+
+def root_cause(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
+    """The rank that failed first, as far as can be told, and how.
+
+    Ranks that fall with another do so within a second or two. Among those, one that explained a mistake goes first,
+    then one that was killed, then one that reported an error (it may have lost its connection to the killed one), then
+    one that aborted (which gloo and NCCL do when a peer is gone), last one that the agent stopped with SIGTERM.
+    """
+    first = min(failure.timestamp for failure in failures.values())
+
+    def order(item: "tuple[int, ProcessFailure]") -> tuple[bool, int]:
+        kinds = {USER_ERROR: 0, -signal.SIGABRT: 3, -signal.SIGTERM: 4}
+        code = item[1].exitcode
+        return item[1].timestamp > first + 1, kinds.get(code, 1 if code < 0 else 2)
+
+    return min(failures.items(), key=order)
+
+
+def describe(rank: int, num_ranks: int, exitcode: int) -> str:
+    """One line: which rank, how it ended, what to do."""
+    where = f"rank {rank} of {num_ranks}"
+    if exitcode >= 0:
+        return f"{where} failed with exit code {exitcode}: its message is above"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"{where} was killed by {name}: {REMEDIES.get(name, 'see man 7 signal')}"
+
+
+def _silence_elastic() -> None:
+    """The agent's log repeats, over many lines, what we say in one. LOGLEVEL brings it back."""
+    if "LOGLEVEL" not in os.environ:
+        for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
+            logging.getLogger(name).propagate = False
+
+
+def _end_workers() -> None:
+    """Kills what is left when the agent was interrupted (a second Ctrl-C) while it waited for its workers."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

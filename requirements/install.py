@@ -1,0 +1,199 @@
+"""Makes .venv: `make setup` (train and test call it first). Standard library only; runs on the system's Python.
+
+Quick when nothing changed: .venv/.installed records the device and a digest of the requirement files. An installation
+that was interrupted leaves .venv/.unfinished behind and is started again from nothing. A .venv that is not from here
+is used as it is and never deleted.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):
+    sys.exit(
+        "error: Python 3.10 or newer is needed, this is %s (%s): install one and name it, make setup PYTHON=python3.12"
+        % (platform.python_version(), sys.executable)
+    )
+
+ROOT = Path(__file__).resolve().parents[1]
+# pip's arguments, call by call. On a CPU torchrec and fbgemm come without dependencies (why: cpu-engine.txt).
+STEPS = {
+    "cpu": [["-r", "requirements/cpu.txt"], ["--no-deps", "-r", "requirements/cpu-engine.txt"]],
+    "cuda": [["-r", "requirements/cuda.txt"]],
+}
+NO_TORCH = """\
+pip found no {wanted} for Python {python} on {machine}.
+  PyTorch's {device} builds may lie on an index of their own. Take its address from PyTorch's website, "Get started"
+  (choose Pip and {device}; the address follows --index-url), and run
+      make setup DEVICE={lower} TORCH_INDEX=<address>
+  or tell pip once for all (PIP_EXTRA_INDEX_URL=<address>, or pip config set global.extra-index-url <address>).
+  Then run the same command again."""
+NO_VENV = """\
+this Python ({executable}) cannot make virtual environments: its modules {missing} are missing.
+  Debian and Ubuntu: sudo apt install python3-venv. Elsewhere: install a complete Python 3.10 or newer.
+  Then run the same command again, or name another Python: make setup PYTHON=python3.12"""
+NO_COMPILER = """\
+pip had to build a package from source and found no working compiler (its message is above).
+  Debian and Ubuntu: sudo apt install build-essential python3-dev. Or use a Python version for which all packages are
+  prebuilt, such as 3.11 or 3.12: make clean setup PYTHON=python3.12"""
+
+
+class InstallError(Exception):
+    """What went wrong and how to mend it."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make setup", description="Makes the virtual environment .venv.")
+    parser.add_argument("--device", choices=tuple(STEPS), help="default: as installed, at first cpu")
+    parser.add_argument("--torch-index", default="", help="a further package index to look for torch in")
+    options = parser.parse_args()
+    try:
+        with _one_at_a_time(ROOT / "requirements"):
+            ensure(ROOT, options.device, options.torch_index)
+    except InstallError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInstallation interrupted: the same command starts it again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def ensure(root: Path, device: str | None, torch_index: str) -> None:
+    """Installs unless .venv is already as wanted. Raises ``InstallError``."""
+    environment = root / ".venv"
+    stamp, unfinished = environment / ".installed", environment / ".unfinished"
+    recorded = stamp.read_text().split() if stamp.is_file() else []
+    device = device or (recorded[0] if recorded else "cpu")
+    wanted = [device, digest(root, device)]
+    works = (environment / "bin" / "python").exists()
+    if recorded == wanted and works and not unfinished.exists():
+        return
+    reason = _reason_to_start_anew(unfinished.exists(), recorded, device, works)
+    if reason:
+        print(f"{reason}: making .venv anew")
+        shutil.rmtree(environment)
+    elif environment.exists() and not works:
+        raise InstallError(f"{environment} is there, but holds no Python and is not from here: move it away")
+    ours = bool(recorded) or not environment.exists()
+    stamp.unlink(missing_ok=True)
+    if ours:
+        environment.mkdir(exist_ok=True)
+        unfinished.touch()
+    install(root, device, torch_index)
+    stamp.write_text(" ".join(wanted) + "\n")
+    unfinished.unlink(missing_ok=True)
+
+
+def install(root: Path, device: str, torch_index: str) -> None:
+    """The environment, the packages, the check."""
+    python = str(root / ".venv" / "bin" / "python")
+    if not os.path.exists(python):
+        _make_environment(root / ".venv")
+    if _run([python, "-m", "pip", "--version"], root, quiet=True)[0]:
+        raise InstallError(f"{root / '.venv'} has no pip: run {python} -m ensurepip, or remove .venv, and try again")
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    for arguments in STEPS[device]:
+        command = [python, "-m", "pip", "install", "--disable-pip-version-check", *index, *arguments]
+        code, errors = _run(command, root)
+        if code:
+            raise InstallError(explain(errors, device))
+    if _run([python, "-m", "launch.check_install", "--device", device], root)[0]:
+        raise InstallError("the packages are installed, but do not work together: see above")
+
+
+def digest(root: Path, device: str) -> str:
+    """Of all that decides what is installed for a device."""
+    names = {argument for step in STEPS[device] for argument in step if argument.endswith(".txt")}
+    content = b"".join((root / name).read_bytes() for name in sorted(names | {"requirements/common.txt"}))
+    return hashlib.sha256(content).hexdigest()
+
+
+def explain(errors: str, device: str) -> str:
+    """A remedy for what pip wrote on stderr."""
+    missing = re.search(r"No matching distribution found for (torch(?![\w-])\S*)", errors)
+    if missing:
+        wanted, machine = missing.group(1).rstrip(";"), f"{platform.system()} {platform.machine()}"
+        python = ".".join(platform.python_version_tuple()[:2])
+        return NO_TORCH.format(wanted=wanted, python=python, machine=machine, device=device.upper(), lower=device)
+    missing = re.search(r"No matching distribution found for (\S+)", errors)
+    if missing:
+        return (
+            f"pip found no {missing.group(1)} (its message is above): check the network and pip's index settings "
+            "(pip config list), then run the same command again"
+        )
+    if re.search(r"command '\S*(cc|gcc|clang|g\+\+|c\+\+)\S*' failed|Unknown compiler|compiler .*not found", errors):
+        return NO_COMPILER
+    return "pip failed (its message is above): mend that and run the same command again"
+
+
+def _reason_to_start_anew(unfinished: bool, recorded: list[str], device: str, works: bool) -> str | None:
+    """Why an environment of ours must go (None: it may stay, or is not ours)."""
+    if unfinished:
+        return "The last installation did not finish"
+    if recorded and not works:
+        return "The Python of .venv is gone"
+    if recorded and recorded[0] != device:
+        return f".venv was made for {recorded[0]}, and CPU and CUDA builds cannot share one"
+    return None
+
+
+def _make_environment(environment: Path) -> None:
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InstallError(NO_VENV.format(executable=sys.executable, missing=" and ".join(missing)))
+    print(f"Making .venv with Python {platform.python_version()}", flush=True)
+    code, _ = _run([sys.executable, "-m", "venv", str(environment)], environment.parent)
+    if code:
+        raise InstallError(NO_VENV.format(executable=sys.executable, missing="venv or ensurepip (see above)"))
+
+
+def _run(command: list[str], folder: Path, quiet: bool = False) -> tuple[int, str]:
+    """Exit code and stderr of a command, which shows its output as it runs (a terminal's progress bars included)."""
+    output = subprocess.DEVNULL if quiet else None
+    # close_fds=False hands the lock on: a pip that outlives us still keeps the next installation waiting.
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace", close_fds=False
+    )
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if not quiet:
+                sys.stderr.write(line)
+        return process.wait(), "".join(lines)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path):
+    """Two installations at once (make train beside make test) would spoil one .venv: the second waits."""
+    handle = os.open(folder, os.O_RDONLY)
+    os.set_inheritable(handle, True)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another installation is under way: waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"note: no lock on {folder} here ({error.strerror}): run one installation at a time", file=sys.stderr)
+        yield
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

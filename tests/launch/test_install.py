@@ -1,0 +1,250 @@
+"""Installation: when it is quick, when it starts anew, what it says when it fails, which versions pass the check."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import check_install
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("requirements_install", REPOSITORY / "requirements" / "install.py")
+installer = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(installer)
+
+
+class Machine:
+    """Stands in for pip and venv: keeps the commands, fails where told."""
+
+    def __init__(self, root):
+        self.root, self.commands, self.failure = root, [], None
+        self.python = root / ".venv" / "bin" / "python"
+
+    def run(self, command, folder, quiet=False):
+        self.commands.append(" ".join(command[1:]))
+        if "venv" in command:
+            self.python.parent.mkdir(parents=True)
+            self.python.touch()
+        if self.failure and self.failure[0] in self.commands[-1]:
+            code, errors = self.failure[1:]
+            if code is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            return code, errors
+        return 0, ""
+
+    def ensure(self, device=None, torch_index=""):
+        self.commands.clear()
+        installer.ensure(self.root, device, torch_index)
+        return [command.removeprefix("-m ") for command in self.commands]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    folder = tmp_path / "requirements"
+    folder.mkdir()
+    for file in (REPOSITORY / "requirements").glob("*.txt"):
+        (folder / file.name).write_text(file.read_text())
+    machine = Machine(tmp_path)
+    monkeypatch.setattr(installer, "_run", machine.run)
+    return machine
+
+
+PIP = "pip install --disable-pip-version-check"
+
+
+def test_a_fresh_machine_gets_torch_first_and_the_engine_without_dependencies(machine):
+    environment = machine.root / ".venv"
+    assert machine.ensure() == [
+        f"venv {environment}",
+        "pip --version",
+        f"{PIP} -r requirements/cpu.txt",
+        f"{PIP} --no-deps -r requirements/cpu-engine.txt",
+        "launch.check_install --device cpu",
+    ]
+    assert (environment / ".installed").read_text().startswith("cpu ")
+    assert not (environment / ".unfinished").exists()
+
+
+def test_nothing_runs_when_nothing_changed(machine):
+    machine.ensure()
+    assert machine.ensure() == machine.ensure("cpu") == []
+
+
+@pytest.mark.parametrize("name", ["common.txt", "cpu.txt", "cpu-engine.txt"])
+def test_changed_requirements_are_installed_into_the_same_environment(machine, name):
+    machine.ensure()
+    with open(machine.root / "requirements" / name, "a") as file:
+        file.write("tqdm\n")
+    assert machine.ensure()[0] == "pip --version"
+    assert machine.ensure() == []
+
+
+def test_the_other_device_gets_a_new_environment_and_is_remembered(machine):
+    machine.ensure()
+    (machine.root / ".venv" / "left-over").touch()
+    assert f"{PIP} -r requirements/cuda.txt" in machine.ensure("cuda")
+    assert not (machine.root / ".venv" / "left-over").exists()
+    assert machine.ensure() == [], "without DEVICE the installed one stays"
+
+
+@pytest.mark.parametrize("step", ["venv", "cpu.txt", "cpu-engine.txt", "check_install"])
+def test_an_interrupted_installation_starts_anew(machine, step):
+    machine.failure = (step, KeyboardInterrupt, "")
+    with pytest.raises(KeyboardInterrupt):
+        machine.ensure()
+    (machine.root / ".venv" / "half").touch()
+    machine.failure = None
+    assert machine.ensure()[0].startswith("venv ")
+    assert not (machine.root / ".venv" / "half").exists()
+    assert machine.ensure() == []
+
+
+def test_an_environment_from_elsewhere_is_used_and_never_deleted(machine):
+    machine.python.parent.mkdir(parents=True)
+    machine.python.touch()
+    theirs = machine.root / ".venv" / "theirs"
+    theirs.touch()
+    machine.failure = ("cpu-engine", KeyboardInterrupt, "")
+    with pytest.raises(KeyboardInterrupt):
+        machine.ensure()
+    machine.failure = None
+    assert machine.ensure()[0] == "pip --version"
+    assert theirs.exists()
+
+
+def test_a_folder_in_the_way_is_not_deleted(machine):
+    (machine.root / ".venv").mkdir()
+    with pytest.raises(installer.InstallError, match="move it away"):
+        machine.ensure()
+    assert (machine.root / ".venv").exists()
+
+
+def test_torch_index_is_handed_to_pip(machine):
+    commands = machine.ensure(torch_index="https://index.invalid/cpu")
+    assert f"{PIP} --extra-index-url https://index.invalid/cpu -r requirements/cpu.txt" in commands
+
+
+def test_no_torch_says_where_to_find_one(machine):
+    machine.failure = ("cpu.txt", 1, "ERROR: No matching distribution found for torch==2.13.0+cpu\n")
+    with pytest.raises(installer.InstallError) as error:
+        machine.ensure()
+    assert "no torch==2.13.0+cpu" in str(error.value)
+    assert "make setup DEVICE=cpu TORCH_INDEX=<address>" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("errors", "remedy"),
+    [
+        ("ERROR: No matching distribution found for torchmetrics==1.0.3", "found no torchmetrics==1.0.3"),
+        ("error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory", "build-essential"),
+        ("ERROR: Could not install packages due to an OSError: No space left on device", "mend that and run"),
+    ],
+)
+def test_other_failures_of_pip_say_what_to_do(errors, remedy):
+    assert remedy in installer.explain(errors, "cpu")
+
+
+def test_no_venv_module_names_the_package_to_install(machine, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else real(name))
+    with pytest.raises(installer.InstallError, match=r"ensurepip are missing[\s\S]*apt install python3-venv"):
+        machine.ensure()
+
+
+def test_make_names_the_pythons_that_are_too_old(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo Python 3.8.19; fi\nexit 1\n')
+    old.chmod(0o755)
+    done = subprocess.run(["make", "setup", f"PYTHON={old}"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Python 3.10 or newer is needed" in done.stderr and "Python 3.8.19" in done.stderr
+
+
+def test_requirements_pin_one_version_of_everything_for_each_python():
+    from packaging.requirements import Requirement
+
+    for python in ("3.10", "3.11", "3.12", "3.13"):
+        for platform in ("linux", "darwin"):
+            environment = {"python_version": python, "sys_platform": platform}
+            for device, steps in installer.STEPS.items():
+                names = [a.removeprefix("requirements/") for step in steps for a in step if a.endswith(".txt")]
+                lines = [line for name in [*names, "common.txt"] for line in _lines(name)]
+                wanted = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate(environment)]
+                pinned = [r.name.lower() for r in wanted]
+                assert len(pinned) == len(set(pinned)), f"twice, for {device} and Python {python}"
+                assert all(str(r.specifier).count("==") == 1 for r in wanted)
+                assert {"torch", "torchrec", "fbgemm-gpu" if device == "cuda" else "fbgemm-gpu-cpu"} <= set(pinned)
+
+
+def test_no_cpu_requirement_admits_a_cuda_build_on_linux_and_no_cuda_one_a_cpu_build():
+    from packaging.requirements import Requirement
+
+    (cpu,) = (r for r in map(Requirement, _lines("cpu.txt")) if r.marker.evaluate({"sys_platform": "linux"}))
+    assert cpu.specifier.contains("2.13.0+cpu")
+    assert not any(cpu.specifier.contains(v) for v in ("2.13.0", "2.13.0+cu130"))
+    (cuda,) = (r for r in map(Requirement, _lines("cuda.txt")) if r.name == "torch")
+    assert cuda.specifier.contains("2.13.0") and cuda.specifier.contains("2.13.0+cu130")
+    assert not cuda.specifier.contains("2.13.0+cpu")
+
+
+def _lines(name):
+    text = (REPOSITORY / "requirements" / name).read_text()
+    return [line for line in re.sub(r"#.*", "", text).splitlines() if line.strip() and not line.startswith("-r")]
+
+
+CPU = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
+CUDA = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm-gpu": "1.8.0"}
+OLDER = {"torch": "2.11.0+cu130", "torchrec": "1.6.1", "fbgemm-gpu": "1.6.0"}
+
+
+@pytest.mark.parametrize(("device", "versions"), [("cpu", CPU), ("cuda", CUDA), ("cuda", OLDER), (None, OLDER)])
+def test_versions_that_belong_together(device, versions):
+    assert check_install.check_versions(device, versions.get) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "versions", "problem"),
+    [
+        ("cpu", {**CPU, "fbgemm-gpu-cpu": "1.9.0"}, r"fbgemm 1\.9 do not belong together \(known: torch 2\.13"),
+        ("cpu", {**CPU, "torch": "2.11.0+cpu"}, "do not belong together"),
+        ("cpu", {**CPU, "fbgemm-gpu": "1.8.0"}, "both fbgemm-gpu and fbgemm-gpu-cpu"),
+        ("cpu", {"torch": "2.13.0+cpu"}, "torchrec and fbgemm-gpu not installed: run `make clean setup`"),
+        ("cpu", CUDA, "fbgemm-gpu is the CUDA build"),
+        ("cuda", CPU, "cannot compute on GPUs"),
+    ],
+)
+def test_versions_that_do_not_belong_together(device, versions, problem):
+    assert re.search(problem, check_install.check_versions(device, versions.get))
+
+
+def test_a_cuda_torch_in_a_cpu_installation_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "is a CUDA build in a CPU installation" in check_install.check_build("cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert check_install.check_build("cpu") is None
+    assert "TORCH_INDEX" in check_install.check_build("cuda")
+
+
+def test_a_library_that_does_not_load_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fbgemm_gpu", None)  # import raises ImportError
+    assert "fbgemm_gpu does not load" in check_install.check_imports("cpu")
+
+
+def test_the_operators_here_work():
+    assert check_install.check_operators("cpu") is None
+
+
+def test_pip_check_forgives_only_the_cuda_build(monkeypatch):
+    def says(output):
+        done = subprocess.CompletedProcess([], 1, output)
+        monkeypatch.setattr(check_install.subprocess, "run", lambda *_, **__: done)
+
+    says("torchrec 1.8.0 requires fbgemm-gpu, which is not installed.\n")
+    assert check_install.check_requirements("cpu") is None
+    says("torchrec 1.8.0 has requirement torchmetrics==1.0.3, but you have torchmetrics 1.9.\n")
+    assert "torchmetrics 1.9" in check_install.check_requirements("cpu")

@@ -1,0 +1,142 @@
+"""Who may import whom (docs: one direction only), read from the syntax trees without importing anything."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OURS = ("conf", "data_loaders", "launch", "trainer", "bench", "tests")
+DISTRIBUTED = ("torch.distributed", "torchrec.distributed")
+CONFIGURATION = ("hydra", "omegaconf")
+# What turns a batch into logits and loss, wherever it runs: unit test, sharded, exported.
+PURE = ("trainer.models", "trainer.modules", "trainer.embeddings", "trainer.task")
+# From the ground up; a module imports from its own level and those below.
+LEVELS = (
+    ("trainer.config", "trainer.modules", "trainer.embeddings"),
+    ("trainer.models",),
+    ("trainer.task", "trainer.progress"),
+    ("trainer.sharding", "trainer.optim", "trainer.checkpoint", "trainer.metrics", "trainer.distributed"),
+    ("trainer.build", "trainer.loop"),
+    ("trainer.train",),
+)
+
+
+def imports_of(tree, module, is_package):
+    """Full dotted names of everything a module imports; ``from a import b`` gives a.b (b may be a module)."""
+    parts = module.split(".") if is_package else module.split(".")[:-1]
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{origin}.{alias.name}" for alias in node.names]
+    return names
+
+
+def environment_uses(tree):
+    """Lines that read or write the environment: os.environ, os.getenv, os.putenv, from os import environ."""
+    found = []
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in names and getattr(node.value, "id", "") == "os":
+            found.append(node.lineno)
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and names & {alias.name for alias in node.names}:
+            found.append(node.lineno)
+    return found
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def sources():
+    for top in OURS:
+        for path in sorted((REPOSITORY / top).rglob("*.py")):
+            relative = path.relative_to(REPOSITORY).with_suffix("")
+            is_package = relative.name == "__init__"
+            module = ".".join(relative.parent.parts if is_package else relative.parts)
+            yield module, is_package, ast.parse(path.read_text(), filename=str(path))
+
+
+SOURCES = list(sources())
+IMPORTS = {module: imports_of(tree, module, is_package) for module, is_package, tree in SOURCES}
+
+
+def level(name):
+    return next((number for number, modules in enumerate(LEVELS) if within(name, modules)), None)
+
+
+def broken(rule):
+    """``module imports name`` for all imports that ``rule(module, name)`` says are forbidden."""
+    return [f"{module} imports {name}" for module, names in IMPORTS.items() for name in names if rule(module, name)]
+
+
+def test_there_is_something_to_check():
+    assert {"trainer.config", "trainer.metrics", "data_loaders.schema", "launch.run"} <= set(IMPORTS)
+    assert "data_loaders.schema.Schema" in IMPORTS["trainer.config"]
+
+
+def test_data_loaders_import_nothing_of_ours():
+    forbidden = (*(top for top in OURS if top != "data_loaders"), *DISTRIBUTED, *CONFIGURATION)
+    assert broken(lambda module, name: within(module, ["data_loaders"]) and within(name, forbidden)) == []
+
+
+def test_models_know_no_process_groups_and_no_hydra():
+    assert broken(lambda module, name: within(module, PURE) and within(name, (*DISTRIBUTED, *CONFIGURATION))) == []
+
+
+def test_models_know_of_data_only_schema_and_batch():
+    allowed = ("data_loaders.schema", "data_loaders.batch")
+    assert broken(lambda m, n: within(m, PURE) and within(n, ["data_loaders"]) and not within(n, allowed)) == []
+
+
+def test_imports_within_the_trainer_point_downwards():
+    def upwards(module, name):
+        here, there = level(module), level(name)
+        return here is not None and there is not None and there > here
+
+    assert broken(upwards) == []
+
+
+def test_launch_knows_only_the_configuration():
+    allowed = ("launch", "trainer.compose", "trainer.config")
+    assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []
+
+
+def test_nothing_imports_what_starts_it():
+    assert broken(lambda m, n: within(m, ["trainer", "conf"]) and within(n, ["launch", "bench"])) == []
+
+
+def test_nothing_imports_tests():
+    assert broken(lambda module, name: not within(module, ["tests"]) and within(name, ["tests"])) == []
+
+
+def test_the_environment_is_read_in_two_places():
+    found = {
+        module: environment_uses(tree)
+        for module, _, tree in SOURCES
+        if within(module, ["trainer", "data_loaders", "conf"]) and module != "trainer.distributed"
+    }
+    assert {module: lines for module, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.distributed as dist", ["torch.distributed"]),
+        ("from torch import distributed", ["torch.distributed"]),
+        ("from . import loop", ["trainer.loop"]),
+        ("from .models.din import Model", ["trainer.models.din.Model"]),
+        ("def f():\n    import hydra", ["hydra"]),
+    ],
+)
+def test_every_form_of_import_is_seen(source, expected):
+    assert imports_of(ast.parse(source), "trainer.train", is_package=False) == expected
+
+
+def test_every_way_to_the_environment_is_seen():
+    source = "import os\nos.environ['A']\nos.getenv('A')\nfrom os import environ\nx.environ"
+    assert environment_uses(ast.parse(source)) == [4, 2, 3]
