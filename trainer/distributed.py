@@ -1,0 +1,139 @@
+"""Ranks: the process group, the device, and the few collectives the program uses by name."""
+
+import contextlib
+import datetime
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among the others, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def identity() -> tuple[int, int, int, int]:
+    """(rank, world size, local rank, local world size) as torchrun set them; one process without torchrun."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return tuple(int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0, 1)))  # type: ignore[return-value]
+
+
+def launch_id() -> tuple[str, int]:
+    """torchrun's run id (empty without torchrun) and how often it has restarted the workers."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", ""), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto``: this rank's GPU where there is one, else the CPU. Raises ``ValueError`` when GPUs are missing."""
+    _, _, local_rank, local_world_size = identity()
+    count = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and not count:
+        raise ValueError("device=cuda, but PyTorch sees no GPU here: use device=auto or device=cpu, or install with DEVICE=cuda")
+    if not count:
+        return torch.device("cpu")
+    if local_world_size > count:
+        raise ValueError(
+            f"{local_world_size} ranks were started on a machine with {count} GPU(s): one rank a GPU, so start with "
+            f"--nproc_per_node={count}, or use device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
+    """NCCL for GPU tensors, gloo for the rest. Left by an error, it does not wait for the other ranks."""
+    rank, world_size, local_rank, local_world_size = identity()
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    yield Ranks(rank, world_size, local_rank, local_world_size, device)
+    # Not in a `finally`: after an error an orderly shutdown could wait for ranks that wait for us.
+    dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, in place."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """The sum over ranks, differentiable: what Dice's statistics go through."""
+    return _Sum.apply(tensor)
+
+
+class _Sum(torch.autograd.Function):
+    """Every rank's input adds to every rank's output, so a gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+        return all_reduce_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them."""
+    payload: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            payload = [make(), None]
+        except Exception as error:  # noqa: BLE001 - handed on to every rank, so that none waits for rank 0
+            payload = [None, error]
+    dist.broadcast_object_list(payload, src=0)
+    if payload[1] is not None:
+        raise payload[1]
+    return payload[0]
+
+
+def sum_counters(counters: dict[str, int]) -> dict[str, int]:
+    """Named counts, summed over ranks."""
+    gathered: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, counters)
+    totals: dict[str, int] = {}
+    for part in gathered:
+        for name, count in part.items():
+            totals[name] = totals.get(name, 0) + count
+    return dict(sorted(totals.items()))
+
+
+def on_all_ranks(error: str | None) -> str | None:
+    """The first error of any rank (None where all are well): the verdict every rank acts on together."""
+    gathered: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, error)
+    return next((f"rank {rank}: {message}" for rank, message in enumerate(gathered) if message), None)
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other rank has said this yet: an error that all ranks meet is then printed once."""
+    if not dist.is_initialized():
+        return identity()[0] == 0
+    digest = hashlib.sha256(message.encode()).hexdigest()
+    return dist.distributed_c10d._get_default_store().add(f"said/{digest}", 1) == 1

@@ -1,0 +1,32 @@
+"""How far a run has come: advanced by the cursor of the batch just trained, saved as facts."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_loaders.batch import Cursor
+
+
+@dataclass
+class Progress:
+    """``step``: optimizer steps; ``rows``: rows trained; (``epoch``, ``epoch_step``): the position in the data, the
+    next batch being number ``epoch_step`` of ``epoch``."""
+
+    step: int = 0
+    rows: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+
+    def advance(self, cursor: Cursor) -> None:
+        self.step += 1
+        self.rows += cursor.rows
+        self.epoch, self.epoch_step = cursor.epoch, cursor.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        expected = set(asdict(self))
+        if set(state) != expected:
+            raise ValueError(f"checkpoint: progress has keys {sorted(state)}, expected {sorted(expected)}")
+        for key, value in state.items():
+            setattr(self, key, int(value))

@@ -1,0 +1,111 @@
+"""The folder of a run: one a run whatever the number of ranks, chosen, locked and written by rank 0.
+
+``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``, ``status.json``, ``checkpoints/``.
+"""
+
+import datetime
+import fcntl
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from trainer.config import RunConfig
+
+
+def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
+    """The folder of this run: ``run.dir``, or a fresh ``root/name/<date-time>``; a restart by torchrun finds the folder of
+    its first attempt. Raises ``ValueError`` where it cannot be written."""
+    run_id, restarts = launch
+    if run.dir is not None:
+        folder = Path(run.dir)
+    else:
+        parent = Path(run.root) / run.name
+        folder = (_of_launch(parent, run_id) if restarts else None) or _fresh(parent)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run folder {folder} cannot be made ({error.strerror}): set run.root or run.dir to a writable place") from None
+    return folder
+
+
+def lock(folder: Path) -> IO[str]:
+    """Keeps a second run out of the folder; released when the returned file is closed or the process dies.
+    Raises ``ValueError`` naming the holder."""
+    handle = open(folder / "RUN.lock", "a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "another process"
+        raise ValueError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run") from None
+    handle.truncate(0)
+    handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
+    handle.flush()
+    return handle
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all; NaN becomes null, as JSON has none."""
+    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(_finite(value)) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # ranks may write at once: the last one stands
+    with open(part, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class Status:
+    """``status.json``: state (running, finished, failed), step, reason; for whoever watches from outside."""
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.path = folder / "status.json"
+        self.facts: dict[str, Any] = {"run_id": run_id, "started": now()}
+
+    def update(self, state: str, **facts: Any) -> None:
+        self.facts.update(facts, state=state, updated=now())
+        write_json(self.path, self.facts)
+
+
+def _fresh(parent: Path) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    candidates = (parent / (stamp if not n else f"{stamp}-{n}") for n in range(1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def _of_launch(parent: Path, run_id: str) -> Path | None:
+    for path in sorted(parent.glob("*/status.json"), reverse=True):
+        if json.loads(path.read_text()).get("run_id") == run_id:
+            return path.parent
+    return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
