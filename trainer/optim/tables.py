@@ -1,0 +1,243 @@
+"""Optimizers of embedding tables: fused into backward (FBGEMM), or ordinary ones for data-parallel tables.
+
+Gradients. TorchRec divides what a table receives by the world size, so a table is updated with the gradient of the mean
+over ranks of the ranks' losses, as DistributedDataParallel does for dense parameters. Contributions to one row are added
+up over the batch and over ranks before the update: a row is updated once a step however often its id occurs.
+
+Updates of a touched row w with gradient g (D entries), as FBGEMM computes them:
+
+* sgd              w -= lr g
+* adagrad          s += g²; w -= lr g / (√s + eps)                         Duchi et al., 2011, one s an entry
+* rowwise_adagrad  g += weight_decay w; s += mean(g²); w -= lr g / (√s + eps)     one s a row
+* adam             m, v as Kingma & Ba, 2015; w -= lr (m̂ / (√v̂ + eps) + weight_decay w); untouched rows rest ("lazy")
+* ftrl             sgd with rate 1 collects -g in slot 3 of the row; see ``trainer.optim.ftrl``
+
+In a table cut by columns, rowwise_adagrad keeps one s for each part of a row, the mean being over that part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+    WeightDecayMode,
+)
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingModule
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.model_parallel import get_unwrapped_module
+from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.optimizers import Adagrad, Adam, SGD
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from trainer.config import OptimConfig, TableOptimizerConfig
+from trainer.embeddings import WIDE_DIM, is_wide_table
+
+WITH_WEIGHT_DECAY = ("rowwise_adagrad", "adam")
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """A table of a model, sharded or not. ``module`` is the path of its collection, ``parameter`` the name of its weight
+    in ``state_dict``; ``pooled`` tells an EmbeddingBagCollection from an EmbeddingCollection, ``mean`` its pooling."""
+
+    name: str
+    module: str
+    parameter: str
+    pooled: bool
+    mean: bool
+    rows: int
+    dim: int
+    features: tuple[str, ...]
+
+
+def embedding_tables(model: nn.Module) -> list[EmbeddingTable]:
+    """All tables of a model, sharded or not. Raises ``ValueError`` if two collections have a table of the same name."""
+    found: dict[str, EmbeddingTable] = {}
+    for path, module in get_unwrapped_module(model).named_modules():
+        for table in _tables_of(path, module):
+            if table.name in found:
+                raise ValueError(
+                    f"table '{table.name}' is in both '{found[table.name].module}' and '{path}': a table lives in one "
+                    "collection; rename one of them"
+                )
+            found[table.name] = table
+    return list(found.values())
+
+
+def apply_table_optimizers(model: nn.Module, plan: ShardingPlan, optim: OptimConfig, device: torch.device) -> None:
+    """Attaches to every table of the unsharded ``model`` the optimizer that sharding will fuse into its backward.
+    Data-parallel tables are left to ``data_parallel_table_optimizers``.
+
+    Raises ``ValueError`` for what FBGEMM or the linear part cannot do (see ``check_table_optimizers``).
+    """
+    tables = embedding_tables(model)
+    check_table_optimizers(tables, optim, device)
+    parameters = dict(model.named_parameters())
+    for table in tables:
+        if is_data_parallel(table, plan):
+            continue
+        optimizer, arguments = fused_optimizer(optim.of_table(table.name, wide=is_wide_table(table.name)))
+        _apply_optimizer_in_backward(optimizer, [parameters[table.parameter]], arguments)
+
+
+def check_table_optimizers(tables: list[EmbeddingTable], optim: OptimConfig, device: torch.device) -> None:
+    """Raises ``ValueError`` (table, value, remedy) for a table optimizer that cannot work."""
+    names = {table.name for table in tables}
+    for table in optim.by_table:
+        if table not in names:
+            raise ValueError(f"optim.by_table.{table}: the model has no such table; it has {', '.join(sorted(names))}")
+    wide = [table.name for table in tables if is_wide_table(table.name)]
+    ftrl = [name for name in wide if optim.of_table(name, wide=True).name == "ftrl"]
+    if ftrl and len(ftrl) != len(wide):
+        rest = next(name for name in wide if name not in ftrl)
+        raise ValueError(
+            f"optim.by_table.{rest}: with optim.wide.name=ftrl all wide tables use FTRL (their gradients go to the slot it "
+            "reads); remove the entry, or choose another optim.wide.name"
+        )
+    for table in tables:
+        _check_table_optimizer(table, optim.of_table(table.name, wide=is_wide_table(table.name)), device)
+
+
+def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """TorchRec's optimizer class and FBGEMM's arguments for it, a new dict each time (TorchRec writes into it)."""
+    if config.name == "ftrl":
+        return SGD, {"lr": 1.0}
+    if config.name == "sgd":
+        return SGD, {"lr": config.lr}
+    if config.name == "adagrad":
+        return Adagrad, {"lr": config.lr, "eps": config.eps}
+    if config.name == "adam":
+        betas = {"beta1": config.beta1, "beta2": config.beta2}
+        return Adam, {"lr": config.lr, "eps": config.eps, "weight_decay": config.weight_decay, **betas}
+    assert config.name == "rowwise_adagrad", config.name
+    decay = {"weight_decay": config.weight_decay, "weight_decay_mode": WeightDecayMode.L2} if config.weight_decay else {}
+    return RowWiseAdagrad, {"lr": config.lr, "eps": config.eps, **decay}
+
+
+def state_bytes(config: TableOptimizerConfig, rows: int, dim: int) -> int:
+    """Bytes of float32 optimizer state beside the weights of a shard [rows, dim]."""
+    entries = {"sgd": 0, "ftrl": 0, "rowwise_adagrad": rows, "adagrad": rows * dim, "adam": 2 * rows * dim}
+    return 4 * entries[config.name]
+
+
+def is_data_parallel(table: EmbeddingTable, plan: ShardingPlan) -> bool:
+    return plan.plan[table.module][table.name].sharding_type == ShardingType.DATA_PARALLEL.value
+
+
+def data_parallel_table_optimizers(
+    model: nn.Module, plan: ShardingPlan, optim: OptimConfig
+) -> tuple[list[torch.optim.Optimizer], dict[str, nn.Parameter]]:
+    """Optimizers (one a kind) for the data-parallel tables of the sharded ``model``, and those parameters by name.
+
+    The updates are those above, computed densely over the table; only adam differs: it moves rows that a batch does not
+    touch, too. Raises ``ValueError`` for a weight decay, which would shrink those rows.
+    """
+    tables = [table for table in embedding_tables(model) if is_data_parallel(table, plan)]
+    parameters = dict(model.named_parameters()) if tables else {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for table in tables:
+        config = optim.of_table(table.name, wide=is_wide_table(table.name))
+        if config.weight_decay:
+            raise ValueError(
+                f"table '{table.name}' is data_parallel and its optimizer has weight_decay={config.weight_decay}, which "
+                "would shrink all rows at every step: set it to 0, or shard the table (sharding.by_table)"
+            )
+        group = {"params": [parameters[table.parameter]], "lr": config.lr}
+        if config.name != "sgd":
+            group["eps"] = config.eps
+        if config.name == "adam":
+            group["betas"] = (config.beta1, config.beta2)
+        groups.setdefault(config.name, []).append(group)
+    kinds = {
+        "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad
+    }
+    return [kinds[name](group) for name, group in groups.items()], {t.parameter: parameters[t.parameter] for t in tables}
+
+
+def fused_kernels(
+    model: nn.Module,
+) -> Iterator[tuple[SplitTableBatchedEmbeddingBagsCodegen, GroupedEmbeddingConfig]]:
+    """The FBGEMM kernels of a sharded model on this rank, each with the table shards it holds."""
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingModule):
+            for lookup in module._lookups:  # a plain list: not among model.modules()
+                for kernel in lookup.modules():
+                    table_batched = getattr(kernel, "emb_module", None)
+                    if isinstance(table_batched, SplitTableBatchedEmbeddingBagsCodegen):
+                        yield table_batched, kernel.config
+
+
+def set_fused_steps(model: nn.Module, step: int) -> None:
+    """Sets the step count of fused Adam (its bias correction), which FBGEMM keeps out of the optimizer's state."""
+    for kernel, _ in fused_kernels(model):
+        if kernel.optimizer == EmbOptimType.ADAM:
+            kernel.iter.fill_(step)
+            kernel.iter_cpu.fill_(step)
+
+
+def count_training_steps_only(model: nn.Module) -> None:
+    """FBGEMM's Adam counts every forward pass as a step, evaluation too: takes those back, so that the bias correction
+    depends on training steps alone and a resumed run equals an uninterrupted one."""
+    for kernel, _ in fused_kernels(model):
+        if kernel.optimizer == EmbOptimType.ADAM:
+            kernel.register_forward_hook(_uncount_evaluation)
+
+
+def _uncount_evaluation(kernel: nn.Module, inputs: Any, output: Any) -> None:
+    if not kernel.training:
+        kernel.iter.sub_(1)
+        kernel.iter_cpu.sub_(1)
+
+
+def _tables_of(path: str, module: nn.Module) -> list[EmbeddingTable]:
+    if isinstance(module, EmbeddingBagCollection):
+        configs, pooled = module.embedding_bag_configs(), True
+    elif isinstance(module, EmbeddingCollection):
+        configs, pooled = module.embedding_configs(), False
+    elif isinstance(module, ShardedEmbeddingBagCollection):
+        configs, pooled = module._embedding_bag_configs, True
+    elif isinstance(module, ShardedEmbeddingCollection):
+        configs, pooled = module._embedding_configs, False
+    else:
+        return []
+    attribute = "embedding_bags" if pooled else "embeddings"
+    prefix = f"{path}.{attribute}" if path else attribute
+    return [
+        EmbeddingTable(
+            name=config.name,
+            module=path,
+            parameter=f"{prefix}.{config.name}.weight",
+            pooled=pooled,
+            mean=pooled and config.pooling == PoolingType.MEAN,
+            rows=config.num_embeddings,
+            dim=config.embedding_dim,
+            features=tuple(config.feature_names),
+        )
+        for config in configs
+    ]
+
+
+def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig, device: torch.device) -> None:
+    where = f"optim: table '{table.name}' has optimizer {config.name}"
+    if config.name == "adam" and device.type == "cpu":
+        raise ValueError(f"{where}, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or sgd, or device=cuda")
+    if config.name in ("rowwise_adagrad", "adagrad", "adam") and not config.eps > 0:
+        raise ValueError(f"{where} with eps={config.eps}: a row whose gradients are all zero would divide 0 by 0; use eps=1e-8")
+    if config.weight_decay and config.name not in WITH_WEIGHT_DECAY:
+        remedy = "use l2 instead" if config.name == "ftrl" else f"only {' and '.join(WITH_WEIGHT_DECAY)} have it"
+        raise ValueError(f"{where} with weight_decay={config.weight_decay}, which it ignores: {remedy}, or set it to 0")
+    if config.weight_decay and device.type == "cpu":
+        raise ValueError(
+            f"{where} with weight_decay={config.weight_decay}, which FBGEMM silently ignores on a CPU: set it to 0, or use "
+            "device=cuda"
+        )
+    if config.name == "ftrl":
+        assert is_wide_table(table.name) and table.dim == WIDE_DIM, table

@@ -1,0 +1,499 @@
+"""Where tables live: the plan, its memory, the sharded model, and the tables' initial values.
+
+TorchRec's planner chooses a sharding type for each table among those that the configuration, the device, the kind of
+lookup and the table's optimizer allow, by estimated time, under the memory of the devices. Letters: B rows of a rank's
+batch, D embedding_dim.
+
+What ``auto`` (an empty ``sharding.types``) chooses from:
+
+* ``table_wise`` and ``row_wise``, whose results do not depend on the plan; on one rank only the former, without its detour.
+* ``table_row_wise`` on several machines (rows over the ranks of one of them).
+* ``column_wise`` for tables of two parts of at least 128 columns, unless the optimizer is row-wise AdaGrad, whose
+  update (a mean over the columns of a part) and checkpoint would then depend on the cut.
+* never ``data_parallel`` (the table leaves the in-backward optimizers) or ``grid_shard``: only where named.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.model_parallel import (
+    DefaultDataParallelWrapper,
+    DistributedModelParallel,
+    get_unwrapped_module,
+)
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardedModule, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.embeddings import is_wide_table
+from trainer.optim.tables import (
+    EmbeddingTable,
+    check_table_optimizers,
+    embedding_tables,
+    fused_optimizer,
+    state_bytes,
+)
+
+GB = 2**30
+ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
+MIN_AUTO_COLUMNS = 128  # a narrower part of a row costs a lookup as much as a whole one
+MEMORY_SHARE = 0.85  # of what is measured; the rest is for activations, the allocator and the program itself
+DENSE_COPIES = 6  # parameter, gradient, two moments, the all-reduce bucket, activations' share
+INITIAL_CHUNK = 1 << 16  # values drawn from one seed
+
+# What gloo and NVLink-less hosts do, in bytes per millisecond as the planner counts: measured between two local gloo
+# ranks (all_to_all_single of 17 MB in 6 ms), and FBGEMM's gathers on one core. NCCL keeps TorchRec's figures.
+GLOO_LOCAL, GLOO_REMOTE, CPU_GATHER = 3.0 * GB / 1e3, 1.2 * GB / 1e3, 10.0 * GB / 1e3
+
+
+# The plan.
+
+
+def make_plan(
+    model: nn.Module,
+    config: ShardingConfig,
+    optim: OptimConfig,
+    *,
+    batch_size: int,
+    device: torch.device,
+    world_size: int,
+    local_world_size: int,
+    ids_per_row: Mapping[str, float] | None = None,
+) -> ShardingPlan:
+    """The plan for a model whose tables are unsharded (on meta), the same on every rank: rank 0 plans.
+
+    ``batch_size`` is a rank's; ``ids_per_row`` the mean number of ids of a feature (1 where not given). Needs no process
+    group when ``world_size`` is not that of the group: a plan for a cluster that is not there.
+
+    Raises ``ValueError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
+    that do not fit into memory (needed against available, table by table).
+    """
+    tables = embedding_tables(model)
+    check_table_optimizers(tables, optim, device)
+    constraints = {
+        table.name: _constraints(table, config, optim, device, world_size, local_world_size, ids_per_row or {})
+        for table in tables
+    }
+    collective = dist.is_initialized() and dist.get_world_size() == world_size > 1
+    payload: list[Any] = [None, None]
+    if not collective or dist.get_rank() == 0:
+        try:
+            topology = _topology(model, config, device, world_size, local_world_size)
+            payload[0] = _search(model, tables, constraints, optim, topology, batch_size, device)
+        except ValueError as error:
+            payload[1] = str(error)
+    if collective:  # the error, too: else the others wait for a plan that never comes
+        dist.broadcast_object_list(payload, src=0)
+    if payload[1] is not None:
+        raise ValueError(payload[1])
+    return payload[0]
+
+
+def allowed_types(
+    table: EmbeddingTable, config: ShardingConfig, optimizer: TableOptimizerConfig, device: torch.device,
+    world_size: int, local_world_size: int,
+) -> list[str]:
+    """The sharding types the planner may choose from for a table. Raises ``ValueError`` when none is left: the table,
+    what was asked for, and why each of that is impossible."""
+    obstacles = _obstacles(table, optimizer, device, world_size, local_world_size)
+    possible = [name for name in SHARDING_TYPES if name not in obstacles]
+    asked = [config.by_table[table.name]] if table.name in config.by_table else list(dict.fromkeys(config.types))
+    if not asked:
+        automatic = _automatic_types(table, optimizer, world_size, local_world_size)
+        return [name for name in possible if name in automatic]
+    chosen = [name for name in asked if name in possible]
+    if not chosen:
+        where = f"sharding.by_table.{table.name}" if table.name in config.by_table else "sharding.types"
+        reasons = "; ".join(f"{name}: {obstacles[name]}" for name in asked)
+        raise ValueError(
+            f"{where} asks for {', '.join(asked)} for table '{table.name}' ({table.rows:,} x {table.dim}, optimizer "
+            f"{optimizer.name}), which cannot be ({reasons}); possible: {', '.join(possible)}"
+        )
+    return chosen
+
+
+def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """One row a table of a (sharded or unsharded) model, for printing and ``plan.json``: table, module, sharding, kernel,
+    optimizer, rows, dim, ranks, and ``bytes``: ``{rank: weights and optimizer state}``."""
+    rows = []
+    for table in embedding_tables(model):
+        sharding = plan.plan[table.module][table.name]
+        optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
+        if sharding.sharding_spec is None:  # data-parallel: the whole table on every rank
+            shards = [(rank, table.rows, table.dim) for rank in sharding.ranks]
+        else:
+            shards = [(s.placement.rank(), *s.shard_sizes) for s in sharding.sharding_spec.shards]
+        held = {rank: 0 for rank in sorted({rank for rank, _, _ in shards})}
+        for rank, height, width in shards:
+            held[rank] += 4 * height * width + state_bytes(optimizer, height, width)
+        rows.append(
+            {
+                "table": table.name, "module": table.module, "sharding": sharding.sharding_type,
+                "kernel": sharding.compute_kernel, "optimizer": optimizer.name, "rows": table.rows, "dim": table.dim,
+                "ranks": list(held), "bytes": {str(rank): size for rank, size in held.items()},
+            }
+        )
+    return rows
+
+
+# The sharded model.
+
+
+class BagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's, with the row-wise types it leaves out on a CPU though they work there, and with right means."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(SHARDING_TYPES)
+
+    def shard(
+        self, module: EmbeddingBagCollection, params: dict[str, ParameterSharding], env: ShardingEnv,
+        device: torch.device | None = None, module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        return ShardedBags(
+            module=module, table_name_to_parameter_sharding=params, env=env, fused_params=self.fused_params, device=device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry, module_fqn=module_fqn,
+        )
+
+
+class ShardedBags(ShardedEmbeddingBagCollection):
+    """TorchRec's, with its division for mean pooling put right.
+
+    A row-wise table is pooled by sums, since no rank has all ids of a bag, and TorchRec (1.6 and 1.8) divides the result by
+    the length of the bag plus 1e-6. It divides the columns of *all* tables of the collection, also those that a table-wise
+    kernel has averaged already or that are sums, and takes a feature that one table sums for a sum in every other table.
+    """
+
+    def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
+        divides, self._has_mean_pooling_callback = self._has_mean_pooling_callback, False
+        try:
+            distributed = super().input_dist(ctx, features)
+        finally:
+            self._has_mean_pooling_callback = divides
+        if divides:
+            ctx.divisor = self._divisor(features)
+        return distributed
+
+    @torch.no_grad()
+    def _divisor(self, features: KeyedJaggedTensor) -> Tensor:
+        """What each entry of the output [B, ΣD] is to be divided by."""
+        keys, divided, widths = self._columns(tuple(features.keys()))
+        lengths = features.lengths().view(len(features.keys()), -1).index_select(0, keys)  # [columns, B]
+        divisor = torch.where(divided, lengths.clamp(min=1), 1).T.to(torch.float32)
+        return divisor.repeat_interleave(widths, dim=1, output_size=sum(self._embedding_dims))
+
+    def _columns(self, keys: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """For each column of the output: its feature's place among ``keys``, whether to divide [columns, 1], its width."""
+        known = self.__dict__.setdefault("_columns_by_keys", {})
+        if keys not in known:
+            configs = self._embedding_bag_configs
+            place, divided = {}, {}
+            for config, names in zip(configs, get_embedding_names_by_table(configs), strict=True):
+                row_wise = self.module_sharding_plan[config.name].sharding_type in ROW_WISE
+                for feature, name in zip(config.feature_names, names, strict=True):
+                    place[name], divided[name] = keys.index(feature), row_wise and config.pooling == PoolingType.MEAN
+            known[keys] = (
+                torch.tensor([place[name] for name in self._embedding_names], device=self._device),
+                torch.tensor([[divided[name]] for name in self._embedding_names], device=self._device),
+                torch.tensor(self._embedding_dims, device=self._device),
+            )
+        return known[keys]
+
+
+def sharders(device: torch.device) -> list[ModuleSharder[nn.Module]]:
+    """For both kinds of collections. Ids are checked in the loader, so FBGEMM's check (a pass over all ids, which turns a
+    bad id into row 0) is off. On a GPU repeated ids of a sequence cross the network once."""
+    fused = {"bounds_check_mode": BoundsCheckMode.NONE}
+    return [
+        BagSharder(fused_params=dict(fused)),
+        EmbeddingCollectionSharder(fused_params=dict(fused), use_index_dedup=device.type == "cuda"),
+    ]
+
+
+def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+    """Moves the tables to where the plan says, uninitialised (see ``initialize_tables``), and the dense part to
+    DistributedDataParallel, with rank 0's values.
+
+    The dense graph must be the same at every step (``static_graph``: gradients are all-reduced while backward runs and
+    stay in the buckets they are reduced in); buffers belong to their rank.
+    """
+    _check_dense_is_initialised(model)
+    return DistributedModelParallel(
+        model,
+        device=device,
+        plan=plan,
+        sharders=sharders(device),
+        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
+    )
+
+
+def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None:
+    """Call after the first step: raises ``RuntimeError`` naming the sharded modules that the pipeline does not overlap
+    with communication. TorchRec only logs it, and is slow from there on."""
+    pipelined = {id(module) for module in pipeline._pipelined_modules}
+    left = [
+        name for name, module in get_unwrapped_module(model).named_modules()
+        if isinstance(module, ShardedModule) and id(module) not in pipelined
+    ]
+    if left:
+        raise RuntimeError(
+            f"the training pipeline does not reach {', '.join(left)}: the model's forward must get to its embedding "
+            "modules by attribute access from the batch, in a straight line (branches belong into a sub-module)"
+        )
+
+
+# Values of tables.
+
+
+def initialize_tables(
+    model: nn.Module, seed: int, std_of: Mapping[str, float] | Callable[[str], float]
+) -> None:
+    """Fills all tables of a sharded model with normal values of standard deviation ``std_of(table)`` (0: zeros).
+
+    A value depends on (seed, table, row, column, D) and the kind of device alone, neither on the plan nor on the number
+    of ranks: rows are drawn in chunks, each from its own seed, and a shard keeps its part.
+    """
+    deviation = std_of if callable(std_of) else std_of.__getitem__
+    state = model.state_dict()
+    for table in embedding_tables(model):
+        for values, row, column in _local_shards(state[table.parameter]):
+            _fill(values, row, column, table, seed, deviation(table.name))
+
+
+def gather_table(model: nn.Module, name: str) -> Tensor:
+    """The whole table [rows, D] on the CPU of every rank; all ranks together. For tests and small tables: each rank
+    receives every shard."""
+    table = next(table for table in embedding_tables(model) if table.name == name)
+    weight = model.state_dict()[table.parameter]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)])
+    whole = torch.full((table.rows, table.dim), float("nan"))
+    for values, row, column in (shard for part in parts for shard in part):
+        whole[row : row + values.shape[0], column : column + values.shape[1]] = values
+    return whole
+
+
+# Constraints.
+
+
+def _constraints(
+    table: EmbeddingTable, config: ShardingConfig, optim: OptimConfig, device: torch.device, world_size: int,
+    local_world_size: int, ids_per_row: Mapping[str, float],
+) -> ParameterConstraints:
+    optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
+    types = allowed_types(table, config, optimizer, device, world_size, local_world_size)
+    return ParameterConstraints(
+        sharding_types=types,
+        # No unified memory: kernels that keep a table partly on the host are another trade, made by nobody here.
+        compute_kernels=[EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.DENSE.value],
+        min_partition=column_width(table.dim, world_size),
+        pooling_factors=[float(ids_per_row.get(feature, 1.0)) for feature in table.features],
+    )
+
+
+def _obstacles(
+    table: EmbeddingTable, optimizer: TableOptimizerConfig, device: torch.device, world_size: int, local_world_size: int
+) -> dict[str, str]:
+    """Why a table cannot have a sharding type: ``{type: reason}``."""
+    found: dict[str, str] = {}
+    if not table.pooled:
+        if device.type == "cpu":
+            found["data_parallel"] = "TorchRec sums the ids of an EmbeddingCollection there on a CPU"
+        for name in ("table_row_wise", "grid_shard"):
+            found[name] = "TorchRec has it for pooled tables only"
+    if table.mean:
+        found["grid_shard"] = "TorchRec adds up the means of its parts"
+    if column_width(table.dim, world_size) == table.dim and world_size > 1:
+        for name in ("column_wise", "grid_shard"):
+            found.setdefault(name, f"{table.dim} columns have no parts that are multiples of 4")
+    if world_size % local_world_size:
+        for name in ("table_row_wise", "grid_shard"):
+            found.setdefault(name, f"{world_size} ranks are not a multiple of {local_world_size} a machine")
+    for name, parts in (("row_wise", world_size), ("table_row_wise", local_world_size), ("grid_shard", local_world_size)):
+        held = -(-table.rows // parts)  # rows of each part but the last ones
+        if -(-table.rows // held) < parts:
+            found.setdefault(name, f"{parts} ranks are too many for {table.rows} rows, and FBGEMM fails on a rank without any")
+    if optimizer.name == "ftrl":
+        for name in SHARDING_TYPES:
+            if name not in ("table_wise", "row_wise"):
+                found.setdefault(name, "FTRL keeps its state in whole rows of one owner")
+    return found
+
+
+def _automatic_types(
+    table: EmbeddingTable, optimizer: TableOptimizerConfig, world_size: int, local_world_size: int
+) -> list[str]:
+    if world_size == 1:
+        return ["table_wise"]
+    types = ["table_wise", "row_wise"]
+    if 1 < local_world_size < world_size:
+        types.append("table_row_wise")
+    if optimizer.name != "rowwise_adagrad" and column_width(table.dim, world_size) < table.dim >= 2 * MIN_AUTO_COLUMNS:
+        types.append("column_wise")
+    return types
+
+
+def column_width(dim: int, world_size: int) -> int:
+    """Columns of one part when ``dim`` is cut: multiples of 4, no more parts than ranks if that can be, of at least 128
+    columns if that can be; ``dim`` itself if it cannot be cut."""
+    widths = [width for width in range(4, dim, 4) if dim % width == 0]
+    wide = [width for width in widths if width >= MIN_AUTO_COLUMNS] or widths
+    few = [width for width in wide if dim // width <= world_size]
+    return min(few) if few else max(wide, default=dim)
+
+
+# The search.
+
+
+class _OrderedEnumerator(EmbeddingEnumerator):
+    """Options in a fixed order: TorchRec takes them from a set of strings, whose order differs from process to process,
+    and equally good plans would be chosen by chance."""
+
+    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
+        options = super().enumerate(module, sharders)
+        return sorted(options, key=lambda o: (o.path, o.name, SHARDING_TYPES.index(o.sharding_type), o.compute_kernel))
+
+
+def _search(
+    model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints], optim: OptimConfig,
+    topology: Topology, batch_size: int, device: torch.device,
+) -> ShardingPlan:
+    parameters = dict(model.named_parameters())
+    for table in tables:  # the planner adds the memory of the optimizer's state by its class
+        optimizer, _ = fused_optimizer(optim.of_table(table.name, wide=is_wide_table(table.name)))
+        parameters[table.parameter]._optimizer_classes = [optimizer]
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=_OrderedEnumerator(topology, batch_size, constraints),
+        storage_reservation=FixedPercentageStorageReservation(0.0),  # already taken off in _topology
+        constraints=constraints,
+        debug=False,
+        stats=[],
+    )
+    try:
+        return planner.plan(model, sharders(device))
+    except PlannerError as error:
+        raise ValueError(_memory_report(tables, optim, topology, batch_size)) from error
+    finally:
+        for table in tables:
+            del parameters[table.parameter]._optimizer_classes
+
+
+def _topology(
+    model: nn.Module, config: ShardingConfig, device: torch.device, world_size: int, local_world_size: int
+) -> Topology:
+    """Devices as they are: memory as configured or measured here, less what the dense part takes."""
+    tables = {table.parameter for table in embedding_tables(model)}
+    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables)
+    gpu = device.type == "cuda"
+    host = config.ddr_gb * GB if config.ddr_gb else MEMORY_SHARE * psutil.virtual_memory().available / local_world_size
+    memory = _gpu_memory(config, device) if gpu else host
+    cap = int(memory - DENSE_COPIES * dense)
+    if cap <= 0:
+        raise ValueError(
+            f"the dense part takes {DENSE_COPIES * dense / GB:.2f} GB, a rank has {memory / GB:.2f} GB "
+            f"(sharding.{'hbm_gb' if gpu else 'ddr_gb'}): use a smaller model or devices with more memory"
+        )
+    arguments: dict[str, Any] = {"hbm_cap": cap, "ddr_cap": int(host)} if gpu else {"ddr_cap": cap}
+    if not gpu:
+        arguments |= {"intra_host_bw": GLOO_LOCAL, "inter_host_bw": GLOO_REMOTE, "ddr_mem_bw": CPU_GATHER}
+    elif bandwidth := _gpu_bandwidth(device):
+        arguments["hbm_mem_bw"] = bandwidth
+    logger = logging.getLogger("torchrec.distributed.planner.types")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # newer TorchRecs warn of this constructor, the only one that older ones have
+    try:
+        return Topology(world_size=world_size, local_world_size=local_world_size, compute_device=device.type, **arguments)
+    finally:
+        logger.setLevel(level)
+
+
+def _gpu_memory(config: ShardingConfig, device: torch.device) -> float:
+    if config.hbm_gb:
+        return config.hbm_gb * GB
+    if not torch.cuda.is_available():
+        raise ValueError("no GPU here to measure: set sharding.hbm_gb to the memory of one device, in GB")
+    free, _ = torch.cuda.mem_get_info(device)
+    return MEMORY_SHARE * free
+
+
+def _gpu_bandwidth(device: torch.device) -> float | None:
+    """Bytes per millisecond of the device's memory, from its clock and bus; None where PyTorch does not tell."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    kilohertz, bits = getattr(properties, "memory_clock_rate", 0), getattr(properties, "memory_bus_width", 0)
+    return 2.0 * kilohertz * bits / 8 or None  # two transfers a clock; kHz x bytes are bytes per ms
+
+
+def _memory_report(
+    tables: Sequence[EmbeddingTable], optim: OptimConfig, topology: Topology, batch_size: int
+) -> str:
+    needed = {}
+    for table in tables:
+        optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
+        needed[table.name] = (4 * table.rows * table.dim + state_bytes(optimizer, table.rows, table.dim)) / GB
+    largest = sorted(needed.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {size:.3g} GB" for name, size in largest[:10])
+    gpu = topology.compute_device == "cuda"
+    memory = (topology.devices[0].storage.hbm if gpu else topology.devices[0].storage.ddr) / GB
+    return (
+        f"the tables do not fit: weights and optimizer state need {sum(needed.values()):.3g} GB ({shown}"
+        f"{', …' if len(needed) > 10 else ''}), besides buffers for batches of {batch_size} rows a rank; available are "
+        f"{memory:.3g} GB on each of {topology.world_size} rank(s). Use more ranks, smaller tables, table optimizers with "
+        f"less state (rowwise_adagrad, sgd), allow row_wise in sharding.types, or set sharding.{'hbm_gb' if gpu else 'ddr_gb'} "
+        "if more memory is there than was measured"
+    )
+
+
+# Shards.
+
+
+def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
+    """(values, first row, first column) of every part of a table on this rank; the values are the table's own memory."""
+    if isinstance(weight, ShardedTensor):
+        return [(shard.tensor.detach(), *shard.metadata.shard_offsets) for shard in weight.local_shards()]
+    return [(weight.detach(), 0, 0)]
+
+
+def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, std: float) -> None:
+    if std == 0:
+        values.zero_()
+        return
+    height = max(1, INITIAL_CHUNK // table.dim)  # rows of a chunk
+    generator = torch.Generator(device=values.device)
+    end = row + values.shape[0]
+    for chunk in range(row // height, -(-end // height)):
+        digest = hashlib.blake2b(f"{seed}/{table.name}/{chunk}".encode(), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+        # Always whole chunks, so that a value does not depend on where the shard or the table ends.
+        drawn = torch.empty(height, table.dim, device=values.device).normal_(0.0, std, generator=generator)
+        first, last = max(row, chunk * height), min(end, (chunk + 1) * height)
+        part = drawn[first - chunk * height : last - chunk * height, column : column + values.shape[1]]
+        values[first - row : last - row].copy_(part)
+
+
+def _check_dense_is_initialised(model: nn.Module) -> None:
+    """DistributedModelParallel gives meta parameters memory, but values only through ``reset_parameters``."""
+    tables = {table.parameter for table in embedding_tables(model)}
+    names = [name for name, parameter in model.named_parameters() if parameter.is_meta and name not in tables]
+    bare = [name for name in names if not hasattr(model.get_submodule(name.rpartition(".")[0]), "reset_parameters")]
+    assert not bare, f"dense parameters on meta without reset_parameters: {bare}"
