@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -122,6 +123,16 @@ def sum_counters(counters: dict[str, int]) -> dict[str, int]:
         for name, count in part.items():
             totals[name] = totals.get(name, 0) + count
     return dict(sorted(totals.items()))
+
+
+def peak_memory_mb(device: torch.device) -> dict[str, int]:
+    """The most memory that any rank has held so far, in MB: of the host, and of the GPU where there is one."""
+    mine = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    if device.type == "cuda":
+        mine["gpu"] = torch.cuda.max_memory_allocated(device) // 2**20
+    gathered: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, mine)
+    return {kind: max(part[kind] for part in gathered) for kind in mine}
 
 
 def on_all_ranks(error: str | None) -> str | None:

@@ -1,0 +1,1 @@
+"""Measured comparisons: one command each, sides interleaved in one run, results as JSON in bench/results/."""

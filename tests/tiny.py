@@ -1,0 +1,28 @@
+"""A small click log on disk and jobs over it, for the tests that need a whole program."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_loaders import synthetic
+from trainer.compose import Composed, compose
+
+CONF = Path(__file__).parent / "conf"
+ROWS = {"train": 3000, "valid": 500, "test": 700}
+FP32 = ("precision=fp32", "device=cpu")
+
+
+def write_log(folder: Path) -> Path:
+    """Rows of ``ROWS`` in several small files with several row groups each."""
+    config = job(folder).config
+    synthetic.write(
+        config.data.schema, folder, rows=ROWS, seed=3, probability="click_probability", rows_per_file=1100, row_group_size=250
+    )
+    return folder
+
+
+def job(root: Path, *overrides: str) -> Composed:
+    return compose(arguments(root, *overrides))
+
+
+def arguments(root: Path, *overrides: str) -> Sequence[str]:
+    return ["--config-dir", str(CONF), "data=tiny", f"data.root={root}", "batch_size=240", *FP32, *overrides]

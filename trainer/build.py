@@ -1,0 +1,160 @@
+"""Configuration -> objects, in the order TorchRec needs: schema, model with tables on meta, task, plan, in-backward
+table optimizers, sharding, dense optimizer, data, pipeline. Each step takes the values it uses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from data_loaders import synthetic
+from data_loaders.loader import Loader
+from data_loaders.manifest import Manifest
+from data_loaders.schema import Layout, Schema
+from trainer import sharding
+from trainer.compose import load_model_class
+from trainer.config import DataConfig, OptimConfig, StreamConfig, TrainConfig
+from trainer.distributed import Ranks, from_first, sum_with_gradient
+from trainer.embeddings import init_std_of_tables
+from trainer.modules import Dice, set_autocast
+from trainer.optim.combined import CombinedOptimizer
+from trainer.optim.tables import apply_table_optimizers
+from trainer.task import ClickTask
+
+
+@dataclass(frozen=True)
+class Built:
+    """The sharded, steppable model. ``plan_rows`` describe where each table lies."""
+
+    task: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    pipeline: TrainPipelineSparseDist
+    plan_rows: list[dict[str, Any]]
+
+
+def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Module:
+    """The model with its tables on meta (no memory) and its dense layers initialised from ``seed`` alone."""
+    torch.manual_seed(seed)
+    hyperparameters = {key: value for key, value in model.items() if key != "name"}
+    return load_model_class(model["name"])(schema, **hyperparameters, device=torch.device("meta"))
+
+
+def build_task(model: nn.Module, precision: str, device: torch.device) -> ClickTask:
+    """Model + loss. Dense arithmetic in bf16 where asked for; Dice's statistics over all ranks."""
+    task = ClickTask(model)
+    set_autocast(task, autocast_dtype(precision, device))
+    for module in task.modules():
+        if isinstance(module, Dice):
+            module.all_reduce = sum_with_gradient
+    return task
+
+
+def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
+    """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
+    task = build_task(model, config.precision, ranks.device)
+    plan = sharding.make_plan(
+        task,
+        config.sharding,
+        config.optim,
+        batch_size=local_batch_size,
+        device=ranks.device,
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+    )
+    apply_table_optimizers(task, plan, config.optim, ranks.device)
+    sharded = sharding.shard(task, plan, ranks.device)
+    sharding.initialize_tables(sharded, config.seed, init_std_of_tables(config.data.schema))
+    optimizer = build_optimizer(sharded, plan, config.optim, total_steps)
+    torch.manual_seed(config.seed + 7919 * (1 + ranks.rank))  # dropout differs by rank from here on
+    pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+    return Built(sharded, optimizer, pipeline, sharding.plan_summary(plan, sharded, config.optim))
+
+
+def build_optimizer(
+    sharded: DistributedModelParallel, plan: Any, optim: OptimConfig, total_steps: int
+) -> CombinedOptimizer:
+    return CombinedOptimizer(sharded, plan, optim, total_steps=total_steps)
+
+
+def build_train_loader(data: DataConfig, layout: Layout, batch_size: int, seed: int, ranks: Ranks) -> tuple[Loader, str]:
+    """The training stream and the fingerprint of its files."""
+    manifest = scan(data, "train", layout)
+    stream = data.stream
+    loader = Loader(
+        manifest,
+        data.schema,
+        layout,
+        batch_size=batch_size,
+        shards=stream.shards,
+        shuffle=stream.shuffle,
+        shuffle_rows=stream.shuffle_rows,
+        threads=stream.threads,
+        prefetch_batches=stream.prefetch_batches,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=seed,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    return loader, manifest.fingerprint
+
+
+def build_ordered_loader(
+    manifest: Manifest, schema: Schema, layout: Layout, batch_size: int, stream: StreamConfig, ranks: Ranks,
+    *, labeled: bool = True,
+) -> Loader:
+    """File order, each rank a contiguous part: for evaluation and prediction."""
+    return Loader(
+        manifest,
+        schema,
+        layout,
+        batch_size=-(-batch_size // ranks.world_size) * ranks.world_size,
+        shards=ranks.world_size,
+        shuffle=False,
+        shuffle_rows=stream.shuffle_rows,
+        threads=stream.threads,
+        prefetch_batches=stream.prefetch_batches,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=0,
+        pin_memory=ranks.device.type == "cuda",
+        labeled=labeled,
+    )
+
+
+def scan(data: DataConfig, split: str, layout: Layout) -> Manifest:
+    """The files of a split, read by rank 0, the same on all ranks. Raises ``ValueError`` on every rank."""
+    paths = getattr(data, split)
+    if not paths:
+        raise ValueError(f"data.{split} is empty: name at least one Parquet file, folder or glob under data.root={data.root}")
+    schema = data.schema
+    extra = [name for name in (schema.label, schema.weight) if name]
+    return from_first(lambda: Manifest.scan(paths, data.root, [*schema.columns(layout), *extra]))
+
+
+def ensure_synthetic(data: DataConfig) -> None:
+    """Writes the synthetic click log where ``data.root`` does not hold it yet (rank 0; the others wait)."""
+    if data.synthetic is None:
+        return
+    rows = {"train": data.synthetic.train_rows, "valid": data.synthetic.valid_rows, "test": data.synthetic.test_rows}
+    folder, seed = Path(data.root), data.synthetic.seed
+
+    probability = data.probability or "click_probability"
+
+    def write() -> None:
+        if not synthetic.matches(data.schema, folder, rows=rows, seed=seed, probability=probability):
+            print(f"Writing a synthetic click log of {sum(rows.values()):,} rows to {folder} …", flush=True)
+            synthetic.write(data.schema, folder, rows=rows, seed=seed, probability=probability)
+
+    from_first(write)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bf16 if asked for, or (``auto``) where matrix units multiply bf16: recent GPUs, CPUs with AMX."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else None
+    return torch.bfloat16 if precision == "bf16" else None

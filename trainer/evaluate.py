@@ -1,0 +1,47 @@
+"""Evaluates a trained run on any data: ``torchrun … -m trainer.evaluate RUN_FOLDER [--split test] [overrides]``.
+
+Overrides change the recorded configuration: ``data.root=… data.test=[other.parquet] evaluation.batch_size=65536``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from trainer import build
+from trainer.process import guarded
+from trainer.run_folder import write_json
+from trainer.scoring import evaluate
+from trainer.trained import opened
+
+
+@record
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="trainer.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    parser.add_argument("--output", type=Path, help="a JSON file for the metrics")
+    options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
+    guarded(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    with opened(options.run, options.checkpoint, options.overrides) as trained:
+        config, data, ranks = trained.config, trained.config.data, trained.ranks
+        manifest = build.scan(data, options.split, trained.layout)
+        batch_size = config.evaluation.batch_size or config.batch_size
+        loader = build.build_ordered_loader(manifest, data.schema, trained.layout, batch_size, data.stream, ranks)
+        values = evaluate(trained.built.pipeline, loader, ranks)
+        if ranks.is_first:
+            print(json.dumps({"checkpoint": str(trained.checkpoint), "split": options.split, **values}, indent=2))
+            if options.output:
+                write_json(options.output, {options.split: values})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a run says while it goes: a progress bar, ``metrics.jsonl``, the final table and ``metrics.json``."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from data_loaders.loader import Loader
+from trainer.distributed import Ranks, all_reduce_sum, peak_memory_mb, sum_counters
+from trainer.metrics import ClickMetrics
+from trainer.progress import Progress
+from trainer.run_folder import append_json_line
+from trainer.task import TaskOutput
+
+WINDOW_BINS = 1 << 14
+
+
+class Reporter:
+    """Collects the training metrics of the window since the last report and of the current epoch.
+
+    All ranks take part in a report (metrics are reduced); rank 0 writes and draws.
+    """
+
+    def __init__(self, folder: Path, loader: Loader, total_steps: int, every_steps: int, ranks: Ranks) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.loader, self.every_steps, self.ranks = loader, every_steps, ranks
+        self.window = ClickMetrics(num_bins=WINDOW_BINS, device=ranks.device)
+        self.epoch = ClickMetrics(device=ranks.device)
+        self._epoch_number = -1
+        self._started = self._window_started = time.perf_counter()
+        self._trained = self._window_rows = 0
+        self._outside = 0.0
+        self._window_wait = self._wait = 0.0
+        self._bar = tqdm(total=total_steps, unit="step", disable=not ranks.is_first, dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
+
+    def update(self, outputs: TaskOutput, progress: Progress) -> None:
+        if outputs.cursor.epoch != self._epoch_number:
+            self.epoch.reset()
+            self._epoch_number = outputs.cursor.epoch
+        for metrics in (self.window, self.epoch):
+            metrics.update(outputs.logits, outputs.labels, outputs.weights)
+        self._window_rows += outputs.cursor.rows
+        self._trained += outputs.cursor.rows
+        self._bar.n = progress.step
+        self._bar.update(0)
+
+    def maybe_report(self, progress: Progress) -> None:
+        """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``ValueError`` on all ranks when the loss is not finite."""
+        if progress.step % self.every_steps == 0:
+            self.report(progress)
+
+    def report(self, progress: Progress) -> None:
+        values = self.window.compute(all_reduce_sum)
+        elapsed = time.perf_counter() - self._window_started
+        wait = self.loader.wait_seconds - self._window_wait
+        values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
+        self.write("train", values, progress)
+        if self.ranks.is_first:
+            auc = values["auc"]
+            shown = {"loss": f"{values['logloss']:.4f}", "auc": f"{auc:.4f}" if auc is not None else "–"}
+            self._bar.set_postfix({**shown, "samples/s": f"{values['samples_per_second']:,.0f}"}, refresh=False)
+        self.window.reset()
+        self._window_rows, self._window_started, self._window_wait = 0, time.perf_counter(), self.loader.wait_seconds
+
+    def write(self, split: str, values: Mapping[str, Any], progress: Progress) -> None:
+        if self.ranks.is_first:
+            line = {"step": progress.step, "epoch": progress.epoch, "rows_trained": progress.rows, "split": split, **values}
+            append_json_line(self.path, line)
+
+    def outside(self, seconds: float) -> None:
+        """Time spent in something else than training (evaluation, checkpoints), kept out of samples/s."""
+        self._outside += seconds
+        self._window_started += seconds
+
+    def training_metrics(self) -> dict[str, Any]:
+        """Progressive metrics of the last epoch (each row scored before it was trained), speed of the whole run."""
+        seconds = max(time.perf_counter() - self._started - self._outside, 1e-9)
+        values = self.epoch.compute(all_reduce_sum)
+        return {
+            **values,
+            "rows_trained": self._trained,
+            "samples_per_second": self._trained / seconds,
+            "seconds": seconds,
+            "input_wait_fraction": self.loader.wait_seconds / seconds,
+            "peak_memory_mb": peak_memory_mb(self.ranks.device),
+            "data": sum_counters(self.loader.counters),
+        }
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def print_plan(rows: list[dict[str, Any]], most: int = 40) -> None:
+    """The sharding plan: a line a table, the largest first."""
+    table = Table(title="Sharding plan", title_justify="left")
+    for column in ("table", "rows", "dim", "type", "kernel", "ranks", "MB by rank"):
+        table.add_column(column, justify="right" if column in ("rows", "dim", "MB by rank") else "left", no_wrap=True)
+    ordered = sorted(rows, key=lambda row: -sum(row["bytes"].values()))
+    for row in ordered[:most]:
+        megabytes = ", ".join(f"{size / 1e6:.1f}" for size in row["bytes"].values())
+        ranks = ", ".join(map(str, row["ranks"]))
+        table.add_row(row["table"], f"{row['rows']:,}", str(row["dim"]), row["sharding"], row["kernel"], ranks, megabytes)
+    console = Console(stderr=True)
+    console.print(table)
+    if len(ordered) > most:
+        console.print(f"… and {len(ordered) - most} smaller tables; all of them in plan.json")
+
+
+def print_summary(final: Mapping[str, Any], folder: Path) -> None:
+    """The small table a run ends with."""
+    train, best = final["train"], final.get("best", {})
+    table = Table(title="Result", title_justify="left", show_header=False)
+    table.add_row("rows trained", f"{train['rows_trained']:,}")
+    table.add_row("samples/s", f"{train['samples_per_second']:,.0f}")
+    for split in ("valid", "test"):
+        if split in final:
+            values = final[split]
+            table.add_row(f"{split} AUC", _shown(values["auc"]) + _of_best(best.get(split), "auc"))
+            table.add_row(f"{split} log loss", _shown(values["logloss"]) + _of_best(best.get(split), "logloss"))
+    table.add_row("run folder", str(folder))
+    Console().print(table)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.5f}"
+
+
+def _of_best(best: Mapping[str, Any] | None, name: str) -> str:
+    return f"   (best possible: {_shown(best[name])})" if best else ""

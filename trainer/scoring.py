@@ -1,0 +1,94 @@
+"""Scoring held-out rows with the model in training: metrics over all ranks, without holding predictions."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from data_loaders.loader import Loader
+from data_loaders.manifest import Manifest
+from trainer.distributed import Ranks, all_reduce_sum, sum_counters
+from trainer.metrics import ClickMetrics
+from trainer.progress import Progress
+from trainer.reporting import Reporter
+from trainer.task import TaskOutput
+
+
+def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOutput]:
+    """Yields the outputs of every batch of ``loader`` in order, in evaluation mode, through a pipeline of its own."""
+    model = pipeline._model
+    training = model.training
+    model.eval()
+    scoring = TrainPipelineSparseDist(model, pipeline._optimizer, pipeline._device, execute_all_batches=True)
+    batches = loader.epoch(0)
+    try:
+        while True:
+            with torch.no_grad():
+                outputs = scoring.progress(batches)
+            yield outputs
+    except StopIteration:
+        return
+    finally:
+        batches.close()
+        scoring.detach()
+        model.train(training)
+
+
+def evaluate(pipeline: TrainPipelineSparseDist, loader: Loader, ranks: Ranks) -> dict[str, Any]:
+    """AUC, log loss, NE, calibration and speed on all rows of ``loader``; the same on every rank.
+
+    A training pipeline may be under way: its batches in flight are kept.
+    """
+    metrics = ClickMetrics(device=ranks.device)
+    started = time.perf_counter()
+    pipeline.detach()
+    for outputs in score(pipeline, loader):
+        metrics.update(outputs.logits, outputs.labels, outputs.weights)
+    # The batches in flight keep their input distribution. (To start it anew, attach's default, breaks sequence tables.)
+    pipeline.attach(sparse_dist=False)
+    values = metrics.compute(all_reduce_sum)
+    seconds = time.perf_counter() - started
+    return {**values, "samples_per_second": values["rows"] / seconds, "seconds": seconds, "data": sum_counters(loader.counters)}
+
+
+class Evaluator:
+    """Evaluates ``valid`` every ``every_steps`` steps, or at the end of each epoch."""
+
+    def __init__(
+        self, pipeline: TrainPipelineSparseDist, valid: Loader | None, every_steps: int | None, epoch_steps: int,
+        reporter: Reporter, ranks: Ranks,
+    ) -> None:
+        self.pipeline, self.valid, self.every_steps, self.epoch_steps = pipeline, valid, every_steps, epoch_steps
+        self.reporter, self.ranks = reporter, ranks
+        self.last: tuple[int, dict[str, Any]] | None = None
+
+    def maybe_evaluate(self, progress: Progress) -> None:
+        due = progress.step % self.every_steps == 0 if self.every_steps else progress.epoch_step == self.epoch_steps
+        if due and self.valid is not None:
+            self.evaluate(progress)
+
+    def evaluate(self, progress: Progress) -> dict[str, Any]:
+        """Metrics of ``valid`` at this step, computed once."""
+        assert self.valid is not None
+        if self.last is None or self.last[0] != progress.step:
+            values = evaluate(self.pipeline, self.valid, self.ranks)
+            self.reporter.outside(values["seconds"])
+            self.reporter.write("valid", values, progress)
+            self.last = (progress.step, values)
+        return self.last[1]
+
+
+def best_possible(manifest: Manifest, label: str, probability: str) -> dict[str, Any]:
+    """AUC and log loss of the true click probability, where the data keeps it: no model can do better but by chance."""
+    metrics = ClickMetrics()
+    for file in manifest.files:
+        parquet = pq.ParquetFile(file.path)
+        for batch in parquet.iter_batches(1 << 16, columns=[label, probability]):
+            true = torch.tensor(batch.column(probability).to_numpy(), dtype=torch.float64)
+            labels = torch.tensor(batch.column(label).to_numpy(), dtype=torch.float32)
+            metrics.update(torch.logit(true, eps=1e-12), labels, torch.ones_like(labels))
+    values = metrics.compute()
+    return {name: values[name] for name in ("auc", "logloss")}
