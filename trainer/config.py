@@ -39,7 +39,7 @@ class StreamConfig:
 
     shards: int = 64
     shuffle: bool = True
-    shuffle_rows: int = 1 << 20
+    shuffle_rows: int = 1 << 18
     threads: int = 1
     prefetch_batches: int = 4
 
