@@ -117,6 +117,6 @@ class _Kernel:
         def spread(values: Tensor) -> Tensor:
             return values.repeat_interleave(counts, output_size=indices.numel())
 
-        if False:
+        if self._keeps is not None:
             indices = indices * spread(self._keeps)
         return indices + spread(self._begins)
