@@ -86,7 +86,8 @@ class Slot:
 
 
 class Decoder:
-    """``decoder(tables, count, rows) -> Columns`` for tables with the columns of ``schema.columns(layout)``, label and weight.
+    """``decoder(tables, count, rows) -> Columns`` for tables with the columns of ``schema.columns(layout)``, label and
+    weight.
 
     ``types``: the Arrow type of each column (widths may differ in the tables). ``labeled``: without it neither label
     nor weight are read, and labels are 0. What is missing, truncated or replaced is added to ``counters``.
@@ -140,7 +141,8 @@ class Decoder:
     def __call__(
         self, tables: Iterable[pa.Table], count: int, rows: NDArray[np.int64] | None = None, reuse: Columns | None = None
     ) -> Columns:
-        """The ``count`` rows of all tables, one table after the other; or those at ``rows``, a permutation, in that order.
+        """The ``count`` rows of all tables, one table after the other; or those at ``rows``, a permutation, in that
+        order.
 
         Each table is decoded as it comes, while it lies in the CPU's cache. ``reuse``: columns no longer in use, whose
         memory may be written over (new memory costs as much as decoding: the kernel zeroes it).

@@ -4,8 +4,10 @@ The unit of work is one block (see ``order``) of a few logical shards: read, dec
 the end of a block at the same step, so while the batches of one block are assembled, the next block is prepared.
 
 Memory is bounded. A rank holds at most two blocks decoded, that is 2 · (``shuffle_rows`` rounded up to whole steps) /
-world size rows; for each of its shards one open row group (compressed pages of it, and one Arrow piece of max(block,
-16384) rows); at most 1 GiB of row groups that its shards share (small data only); and ``prefetch_batches`` + 1 batches.
+world size rows; for each of its shards one open row group (the pages being read, and part of an Arrow piece of 8192
+rows); for each thread 32768 decoded rows, or a block of one shard where that is more; at most 1 GiB of row groups that
+its shards share (small data only); and ``prefetch_batches`` + 2 batches. The decoded blocks are kept for the next
+epoch.
 """
 
 import contextlib

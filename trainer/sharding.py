@@ -6,7 +6,7 @@ batch, D embedding_dim.
 
 What ``auto`` (an empty ``sharding.types``) chooses from:
 
-* ``table_wise`` and ``row_wise``, whose results do not depend on the plan; on one rank only the former, without its detour.
+* ``table_wise`` and ``row_wise``, whose results do not depend on the plan; on one rank only the former.
 * ``table_row_wise`` on several machines (rows over the ranks of one of them).
 * ``column_wise`` for tables of two parts of at least 128 columns, unless the optimizer is row-wise AdaGrad, whose
   update (a mean over the columns of a part) and checkpoint would then depend on the cut.
@@ -43,6 +43,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embed
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.distributed import from_first
 from trainer.embeddings import is_wide_table
 from trainer.optim.tables import (
     EmbeddingTable,
@@ -80,8 +81,8 @@ def make_plan(
 ) -> ShardingPlan:
     """The plan for a model whose tables are unsharded (on meta), the same on every rank: rank 0 plans.
 
-    ``batch_size`` is a rank's; ``ids_per_row`` the mean number of ids of a feature (1 where not given). Needs no process
-    group when ``world_size`` is not that of the group: a plan for a cluster that is not there.
+    ``batch_size`` is a rank's; ``ids_per_row`` the mean number of ids of a feature (1 where not given). Without a
+    process group of ``world_size`` ranks it is a plan for a cluster that is not there.
 
     Raises ``ValueError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
     that do not fit into memory (needed against available, table by table).
@@ -92,19 +93,14 @@ def make_plan(
         table.name: _constraints(table, config, optim, device, world_size, local_world_size, ids_per_row or {})
         for table in tables
     }
-    collective = dist.is_initialized() and dist.get_world_size() == world_size > 1
-    payload: list[Any] = [None, None]
-    if not collective or dist.get_rank() == 0:
-        try:
-            topology = _topology(model, config, device, world_size, local_world_size)
-            payload[0] = _search(model, tables, constraints, optim, topology, batch_size, device)
-        except ValueError as error:
-            payload[1] = str(error)
-    if collective:  # the error, too: else the others wait for a plan that never comes
-        dist.broadcast_object_list(payload, src=0)
-    if payload[1] is not None:
-        raise ValueError(payload[1])
-    return payload[0]
+
+    def search() -> ShardingPlan:
+        topology = _topology(model, config, device, world_size, local_world_size)
+        return _search(model, tables, constraints, optim, topology, batch_size, device)
+
+    # Not the planner's own collective_plan: an error of rank 0 would leave the others waiting.
+    collective = dist.is_initialized() and dist.get_world_size() == world_size
+    return from_first(search) if collective else search()
 
 
 def allowed_types(
@@ -131,8 +127,8 @@ def allowed_types(
 
 
 def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """One row a table of a (sharded or unsharded) model, for printing and ``plan.json``: table, module, sharding, kernel,
-    optimizer, rows, dim, ranks, and ``bytes``: ``{rank: weights and optimizer state}``."""
+    """One row a table of a (sharded or unsharded) model, for printing and ``plan.json``: table, module, sharding,
+    kernel, optimizer, rows, dim, ranks, and ``bytes``: ``{rank: weights and optimizer state}``."""
     rows = []
     for table in embedding_tables(model):
         sharding = plan.plan[table.module][table.name]
@@ -168,17 +164,18 @@ class BagSharder(EmbeddingBagCollectionSharder):
         device: torch.device | None = None, module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
         return ShardedBags(
-            module=module, table_name_to_parameter_sharding=params, env=env, fused_params=self.fused_params, device=device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry, module_fqn=module_fqn,
+            module=module, table_name_to_parameter_sharding=params, env=env, fused_params=self.fused_params,
+            device=device, qcomm_codecs_registry=self.qcomm_codecs_registry, module_fqn=module_fqn,
         )
 
 
 class ShardedBags(ShardedEmbeddingBagCollection):
     """TorchRec's, with its division for mean pooling put right.
 
-    A row-wise table is pooled by sums, since no rank has all ids of a bag, and TorchRec (1.6 and 1.8) divides the result by
-    the length of the bag plus 1e-6. It divides the columns of *all* tables of the collection, also those that a table-wise
-    kernel has averaged already or that are sums, and takes a feature that one table sums for a sum in every other table.
+    A row-wise table is pooled by sums, since no rank has all ids of a bag, and TorchRec (1.6 and 1.8) divides the
+    result by the length of the bag plus 1e-6. It divides the columns of *all* tables of the collection, also those that
+    a table-wise kernel has averaged already or that are sums, and takes a feature that one table sums for a sum in
+    every other table.
     """
 
     def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
@@ -200,7 +197,7 @@ class ShardedBags(ShardedEmbeddingBagCollection):
         return divisor.repeat_interleave(widths, dim=1, output_size=sum(self._embedding_dims))
 
     def _columns(self, keys: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """For each column of the output: its feature's place among ``keys``, whether to divide [columns, 1], its width."""
+        """Of each column of the output: its feature's place among ``keys``, whether to divide it, its width."""
         known = self.__dict__.setdefault("_columns_by_keys", {})
         if keys not in known:
             configs = self._embedding_bag_configs
@@ -218,8 +215,8 @@ class ShardedBags(ShardedEmbeddingBagCollection):
 
 
 def sharders(device: torch.device) -> list[ModuleSharder[nn.Module]]:
-    """For both kinds of collections. Ids are checked in the loader, so FBGEMM's check (a pass over all ids, which turns a
-    bad id into row 0) is off. On a GPU repeated ids of a sequence cross the network once."""
+    """For both kinds of collections. Ids are checked in the loader, so FBGEMM's check (a pass over all ids, which turns
+    a bad id into row 0) is off. On a GPU repeated ids of a sequence cross the network once."""
     fused = {"bounds_check_mode": BoundsCheckMode.NONE}
     return [
         BagSharder(fused_params=dict(fused)),
@@ -283,7 +280,8 @@ def gather_table(model: nn.Module, name: str) -> Tensor:
     table = next(table for table in embedding_tables(model) if table.name == name)
     weight = model.state_dict()[table.parameter]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)])
+    shards = [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)]
+    dist.all_gather_object(parts, shards)
     whole = torch.full((table.rows, table.dim), float("nan"))
     for values, row, column in (shard for part in parts for shard in part):
         whole[row : row + values.shape[0], column : column + values.shape[1]] = values
@@ -314,10 +312,10 @@ def _obstacles(
     """Why a table cannot have a sharding type: ``{type: reason}``."""
     found: dict[str, str] = {}
     if not table.pooled:
+        offered = EmbeddingCollectionSharder().sharding_types(device.type)
+        found |= {name: "TorchRec has it for pooled tables only" for name in SHARDING_TYPES if name not in offered}
         if device.type == "cpu":
             found["data_parallel"] = "TorchRec sums the ids of an EmbeddingCollection there on a CPU"
-        for name in ("table_row_wise", "grid_shard"):
-            found[name] = "TorchRec has it for pooled tables only"
     if table.mean:
         found["grid_shard"] = "TorchRec adds up the means of its parts"
     if column_width(table.dim, world_size) == table.dim and world_size > 1:
@@ -326,10 +324,11 @@ def _obstacles(
     if world_size % local_world_size:
         for name in ("table_row_wise", "grid_shard"):
             found.setdefault(name, f"{world_size} ranks are not a multiple of {local_world_size} a machine")
-    for name, parts in (("row_wise", world_size), ("table_row_wise", local_world_size), ("grid_shard", local_world_size)):
-        held = -(-table.rows // parts)  # rows of each part but the last ones
-        if -(-table.rows // held) < parts:
-            found.setdefault(name, f"{parts} ranks are too many for {table.rows} rows, and FBGEMM fails on a rank without any")
+    parts = {"row_wise": world_size, "table_row_wise": local_world_size, "grid_shard": local_world_size}
+    for name, ranks in parts.items():
+        held = -(-table.rows // ranks)  # rows of each rank but the last ones
+        if -(-table.rows // held) < ranks:
+            found.setdefault(name, f"{ranks} ranks are too many for {table.rows} rows: FBGEMM fails on none")
     if optimizer.name == "ftrl":
         for name in SHARDING_TYPES:
             if name not in ("table_wise", "row_wise"):
@@ -372,8 +371,8 @@ class _OrderedEnumerator(EmbeddingEnumerator):
 
 
 def _search(
-    model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints], optim: OptimConfig,
-    topology: Topology, batch_size: int, device: torch.device,
+    model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints],
+    optim: OptimConfig, topology: Topology, batch_size: int, device: torch.device,
 ) -> ShardingPlan:
     parameters = dict(model.named_parameters())
     for table in tables:  # the planner adds the memory of the optimizer's state by its class
@@ -421,7 +420,7 @@ def _topology(
     level = logger.level
     logger.setLevel(logging.ERROR)  # newer TorchRecs warn of this constructor, the only one that older ones have
     try:
-        return Topology(world_size=world_size, local_world_size=local_world_size, compute_device=device.type, **arguments)
+        return Topology(world_size, device.type, local_world_size=local_world_size, **arguments)
     finally:
         logger.setLevel(level)
 
@@ -458,9 +457,9 @@ def _memory_report(
     return (
         f"the tables do not fit: weights and optimizer state need {sum(needed.values()):.3g} GB ({shown}"
         f"{', …' if len(needed) > 10 else ''}), besides buffers for batches of {batch_size} rows a rank; available are "
-        f"{memory:.3g} GB on each of {topology.world_size} rank(s). Use more ranks, smaller tables, table optimizers with "
-        f"less state (rowwise_adagrad, sgd), allow row_wise in sharding.types, or set sharding.{'hbm_gb' if gpu else 'ddr_gb'} "
-        "if more memory is there than was measured"
+        f"{memory:.3g} GB on each of {topology.world_size} rank(s). Use more ranks, smaller tables, table optimizers "
+        "with less state (rowwise_adagrad, sgd), allow row_wise in sharding.types, or set "
+        f"sharding.{'hbm_gb' if gpu else 'ddr_gb'} if more memory is there than was measured"
     )
 
 
@@ -468,7 +467,7 @@ def _memory_report(
 
 
 def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
-    """(values, first row, first column) of every part of a table on this rank; the values are the table's own memory."""
+    """(values, first row, first column) of each part of a table on this rank; the values are the table's memory."""
     if isinstance(weight, ShardedTensor):
         return [(shard.tensor.detach(), *shard.metadata.shard_offsets) for shard in weight.local_shards()]
     return [(weight.detach(), 0, 0)]

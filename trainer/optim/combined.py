@@ -87,7 +87,8 @@ class CombinedOptimizer:
         return dict(self._state)
 
     def load_state_dict(self, state: State) -> None:
-        """Takes over what ``state_dict`` gave, changed in place by torch.distributed.checkpoint or not; strict both ways."""
+        """Takes over what ``state_dict`` gave, changed in place by torch.distributed.checkpoint or not. Raises
+        ``ValueError`` when the keys differ."""
         if set(state) != set(self._state):
             missing, unknown = sorted(set(self._state) - set(state)), sorted(set(state) - set(self._state))
             raise ValueError(f"optimizer state does not fit: missing {missing[:5]}, unknown {unknown[:5]}")
@@ -119,8 +120,8 @@ def _ordinary_state(prefix: str, optimizer: torch.optim.Optimizer, parameters: d
 
 
 def _fused_state(model: DistributedModelParallel) -> State:
-    """State of the fused tables. TorchRec names a table-wise table's state on its owner only: the other ranks get an empty
-    ShardedTensor of the same layout, so that keys are equal everywhere and can be compared with a checkpoint's."""
+    """State of the fused tables. TorchRec names a table-wise table's state on its owner only: the other ranks get an
+    empty ShardedTensor of the same layout, so that keys are equal everywhere and comparable with a checkpoint's."""
     state: State = {
         f"tables.{name}.{key.rpartition('.')[2]}": value
         for name, values in model.fused_optimizer.state_dict()["state"].items()

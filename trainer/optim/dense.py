@@ -33,8 +33,8 @@ _NOT_OPTIONS = ("params", "lr", "weight_decay")  # these are keys of their own
 
 
 def make_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOptimizerConfig) -> torch.optim.Optimizer:
-    """A ``torch.optim`` optimizer over named parameters, its state in place from the start (so that a checkpoint has the
-    same keys before the first step as after it).
+    """A ``torch.optim`` optimizer over named parameters, its state in place from the start (so that a checkpoint has
+    the same keys before the first step as after it).
 
     Raises ``ValueError`` for an option that the optimizer does not have, or a value that it refuses.
     """
@@ -57,7 +57,8 @@ def make_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOp
 
 
 def materialise_state(optimizer: torch.optim.Optimizer) -> None:
-    """Creates the state that ``torch.optim`` would create in its first step, with the same values, changing nothing else.
+    """Creates the state that ``torch.optim`` would create in its first step, with the same values, changing nothing
+    else.
 
     (SGD's momentum starts from 0 instead of from the first gradient: the same unless ``dampening`` is set, where
     the first step is then damped like all others.)
@@ -81,16 +82,16 @@ def materialise_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Scales all gradients together to a global norm of at most ``max_norm``; returns the norm before, []. Gradients are
-    averages over ranks already, so all ranks scale alike."""
+    """Scales all gradients together to a global norm of at most ``max_norm``; returns the norm before, []. Gradients
+    are averages over ranks already, so all ranks scale alike."""
     return nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def schedule_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """The factor of the learning rate at ``step`` (0 for the first) of a run of ``total_steps``.
 
-    (step + 1) / warmup_steps while warming up, then from 1 to ``final`` at ``total_steps``, along a line or half a cosine
-    (Loshchilov and Hutter, 2017, eq. 5, without restarts).
+    (step + 1) / warmup_steps while warming up, then from 1 to ``final`` at ``total_steps``, along a line or half a
+    cosine (Loshchilov and Hutter, 2017, eq. 5, without restarts).
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

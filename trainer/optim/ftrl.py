@@ -5,14 +5,14 @@ McMahan et al., 2013, "Ad Click Prediction: a View from the Trenches", algorithm
     σ = (√(n + g²) - √n) / α;    z += g - σ w;    n += g²
     w = 0 if |z| <= λ₁, else -(z - sign(z) λ₁) / ((β + √n) / α + λ₂)
 
-FBGEMM has no such kernel. Here ``WideLookup`` puts the weight's gradient into slot 3 of the row's gradient, and FBGEMM's
-plain SGD with rate 1 leaves there -g, summed over the batch and over ranks. After backward the rows that this step looked
-up are updated where they lie and slot 3 returns to zero. The state is part of the table, so it travels with it through
-every sharding and checkpoint.
+FBGEMM has no such kernel. Here ``WideLookup`` puts the weight's gradient into slot 3 of the row's gradient, and
+FBGEMM's plain SGD with rate 1 leaves there -g, summed over the batch and over ranks. After backward the rows that this
+step looked up are updated where they lie and slot 3 returns to zero. The state is part of the table, so it travels with
+it through every sharding and checkpoint.
 
-Rows are taken from the ids that each kernel was called with, repetitions included: all are gathered before any is written
-and equal ids write equal values, so nothing needs to be made unique (on one core, 160,000 ids: 5 ms to update them all, 5 ms
-for ``unique`` alone).
+Rows are taken from the ids that each kernel was called with, repetitions included: all are gathered before any is
+written and equal ids write equal values, so nothing needs to be made unique (on one core, 160,000 ids: 5 ms to update
+them all, 5 ms for ``unique`` alone).
 
 Shapes: N ids of a kernel's call, F features of the kernel, R rows of 4 floats in the kernel's memory.
 """
@@ -36,7 +36,8 @@ GRADIENT_SLOT = 3
 class FTRL:
     """Updates the wide tables of a sharded model after backward. Its state lives in the tables.
 
-    Wide tables must have plain SGD with rate 1 fused in (``apply_table_optimizers``) and whole rows (table- or row-wise).
+    Wide tables must have plain SGD with rate 1 fused in (``apply_table_optimizers``) and whole rows (table-wise or
+    row-wise).
     """
 
     def __init__(self, model: nn.Module, config: TableOptimizerConfig) -> None:
@@ -53,8 +54,8 @@ class FTRL:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Updates the rows looked up by training forward passes since the last call. A row whose gradient is exactly 0 stays
-        as it is."""
+        """Updates the rows looked up by training forward passes since the last call. A row whose gradient is exactly 0
+        stays as it is."""
         for kernel in self._kernels:
             for touched in kernel.touched:
                 rows = kernel.rows()

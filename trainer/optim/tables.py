@@ -1,15 +1,15 @@
 """Optimizers of embedding tables: fused into backward (FBGEMM), or ordinary ones for data-parallel tables.
 
-Gradients. TorchRec divides what a table receives by the world size, so a table is updated with the gradient of the mean
-over ranks of the ranks' losses, as DistributedDataParallel does for dense parameters. Contributions to one row are added
-up over the batch and over ranks before the update: a row is updated once a step however often its id occurs.
+Gradients. TorchRec divides what a table receives by the world size, so a table is updated with the gradient of the
+mean over ranks of the ranks' losses, as DistributedDataParallel does for dense parameters. Contributions to one row are
+added up over the batch and over ranks before the update: a row is updated once a step however often its id occurs.
 
 Updates of a touched row w with gradient g (D entries), as FBGEMM computes them:
 
 * sgd              w -= lr g
 * adagrad          s += g²; w -= lr g / (√s + eps)                         Duchi et al., 2011, one s an entry
 * rowwise_adagrad  g += weight_decay w; s += mean(g²); w -= lr g / (√s + eps)     one s a row
-* adam             m, v as Kingma & Ba, 2015; w -= lr (m̂ / (√v̂ + eps) + weight_decay w); untouched rows rest ("lazy")
+* adam             m, v as Kingma & Ba, 2015; w -= lr (m̂ / (√v̂ + eps) + weight_decay w); untouched rows rest
 * ftrl             sgd with rate 1 collects -g in slot 3 of the row; see ``trainer.optim.ftrl``
 
 In a table cut by columns, rowwise_adagrad keeps one s for each part of a row, the mean being over that part.
@@ -41,12 +41,19 @@ from trainer.config import OptimConfig, TableOptimizerConfig
 from trainer.embeddings import WIDE_DIM, is_wide_table
 
 WITH_WEIGHT_DECAY = ("rowwise_adagrad", "adam")
+_ORDINARY = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "rowwise_adagrad": RowWiseAdagrad,
+}
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """A table of a model, sharded or not. ``module`` is the path of its collection, ``parameter`` the name of its weight
-    in ``state_dict``; ``pooled`` tells an EmbeddingBagCollection from an EmbeddingCollection, ``mean`` its pooling."""
+    """A table of a model, sharded or not. ``module`` is the path of its collection, ``parameter`` the name of its
+    weight in ``state_dict``; ``pooled`` tells an EmbeddingBagCollection from an EmbeddingCollection, ``mean`` its
+    pooling."""
 
     name: str
     module: str
@@ -99,8 +106,8 @@ def check_table_optimizers(tables: list[EmbeddingTable], optim: OptimConfig, dev
     if ftrl and len(ftrl) != len(wide):
         rest = next(name for name in wide if name not in ftrl)
         raise ValueError(
-            f"optim.by_table.{rest}: with optim.wide.name=ftrl all wide tables use FTRL (their gradients go to the slot it "
-            "reads); remove the entry, or choose another optim.wide.name"
+            f"optim.by_table.{rest}: with optim.wide.name=ftrl all wide tables use FTRL (their gradients go to the "
+            "slot it reads); remove the entry, or choose another optim.wide.name"
         )
     for table in tables:
         _check_table_optimizer(table, optim.of_table(table.name, wide=is_wide_table(table.name)), device)
@@ -118,8 +125,8 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
         betas = {"beta1": config.beta1, "beta2": config.beta2}
         return Adam, {"lr": config.lr, "eps": config.eps, "weight_decay": config.weight_decay, **betas}
     assert config.name == "rowwise_adagrad", config.name
-    decay = {"weight_decay": config.weight_decay, "weight_decay_mode": WeightDecayMode.L2} if config.weight_decay else {}
-    return RowWiseAdagrad, {"lr": config.lr, "eps": config.eps, **decay}
+    decay = {"weight_decay": config.weight_decay, "weight_decay_mode": WeightDecayMode.L2}
+    return RowWiseAdagrad, {"lr": config.lr, "eps": config.eps, **(decay if config.weight_decay else {})}
 
 
 def state_bytes(config: TableOptimizerConfig, rows: int, dim: int) -> int:
@@ -147,8 +154,8 @@ def data_parallel_table_optimizers(
         config = optim.of_table(table.name, wide=is_wide_table(table.name))
         if config.weight_decay:
             raise ValueError(
-                f"table '{table.name}' is data_parallel and its optimizer has weight_decay={config.weight_decay}, which "
-                "would shrink all rows at every step: set it to 0, or shard the table (sharding.by_table)"
+                f"table '{table.name}' is data_parallel and its optimizer has weight_decay={config.weight_decay}, "
+                "which would shrink all rows at every step: set it to 0, or shard the table (sharding.by_table)"
             )
         group = {"params": [parameters[table.parameter]], "lr": config.lr}
         if config.name != "sgd":
@@ -156,10 +163,8 @@ def data_parallel_table_optimizers(
         if config.name == "adam":
             group["betas"] = (config.beta1, config.beta2)
         groups.setdefault(config.name, []).append(group)
-    kinds = {
-        "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad
-    }
-    return [kinds[name](group) for name, group in groups.items()], {t.parameter: parameters[t.parameter] for t in tables}
+    optimizers = [_ORDINARY[name](group) for name, group in groups.items()]
+    return optimizers, {table.parameter: parameters[table.parameter] for table in tables}
 
 
 def fused_kernels(
@@ -230,14 +235,14 @@ def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig, 
     if config.name == "adam" and device.type == "cpu":
         raise ValueError(f"{where}, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or sgd, or device=cuda")
     if config.name in ("rowwise_adagrad", "adagrad", "adam") and not config.eps > 0:
-        raise ValueError(f"{where} with eps={config.eps}: a row whose gradients are all zero would divide 0 by 0; use eps=1e-8")
+        raise ValueError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
     if config.weight_decay and config.name not in WITH_WEIGHT_DECAY:
         remedy = "use l2 instead" if config.name == "ftrl" else f"only {' and '.join(WITH_WEIGHT_DECAY)} have it"
         raise ValueError(f"{where} with weight_decay={config.weight_decay}, which it ignores: {remedy}, or set it to 0")
     if config.weight_decay and device.type == "cpu":
         raise ValueError(
-            f"{where} with weight_decay={config.weight_decay}, which FBGEMM silently ignores on a CPU: set it to 0, or use "
-            "device=cuda"
+            f"{where} with weight_decay={config.weight_decay}, which FBGEMM silently ignores on a CPU: set it to 0, or "
+            "use device=cuda"
         )
     if config.name == "ftrl":
         assert is_wide_table(table.name) and table.dim == WIDE_DIM, table

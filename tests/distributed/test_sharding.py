@@ -1,0 +1,347 @@
+"""Plans, table values and the pipeline check on several ranks; and the tiny model that the tests of tables share."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from data_loaders.batch import Batch, Cursor
+from tests.distributed.helper import run_distributed
+from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.embeddings import WideLookup
+from trainer.optim.combined import CombinedOptimizer
+from trainer.optim.tables import apply_table_optimizers
+from trainer.sharding import check_pipelined, gather_table, initialize_tables, make_plan, plan_summary, shard
+
+CPU = torch.device("cpu")
+# In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.
+DIMS = {"wide_item": 4, "user": 8, "item": 16, "wide_user": 4, "clicked": 8}
+ROWS = {"wide_item": 7, "user": 11, "item": 7, "wide_user": 11, "clicked": 13}
+FEATURES = {
+    "wide_item": ["item"], "user": ["user", "friends"], "item": ["item"], "wide_user": ["user"], "clicked": ["clicks"]
+}
+TOP_WEIGHT = torch.linspace(-1.0, 1.0, 32)  # of the dense layer: [user 8, friends 8, item 16]
+
+
+class Head(nn.Module):
+    """All that computes, away from the pipeline's tracer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Linear(32, 1, bias=False)
+        with torch.no_grad():
+            self.top.weight.copy_(TOP_WEIGHT)
+        self.wide = WideLookup()
+
+    def forward(self, pooled, clicks, batch: Batch) -> tuple[Tensor, Tensor]:
+        columns = pooled.to_dict()
+        deep = torch.cat([columns["user@user"], columns["friends"], columns["item@item"]], dim=1)  # [B, 32]
+        wide = self.wide(torch.cat([columns["user@wide_user"], columns["item@wide_item"]], dim=1))  # [B, 2]
+        logits = self.top(deep).squeeze(1) + wide.sum(1)
+        if clicks is not None:
+            jagged = clicks["clicks"]
+            sums = torch.segment_reduce(jagged.values().sum(1), "sum", lengths=jagged.lengths(), initial=0.0)
+            logits = logits + sums  # [B]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+        return (loss * batch.weights).sum() / batch.normalizer, logits
+
+
+class TinyModel(nn.Module):
+    """A linear model over two deep tables (one with two features), two wide ones and perhaps a sequence."""
+
+    def __init__(self, sequence: bool = False, rows: Mapping[str, int] = ROWS) -> None:
+        super().__init__()
+        meta = torch.device("meta")
+        pooling = {"item": PoolingType.MEAN}
+        self.bags = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=name, num_embeddings=rows[name], embedding_dim=DIMS[name], feature_names=FEATURES[name],
+                    pooling=pooling.get(name, PoolingType.SUM),
+                )
+                for name in DIMS if name != "clicked"
+            ],
+            device=meta,
+        )
+        clicked = EmbeddingConfig(
+            name="clicked", num_embeddings=rows["clicked"], embedding_dim=8, feature_names=["clicks"]
+        )
+        self.sequences = EmbeddingCollection(tables=[clicked], device=meta) if sequence else None
+        self.head = Head()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        pooled = self.bags(batch.sparse)
+        clicks = self.sequences(batch.sequence) if self.sequences is not None else None
+        return self.head(pooled, clicks, batch)
+
+
+def make_batch(rank: int, world_size: int, step: int, size: int = 6, rows: Mapping[str, int] = ROWS) -> Batch:
+    """Bags of 0 to 3 ids with many repetitions within a bag, a batch and over ranks."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+
+    def jagged(keys: list[str], tables: list[str]) -> KeyedJaggedTensor:
+        lengths = torch.randint(0, 4, (len(keys), size), generator=generator)
+        counts = lengths.sum(1).tolist()
+        ids = [torch.randint(0, rows[t], (n,), generator=generator) for t, n in zip(tables, counts, strict=True)]
+        return KeyedJaggedTensor(keys=keys, values=torch.cat(ids), lengths=lengths.flatten())
+
+    labels = torch.randint(0, 2, (size,), generator=generator).float()
+    return Batch(
+        dense=torch.zeros(size, 0), sparse=jagged(["user", "friends", "item"], ["user", "user", "item"]),
+        sequence=jagged(["clicks"], ["clicked"]), labels=labels, weights=torch.ones(size),
+        normalizer=torch.tensor(float(size)), cursor=Cursor(0, step + 1, size * world_size, size),
+    )
+
+
+def reference_loss(tables: Mapping[str, Tensor], top: Tensor, batch: Batch, sequence: bool) -> Tensor:
+    """The same model by plain lookups, in the tables' precision."""
+
+    def bags(feature: str, table: str, mode: str) -> Tensor:
+        jagged = (batch.sequence if feature == "clicks" else batch.sparse)[feature]
+        rows = [tables[table][ids] for ids in jagged.values().split(jagged.lengths().tolist())]
+        pooled = [r.sum(0) / (max(len(r), 1) if mode == "mean" else 1) for r in rows]
+        return torch.stack(pooled)
+
+    deep = [bags("user", "user", "sum"), bags("friends", "user", "sum"), bags("item", "item", "mean")]
+    wide = bags("user", "wide_user", "sum")[:, 0] + bags("item", "wide_item", "sum")[:, 0]
+    logits = torch.cat(deep, dim=1) @ top + wide
+    if sequence:
+        logits = logits + bags("clicks", "clicked", "sum").sum(1)
+    return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))
+
+
+def build(
+    world_size: int, sharding: ShardingConfig, optim: OptimConfig, *, sequence: bool = False,
+    rows: Mapping[str, int] = ROWS, model: nn.Module | None = None, seed: int = 3,
+) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """The tiny model, planned, sharded and initialised: deep tables with deviation 0.5, wide ones with 0."""
+    model = model or TinyModel(sequence, rows)
+    plan = make_plan(
+        model, sharding, optim, batch_size=6, device=CPU, world_size=world_size, local_world_size=world_size
+    )
+    apply_table_optimizers(model, plan, optim, CPU)
+    sharded = shard(model, plan, CPU)
+    initialize_tables(sharded, seed, lambda table: 0.0 if table.startswith("wide_") else 0.5)
+    return sharded, plan
+
+
+def all_tables(model: DistributedModelParallel, sequence: bool) -> dict[str, Tensor]:
+    return {name: gather_table(model, name) for name in DIMS if sequence or name != "clicked"}
+
+
+def everywhere(kind: str, *, wide: str | None = None) -> ShardingConfig:
+    """All tables alike; wide ones apart where their 4 columns cannot be cut."""
+    return ShardingConfig(types=[kind], by_table={name: wide for name in ("wide_user", "wide_item")} if wide else {})
+
+
+SGD = OptimConfig(tables=TableOptimizerConfig("sgd"), wide=TableOptimizerConfig("sgd"))
+LAYOUTS = {
+    "table_wise": everywhere("table_wise"),
+    "row_wise": everywhere("row_wise"),
+    "column_wise": everywhere("column_wise", wide="table_wise"),
+    "auto": ShardingConfig(),
+    # Means by rows beside sums by tables, and the other way round.
+    "mixed": ShardingConfig(
+        by_table={"user": "table_wise", "item": "row_wise", "wide_user": "row_wise", "wide_item": "table_wise"}
+    ),
+}
+BAG_LAYOUTS = {  # an EmbeddingCollection has none of these, or not on a CPU; a mean no grid
+    "table_row_wise": everywhere("table_row_wise"),
+    "grid_shard": ShardingConfig(types=["table_row_wise"], by_table={"user": "grid_shard"}),
+    "data_parallel": everywhere("data_parallel"),
+}
+
+
+def _losses_and_tables(rank: int, world_size: int, rows: Mapping[str, int], layouts: Mapping[str, ShardingConfig]):
+    """Initial tables of each layout; each layout's loss must be that of plain lookups in them."""
+    found = {}
+    for name, layout in layouts.items():
+        sequence = name not in BAG_LAYOUTS
+        model, plan = build(world_size, layout, SGD, sequence=sequence, rows=rows)
+        kinds = {row["table"]: row["sharding"] for row in plan_summary(plan, model, SGD)}
+        assert name in ("auto", "mixed") or kinds["user"] == name, kinds
+        found[name] = all_tables(model, sequence)
+        batch = make_batch(rank, world_size, 0, rows=rows)
+        tables = {table: values.double() for table, values in found[name].items()}
+        loss, _ = model(batch)
+        expected = reference_loss(tables, TOP_WEIGHT.double(), batch, sequence)
+        assert abs(loss.item() - expected.item()) < 1e-6, (name, loss, expected)
+        loss.backward()
+    return found
+
+
+def _error_of_a_plan_too_large(world_size: int) -> str:
+    with pytest.raises(ValueError) as caught:
+        build(world_size, ShardingConfig(ddr_gb=1e-6), OptimConfig())
+    return str(caught.value)
+
+
+class Untraceable(TinyModel):
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        sparse = KeyedJaggedTensor.concat([batch.sparse])  # a new batch: its keys are unknown to the tracer
+        return self.head(self.bags(sparse), None, batch)
+
+
+def _pipeline_errors(rank: int, world_size: int) -> list[str]:
+    messages = []
+    for model in (TinyModel(sequence=True), Untraceable()):
+        sharded, plan = build(world_size, ShardingConfig(), SGD, model=model)
+        optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=3)
+        pipeline = TrainPipelineSparseDist(sharded, optimizer, CPU, execute_all_batches=True)
+        pipeline.progress(iter([make_batch(rank, world_size, step) for step in range(3)]))
+        try:
+            check_pipelined(pipeline, sharded)
+            messages.append("")
+        except RuntimeError as error:
+            messages.append(str(error))
+    return messages
+
+
+def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
+    """All that needs a process group, in one launch for each number of ranks."""
+    long = dict(ROWS, user=20_001, wide_user=20_001)  # several chunks of initial values, and shards that end within one
+    short = dict.fromkeys(ROWS, world_size)  # one row a rank
+    two = {name: LAYOUTS[name] for name in ("table_wise", "row_wise")}
+    found: dict[str, object] = {
+        "tables": _losses_and_tables(rank, world_size, ROWS, LAYOUTS | BAG_LAYOUTS),
+        "long": _losses_and_tables(rank, world_size, long, two),
+        "short": _losses_and_tables(rank, world_size, short, two),
+        "too_large": _error_of_a_plan_too_large(world_size),
+    }
+    if world_size == 2:
+        found["pipeline"] = _pipeline_errors(rank, world_size)
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[int, list[dict]]:
+    return {world_size: run_distributed(_on_ranks, world_size) for world_size in (1, 2, 3)}
+
+
+def test_initial_values_do_not_depend_on_layout_or_ranks(runs) -> None:
+    base = runs[1][0]["tables"]["table_wise"]
+    assert abs(float(base["item"].std()) - 0.5) < 0.1 and abs(float(base["item"].mean())) < 0.2
+    assert not base["wide_user"].any()
+    assert not torch.equal(base["user"][:7], base["clicked"][:7])
+    for world_size, ranks in runs.items():
+        for tables_of_rank in ranks:
+            for layout, tables in tables_of_rank["tables"].items():
+                for name, table in tables.items():
+                    assert torch.equal(table, base[name]), (world_size, layout, name)
+
+
+def test_initial_values_of_a_table_of_several_chunks(runs) -> None:
+    base = runs[1][0]["long"]["table_wise"]["user"]
+    assert base.unique().numel() > 0.9 * base.numel()  # no chunk repeats another
+    assert torch.equal(base[: ROWS["user"]], runs[1][0]["tables"]["table_wise"]["user"])
+    for world_size in (2, 3):
+        for layout, tables in runs[world_size][0]["long"].items():
+            assert torch.equal(tables["user"], base), (world_size, layout)
+
+
+def test_a_plan_that_does_not_fit_fails_on_every_rank_with_the_sizes(runs) -> None:
+    messages = [rank["too_large"] for rank in runs[2]]
+    assert messages[0] == messages[1]
+    for word in ("do not fit", "item", "GB", "2 rank(s)", "sharding.ddr_gb"):
+        assert word in messages[0]
+
+
+def test_a_module_that_is_not_pipelined_is_named(runs) -> None:
+    good, bad = runs[2][0]["pipeline"]
+    assert good == ""
+    assert "does not reach bags" in bad
+
+
+# Plans without a process group.
+
+
+def plan_alone(
+    config: ShardingConfig, optim: OptimConfig, world_size: int = 2, device: str = "cpu", rows: Mapping[str, int] = ROWS
+) -> dict[str, dict]:
+    """Rows of the plan's summary by table, for machines of up to 8 ranks."""
+    model = TinyModel(True, rows)
+    plan = make_plan(
+        model, config, optim, batch_size=1024, device=torch.device(device), world_size=world_size,
+        local_world_size=min(world_size, 8),
+    )
+    return {row["table"]: row for row in plan_summary(plan, model, optim)}
+
+
+def test_auto_gives_every_rank_work_and_leaves_the_optimizer_in_backward() -> None:
+    rows = dict(ROWS, user=1_000_000, wide_user=1_000_000)
+    for world_size in (2, 3):
+        plan = plan_alone(ShardingConfig(), OptimConfig(), world_size, rows=rows)
+        assert {row["sharding"] for row in plan.values()} <= {"table_wise", "row_wise"}
+        assert {rank for row in plan.values() for rank in row["ranks"]} == set(range(world_size))
+    assert {row["sharding"] for row in plan_alone(ShardingConfig(), OptimConfig(), 1).values()} == {"table_wise"}
+
+
+def test_equally_good_plans_are_not_chosen_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchRec keeps allowed types in a set of strings, whose order differs from process to process."""
+    types = ["row_wise", "table_row_wise"]  # the same on one machine
+    config = ShardingConfig(types=types, by_table={"clicked": "row_wise"})
+    plans = []
+    for order in (types, types[::-1]):
+
+        def filtered(self, name: str, allowed: list[str], *rest, order: list[str] = order) -> list[str]:
+            return [kind for kind in order if kind in self._constraints[name].sharding_types]
+
+        monkeypatch.setattr(EmbeddingEnumerator, "_filter_sharding_types", filtered)
+        plans.append({name: row["sharding"] for name, row in plan_alone(config, OptimConfig()).items()})
+    assert plans[0] == plans[1]
+
+
+def test_summary_counts_weights_and_optimizer_state() -> None:
+    plan = plan_alone(everywhere("table_wise"), OptimConfig(by_table={"item": TableOptimizerConfig("adagrad")}))
+    assert list(plan["user"]["bytes"].values()) == [4 * (11 * 8 + 11)]
+    assert list(plan["item"]["bytes"].values()) == [4 * 2 * 7 * 16]
+    cut = plan_alone(everywhere("column_wise", wide="row_wise"), OptimConfig())
+    assert sum(cut["item"]["bytes"].values()) == 4 * (7 * 16 + 2 * 7)  # a row-wise sum for each half of a row
+    assert cut["wide_user"]["bytes"] == {"0": 4 * 2 * 6 * 4, "1": 4 * 2 * 5 * 4}
+    json.dumps(cut)
+
+
+def test_a_plan_for_a_cluster_that_is_not_there() -> None:
+    plan = plan_alone(ShardingConfig(hbm_gb=80), OptimConfig(tables=TableOptimizerConfig("adam")), 16, device="cuda")
+    assert set(plan) == set(DIMS)
+    with pytest.raises(ValueError, match="sharding.hbm_gb"):
+        plan_alone(ShardingConfig(hbm_gb=1e-6), OptimConfig(), 2, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("config", "optim", "message"),
+    [
+        (ShardingConfig(by_table={"clicked": "data_parallel"}), OptimConfig(), "by_table.clicked.*sums the ids"),
+        (ShardingConfig(by_table={"clicked": "grid_shard"}), OptimConfig(), "by_table.clicked.*pooled tables only"),
+        (ShardingConfig(by_table={"item": "grid_shard"}), OptimConfig(), "by_table.item.*adds up the means"),
+        (ShardingConfig(by_table={"wide_user": "column_wise"}), OptimConfig(), "multiples of 4.*possible: table_wise"),
+        (ShardingConfig(types=["column_wise"]), OptimConfig(), "sharding.types.*'wide_item'"),
+        (ShardingConfig(by_table={"clicked": "row_wise"}), OptimConfig(), "clicked.*8 ranks are too many for 13 rows"),
+        (
+            ShardingConfig(types=["data_parallel", "table_row_wise"], by_table={"clicked": "row_wise"}),
+            OptimConfig(wide=TableOptimizerConfig("ftrl")), "'wide_item'.*FTRL",
+        ),
+        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("adam")), "lacks on a CPU: use rowwise_adagrad"),
+        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("sgd", weight_decay=0.1)), "=0.1, which it ignores"),
+        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig(weight_decay=0.1)), "silently ignores on a CPU"),
+        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig(eps=0.0)), "eps=0.0"),
+        (ShardingConfig(), OptimConfig(by_table={"usr": TableOptimizerConfig()}), "by_table.usr: the model has no"),
+        (
+            ShardingConfig(),
+            OptimConfig(wide=TableOptimizerConfig("ftrl"), by_table={"wide_item": TableOptimizerConfig()}),
+            "by_table.wide_item.*all wide tables use FTRL",
+        ),
+    ],
+)
+def test_impossible_combinations_say_what_is_possible(config: ShardingConfig, optim: OptimConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_alone(config, optim, world_size=8 if "8 ranks" in message else 2)

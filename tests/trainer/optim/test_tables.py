@@ -1,0 +1,87 @@
+"""What does not need ranks: names of tables, state sizes, and the step count of FBGEMM's Adam."""
+
+import pytest
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from trainer.config import TABLE_OPTIMIZERS, OptimConfig, TableOptimizerConfig
+from trainer.optim.tables import (
+    _uncount_evaluation,
+    check_table_optimizers,
+    embedding_tables,
+    fused_optimizer,
+    state_bytes,
+)
+
+META = torch.device("meta")
+
+
+class TwoCollections(nn.Module):
+    def __init__(self, sequence_table: str = "item") -> None:
+        super().__init__()
+        mean = EmbeddingBagConfig(
+            name="user", num_embeddings=9, embedding_dim=8, feature_names=["user", "friends"], pooling=PoolingType.MEAN
+        )
+        wide = EmbeddingBagConfig(name="wide_user", num_embeddings=9, embedding_dim=4, feature_names=["user"])
+        self.bags = EmbeddingBagCollection(tables=[mean, wide], device=META)
+        sequence = EmbeddingConfig(name=sequence_table, num_embeddings=5, embedding_dim=4, feature_names=["clicks"])
+        self.inner = nn.ModuleDict({"sequences": EmbeddingCollection(tables=[sequence], device=META)})
+
+
+def test_tables_are_found_under_the_names_of_the_state_dict() -> None:
+    model = TwoCollections()
+    tables = {table.name: table for table in embedding_tables(model)}
+    assert {table.parameter for table in tables.values()} == set(model.state_dict())
+    user, item = tables["user"], tables["item"]
+    assert (user.module, user.pooled, user.mean, user.features) == ("bags", True, True, ("user", "friends"))
+    assert (user.rows, user.dim) == (9, 8)
+    assert (item.module, item.pooled, item.mean) == ("inner.sequences", False, False)
+    assert not tables["wide_user"].mean
+
+
+def test_a_table_in_two_collections_is_refused() -> None:
+    with pytest.raises(ValueError, match="table 'user' is in both 'bags' and 'inner.sequences'"):
+        embedding_tables(TwoCollections(sequence_table="user"))
+
+
+def test_every_optimizer_has_a_fused_form_and_a_size() -> None:
+    expected = {"rowwise_adagrad": 40, "adagrad": 320, "sgd": 0, "adam": 640, "ftrl": 0}
+    for name in TABLE_OPTIMIZERS:
+        config = TableOptimizerConfig(name, lr=0.3)
+        _, arguments = fused_optimizer(config)
+        assert arguments["lr"] == (1.0 if name == "ftrl" else 0.3)
+        assert fused_optimizer(config)[1] is not arguments  # TorchRec writes into it
+        assert state_bytes(config, rows=10, dim=8) == expected[name]
+
+
+def test_adam_is_for_gpus() -> None:
+    tables = embedding_tables(TwoCollections())
+    optim = OptimConfig(tables=TableOptimizerConfig("adam", weight_decay=0.1))
+    check_table_optimizers(tables, optim, torch.device("cuda"))
+    with pytest.raises(ValueError, match="lacks on a CPU"):
+        check_table_optimizers(tables, optim, torch.device("cpu"))
+
+
+def test_ftrl_has_l2_instead_of_weight_decay() -> None:
+    optim = OptimConfig(wide=TableOptimizerConfig("ftrl", weight_decay=0.1))
+    with pytest.raises(ValueError, match="'wide_user'.*use l2 instead"):
+        check_table_optimizers(embedding_tables(TwoCollections()), optim, torch.device("cpu"))
+
+
+def test_evaluation_does_not_count_as_a_step_of_adam() -> None:
+    class Kernel(nn.Module):  # FBGEMM's Adam runs on GPUs only; this counts as it does
+        def __init__(self) -> None:
+            super().__init__()
+            self.iter, self.iter_cpu = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+
+        def forward(self) -> None:
+            self.iter.add_(1)
+            self.iter_cpu.add_(1)
+
+    kernel = Kernel()
+    kernel.register_forward_hook(_uncount_evaluation)
+    for training in (True, False, False, True):
+        kernel.train(training)()
+    assert (int(kernel.iter), int(kernel.iter_cpu)) == (2, 2)
