@@ -18,8 +18,14 @@ from typing import Any
 from bench.train import machine
 
 PUBLISHED = (
-    "wide_deep_criteo39", "deepfm_criteo39", "wide_deep_ml1m", "deepfm_ml1m", "din_ml1m",
-    "wide_deep_trivago", "deepfm_trivago", "din_trivago",
+    "wide_deep_criteo39",
+    "deepfm_criteo39",
+    "wide_deep_ml1m",
+    "deepfm_ml1m",
+    "din_ml1m",
+    "wide_deep_trivago",
+    "deepfm_trivago",
+    "din_trivago",
 )
 
 
@@ -40,7 +46,10 @@ def main() -> None:
                 results["runs"][name] = run(name.split(), options.data_root, options.nproc_per_node)
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(results, indent=2) + "\n")
-        print(row(experiment, [r for n, r in results["runs"].items() if n.startswith(f"experiment={experiment} ")]), flush=True)
+        print(
+            row(experiment, [r for n, r in results["runs"].items() if n.startswith(f"experiment={experiment} ")]),
+            flush=True,
+        )
 
 
 def run(overrides: list[str], data_root: str, num_ranks: int) -> dict[str, Any]:
@@ -48,13 +57,19 @@ def run(overrides: list[str], data_root: str, num_ranks: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks), *overrides]
         done = subprocess.run(
-            [*command, f"data.root={data_root}", f"run.dir={folder}/run"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            [*command, f"data.root={data_root}", f"run.dir={folder}/run"],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         final = json.loads((Path(folder) / "run" / "metrics.json").read_text())
     test = {key: final["test"][key] for key in ("auc", "logloss", "ne", "calibration")}
-    train = {key: final["train"][key] for key in ("samples_per_second", "peak_memory_mb", "input_wait_fraction", "rows_trained")}
+    train = {
+        key: final["train"][key]
+        for key in ("samples_per_second", "peak_memory_mb", "input_wait_fraction", "rows_trained")
+    }
     return {"valid_auc": final["valid"]["auc"], **test, **train}
 
 
@@ -68,7 +83,8 @@ def row(experiment: str, runs: list[dict[str, Any]]) -> str:
 
     speed = statistics.median(r["samples_per_second"] for r in runs)
     memory = max(r["peak_memory_mb"]["host"] for r in runs)
-    return f"| `{experiment}` | {shown('auc', 4)} | {shown('logloss', 4)} | {shown('calibration', 3)} | {speed:,.0f} | {memory:,} |"
+    quality = " | ".join((shown("auc", 4), shown("logloss", 4), shown("calibration", 3)))
+    return f"| `{experiment}` | {quality} | {speed:,.0f} | {memory:,} |"
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def measure(config: TrainConfig, ranks: Ranks, steps: int, repeats: int) -> dict
     return {
         "samples_per_second": {name: round(rate) for name, rate in rates.items()},
         "ours_over_plain": round(statistics.median(p / o for o, p in zip(seconds["ours"], seconds["plain"])), 3),
-        "ours_over_dense_ceiling": round(statistics.median(d / o for o, d in zip(seconds["ours"], seconds["dense"])), 3),
+        "ours_over_dense_ceiling": round(
+            statistics.median(d / o for o, d in zip(seconds["ours"], seconds["dense"])), 3
+        ),
         "input_wait_fraction": round(statistics.median(waits), 4),
         "peak_memory_mb": peak,
         "batch_size": config.batch_size,
@@ -183,10 +185,19 @@ def command() -> str:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":")[1].strip() for line in described if line.startswith("model name")]
+    cpu = next(iter(models), platform.processor())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory": memory, "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from torchrec.streamable import Pipelineable
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where in the data a global batch ends: after ``step`` global batches of epoch ``epoch``, ``rows`` of which (the
-    batch's own rows over all ranks, padding left out) came with this one, ``local_rows`` of them on this rank: the first rows of its batch."""
+    """Where in the data a global batch ends: after ``step`` global batches of epoch ``epoch``. ``rows`` came with this
+    one over all ranks, padding left out; ``local_rows`` of them on this rank, the first of its batch."""
 
     epoch: int
     step: int

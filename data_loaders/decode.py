@@ -139,7 +139,11 @@ class Decoder:
             self._singles.append(_SingleIds(key, schema, counters))
 
     def __call__(
-        self, tables: Iterable[pa.Table], count: int, rows: NDArray[np.int64] | None = None, reuse: Columns | None = None
+        self,
+        tables: Iterable[pa.Table],
+        count: int,
+        rows: NDArray[np.int64] | None = None,
+        reuse: Columns | None = None,
     ) -> Columns:
         """The ``count`` rows of all tables, one table after the other; or those at ``rows``, a permutation, in that
         order.

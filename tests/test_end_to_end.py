@@ -22,7 +22,12 @@ def torchrun(ranks, module, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", module]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment, stdin=subprocess.DEVNULL
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -47,7 +52,12 @@ def trained(click_log, tmp_path_factory):
 def test_the_run_folder_and_the_final_table(trained):
     run, _, done = trained
     assert {p.name for p in run.iterdir() if p.name[0] != "."} >= {
-        "config.yaml", "plan.json", "metrics.jsonl", "metrics.json", "status.json", "checkpoints",
+        "config.yaml",
+        "plan.json",
+        "metrics.jsonl",
+        "metrics.json",
+        "status.json",
+        "checkpoints",
     }
     final = read(run / "metrics.json")
     for split, rows in tiny.ROWS.items():
@@ -108,12 +118,14 @@ def test_predictions_keep_the_order_of_rows(trained, click_log, tmp_path):
     outputs = {}
     for ranks in (1, 2):
         path = tmp_path / f"{ranks}" / "predictions.parquet"
-        done = torchrun(ranks, "trainer.predict", run, "--input", click_log / "test", "--output", path, "--keep", "label", "user_id")
+        done = torchrun(
+            ranks, "trainer.predict", run, "--input", click_log / "test", "--output", path, "--keep", "label", "user_id"
+        )
         assert done.returncode == 0, done.stderr
         outputs[ranks] = pq.read_table(path)
         assert [p.name for p in path.parent.iterdir()] == ["predictions.parquet"]
     source = pq.read_table(click_log / "test")
-    for ranks, table in outputs.items():
+    for table in outputs.values():
         assert table["user_id"].to_pylist() == source["user_id"].to_pylist()
         assert table.num_rows == tiny.ROWS["test"]
     one, two = (outputs[n]["prediction"].to_numpy() for n in (1, 2))

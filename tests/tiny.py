@@ -15,7 +15,13 @@ def write_log(folder: Path) -> Path:
     """Rows of ``ROWS`` in several small files with several row groups each."""
     config = job(folder).config
     synthetic.write(
-        config.data.schema, folder, rows=ROWS, seed=3, probability="click_probability", rows_per_file=1100, row_group_size=250
+        config.data.schema,
+        folder,
+        rows=ROWS,
+        seed=3,
+        probability="click_probability",
+        rows_per_file=1100,
+        row_group_size=250,
     )
     return folder
 

@@ -80,7 +80,9 @@ def build_optimizer(
     return CombinedOptimizer(sharded, plan, optim, total_steps=total_steps)
 
 
-def build_train_loader(data: DataConfig, layout: Layout, batch_size: int, seed: int, ranks: Ranks) -> tuple[Loader, str]:
+def build_train_loader(
+    data: DataConfig, layout: Layout, batch_size: int, seed: int, ranks: Ranks
+) -> tuple[Loader, str]:
     """The training stream and the fingerprint of its files."""
     manifest = scan(data, "train", layout)
     stream = data.stream
@@ -103,8 +105,14 @@ def build_train_loader(data: DataConfig, layout: Layout, batch_size: int, seed: 
 
 
 def build_ordered_loader(
-    manifest: Manifest, schema: Schema, layout: Layout, batch_size: int, stream: StreamConfig, ranks: Ranks,
-    *, labeled: bool = True,
+    manifest: Manifest,
+    schema: Schema,
+    layout: Layout,
+    batch_size: int,
+    stream: StreamConfig,
+    ranks: Ranks,
+    *,
+    labeled: bool = True,
 ) -> Loader:
     """File order, each rank a contiguous part: for evaluation and prediction."""
     return Loader(
@@ -129,7 +137,9 @@ def scan(data: DataConfig, split: str, layout: Layout) -> Manifest:
     """The files of a split, read by rank 0, the same on all ranks. Raises ``ValueError`` on every rank."""
     paths = getattr(data, split)
     if not paths:
-        raise ValueError(f"data.{split} is empty: name at least one Parquet file, folder or glob under data.root={data.root}")
+        raise ValueError(
+            f"data.{split} is empty: name at least one Parquet file, folder or glob under data.root={data.root}"
+        )
     schema = data.schema
     extra = [name for name in (schema.label, schema.weight) if name]
     return from_first(lambda: Manifest.scan(paths, data.root, [*schema.columns(layout), *extra]))

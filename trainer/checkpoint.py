@@ -43,7 +43,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, config: CheckpointConfig, tensors: dict[str, Stateful], identity: dict[str, Any], ranks: Ranks
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        tensors: dict[str, Stateful],
+        identity: dict[str, Any],
+        ranks: Ranks,
     ) -> None:
         self.folder, self.config, self.tensors, self.identity, self.ranks = folder, config, tensors, identity, ranks
         self._last_step = -1
@@ -57,7 +62,9 @@ class Checkpoints:
         """Saves when ``every_steps`` or ``every_minutes`` is due; rank 0's clock decides for all."""
         every, minutes = self.config.every_steps, self.config.every_minutes
         due = every is not None and progress.step % every == 0
-        if not due and minutes is not None and progress.step % 16 == 0:  # the clock is asked rarely: it costs a broadcast
+        if (
+            not due and minutes is not None and progress.step % 16 == 0
+        ):  # the clock is asked rarely: it costs a broadcast
             due = from_first(lambda: time.monotonic() - self._last_time >= 60 * minutes)
         if due:
             self.save(progress)
@@ -137,7 +144,9 @@ class Checkpoints:
             return
         if self.ranks.is_first:
             shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"checkpoint could not be written to {self.folder} ({verdict}); earlier checkpoints are untouched")
+        raise OSError(
+            f"checkpoint could not be written to {self.folder} ({verdict}); earlier checkpoints are untouched"
+        )
 
     def _prune(self) -> None:
         for path in committed(self.folder)[self.config.keep :]:
@@ -196,7 +205,8 @@ def _check_keys(path: Path, state: dict[str, dict[str, Any]], all_parts: bool) -
     wanted = {f"{name}.{key}" for name, part in state.items() for key in _flat_keys(part)}
     if saved != wanted:
         raise ValueError(
-            f"checkpoint {path} does not fit the model: missing {sorted(wanted - saved)[:5]}, unknown {sorted(saved - wanted)[:5]}"
+            f"checkpoint {path} does not fit the model: missing {sorted(wanted - saved)[:5]}, "
+            f"unknown {sorted(saved - wanted)[:5]}"
         )
 
 

@@ -54,7 +54,9 @@ def compose(argv: Sequence[str]) -> Composed:
         assert isinstance(config, TrainConfig)
         config.model = check_model(config.model)
     except OverrideParseException as error:
-        raise UserError(f"{error.override!r} is not an override: write key=value (quote lists and spaces for the shell)") from None
+        raise UserError(
+            f"{error.override!r} is not an override: write key=value (quote lists and spaces for the shell)"
+        ) from None
     except MissingConfigException as error:
         raise UserError(_explain_missing(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -104,7 +106,9 @@ def load_model_class(name: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
-            raise UserError(f"model.name is {name!r}, but there is no module {module_name}: see trainer/models/") from None
+            raise UserError(
+                f"model.name is {name!r}, but there is no module {module_name}: see trainer/models/"
+            ) from None
         raise
     if not hasattr(module, "Model"):
         raise UserError(f"model.name is {name!r}, but {module_name} defines no 'Model': add `Model = YourClass` to it")
@@ -136,7 +140,11 @@ def hyperparameter_class(model_class: type) -> type:
             continue
         default = parameter.default
         make: Callable = dataclasses.field
-        spec = make(default_factory=lambda d=default: list(d)) if isinstance(default, (list, tuple)) else make(default=default)
+        spec = (
+            make(default_factory=lambda d=default: list(d))
+            if isinstance(default, (list, tuple))
+            else make(default=default)
+        )
         fields.append((parameter.name, parameter.annotation, spec))
     return dataclasses.make_dataclass(model_class.__name__, fields)
 

@@ -236,9 +236,14 @@ class TrainConfig:
         if self.steps is not None:
             positive(self.steps, "steps")
         if not self.data.schema.features:
-            raise ValueError("data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic")
+            raise ValueError(
+                "data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic"
+            )
         if self.batch_size % self.data.stream.shards:
-            near = sorted((n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0), key=lambda n: abs(n - self.data.stream.shards))
+            near = sorted(
+                (n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0),
+                key=lambda n: abs(n - self.data.stream.shards),
+            )
             up = -(-self.batch_size // self.data.stream.shards) * self.data.stream.shards
             raise ValueError(
                 f"batch_size is {self.batch_size}, which data.stream.shards={self.data.stream.shards} does not divide: use "

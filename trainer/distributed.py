@@ -48,7 +48,9 @@ def choose_device(wanted: str) -> torch.device:
     _, _, local_rank, local_world_size = identity()
     count = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cuda" and not count:
-        raise ValueError("device=cuda, but PyTorch sees no GPU here: use device=auto or device=cpu, or install with DEVICE=cuda")
+        raise ValueError(
+            "device=cuda, but PyTorch sees no GPU here: use device=auto or device=cpu, or install with DEVICE=cuda"
+        )
     if not count:
         return torch.device("cpu")
     if local_world_size > count:

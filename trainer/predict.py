@@ -30,9 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trainer.predict", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--input", nargs="+", required=True, help="Parquet files, folders or globs; a label is not needed")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="Parquet files, folders or globs; a label is not needed"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the Parquet file to write")
-    parser.add_argument("--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction")
+    parser.add_argument(
+        "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
+    )
     parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
     guarded(lambda: run(options))

@@ -34,7 +34,11 @@ def guarded(job: Callable[[], Any], on_error: Callable[[str], None] = lambda mes
     except RuntimeError as error:
         if not any(sign in str(error) for sign in LOST_PEER):
             raise
-        print(f"rank {identity()[0]}: lost contact with another rank; its own message says why", file=sys.stderr, flush=True)
+        print(
+            f"rank {identity()[0]}: lost contact with another rank; its own message says why",
+            file=sys.stderr,
+            flush=True,
+        )
         _leave(1)
 
 
@@ -52,7 +56,9 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, (UserError, OSError)):
         return True
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES) and (frames[-1].line or "").startswith("raise ")
+    return (
+        bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES) and (frames[-1].line or "").startswith("raise ")
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -36,7 +36,14 @@ class Reporter:
         self._trained = self._window_rows = 0
         self._outside = 0.0
         self._window_wait = self._wait = 0.0
-        self._bar = tqdm(total=total_steps, unit="step", disable=not ranks.is_first, dynamic_ncols=True, mininterval=1.0, file=sys.stderr)
+        self._bar = tqdm(
+            total=total_steps,
+            unit="step",
+            disable=not ranks.is_first,
+            dynamic_ncols=True,
+            mininterval=1.0,
+            file=sys.stderr,
+        )
 
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
         if outputs.cursor.epoch != self._epoch_number:
@@ -69,7 +76,13 @@ class Reporter:
 
     def write(self, split: str, values: Mapping[str, Any], progress: Progress) -> None:
         if self.ranks.is_first:
-            line = {"step": progress.step, "epoch": progress.epoch, "rows_trained": progress.rows, "split": split, **values}
+            line = {
+                "step": progress.step,
+                "epoch": progress.epoch,
+                "rows_trained": progress.rows,
+                "split": split,
+                **values,
+            }
             append_json_line(self.path, line)
 
     def outside(self, seconds: float) -> None:
@@ -104,7 +117,9 @@ def print_plan(rows: list[dict[str, Any]], most: int = 40) -> None:
     for row in ordered[:most]:
         megabytes = ", ".join(f"{size / 1e6:.1f}" for size in row["bytes"].values())
         ranks = ", ".join(map(str, row["ranks"]))
-        table.add_row(row["table"], f"{row['rows']:,}", str(row["dim"]), row["sharding"], row["kernel"], ranks, megabytes)
+        table.add_row(
+            row["table"], f"{row['rows']:,}", str(row["dim"]), row["sharding"], row["kernel"], ranks, megabytes
+        )
     console = Console(stderr=True)
     console.print(table)
     if len(ordered) > most:

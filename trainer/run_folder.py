@@ -29,20 +29,24 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"run folder {folder} cannot be made ({error.strerror}): set run.root or run.dir to a writable place") from None
+        raise ValueError(
+            f"run folder {folder} cannot be made ({error.strerror}): set run.root or run.dir to a writable place"
+        ) from None
     return folder
 
 
 def lock(folder: Path) -> IO[str]:
     """Keeps a second run out of the folder; released when the returned file is closed or the process dies.
     Raises ``ValueError`` naming the holder."""
-    handle = open(folder / "RUN.lock", "a+")
+    handle = open(folder / "RUN.lock", "a+")  # noqa: SIM115 - open for as long as the run lives
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "another process"
-        raise ValueError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run") from None
+        raise ValueError(
+            f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run"
+        ) from None
     handle.truncate(0)
     handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
     handle.flush()

@@ -51,15 +51,25 @@ def evaluate(pipeline: TrainPipelineSparseDist, loader: Loader, ranks: Ranks) ->
     pipeline.attach(sparse_dist=False)
     values = metrics.compute(all_reduce_sum)
     seconds = time.perf_counter() - started
-    return {**values, "samples_per_second": values["rows"] / seconds, "seconds": seconds, "data": sum_counters(loader.counters)}
+    return {
+        **values,
+        "samples_per_second": values["rows"] / seconds,
+        "seconds": seconds,
+        "data": sum_counters(loader.counters),
+    }
 
 
 class Evaluator:
     """Evaluates ``valid`` every ``every_steps`` steps, or at the end of each epoch."""
 
     def __init__(
-        self, pipeline: TrainPipelineSparseDist, valid: Loader | None, every_steps: int | None, epoch_steps: int,
-        reporter: Reporter, ranks: Ranks,
+        self,
+        pipeline: TrainPipelineSparseDist,
+        valid: Loader | None,
+        every_steps: int | None,
+        epoch_steps: int,
+        reporter: Reporter,
+        ranks: Ranks,
     ) -> None:
         self.pipeline, self.valid, self.every_steps, self.epoch_steps = pipeline, valid, every_steps, epoch_steps
         self.reporter, self.ranks = reporter, ranks

@@ -42,6 +42,7 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from data_loaders.schema import one_of
 from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
 from trainer.distributed import from_first
 from trainer.embeddings import is_wide_table
@@ -89,6 +90,8 @@ def make_plan(
     """
     tables = embedding_tables(model)
     check_table_optimizers(tables, optim, device)
+    for name in config.by_table:
+        one_of(name, [table.name for table in tables], "sharding.by_table")
     constraints = {
         table.name: _constraints(table, config, optim, device, world_size, local_world_size, ids_per_row or {})
         for table in tables
@@ -137,7 +140,7 @@ def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> li
             shards = [(rank, table.rows, table.dim) for rank in sharding.ranks]
         else:
             shards = [(s.placement.rank(), *s.shard_sizes) for s in sharding.sharding_spec.shards]
-        held = {rank: 0 for rank in sorted({rank for rank, _, _ in shards})}
+        held = dict.fromkeys(sorted({rank for rank, _, _ in shards}), 0)
         for rank, height, width in shards:
             held[rank] += 4 * height * width + state_bytes(optimizer, height, width)
         rows.append(

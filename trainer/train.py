@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
+from data_loaders.order import ORDER_VERSION
 from trainer import build, loop, run_folder, sharding
 from trainer.checkpoint import Checkpoints
 from trainer.compose import Composed, compose, parse
@@ -37,11 +39,12 @@ def start(argv: Sequence[str]) -> None:
         print(yaml.safe_dump(composed.tree, sort_keys=False), end="")
         return
     config = composed.config
+    model = build.build_model(config.model, config.data.schema, config.seed)
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds) as ranks:
         folder = Path(from_first(lambda: str(run_folder.choose(config.run, launch_id()))))
         with Folder(folder, composed, ranks) as status:
-            final = train(config, composed.tree, folder, ranks)
+            final = train(config, composed.tree, model, folder, ranks)
             if ranks.is_first:
                 run_folder.write_json(folder / "metrics.json", final)
                 status.update("finished", step=final["train"]["step"])
@@ -71,11 +74,10 @@ class Folder:
         self.status.update("running", world_size=self.ranks.world_size)
 
 
-def train(config: TrainConfig, tree: dict[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
+def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Builds and trains; returns what ``metrics.json`` holds."""
     data = config.data
     build.ensure_synthetic(data)
-    model = build.build_model(config.model, data.schema, config.seed)
     loader, fingerprint = build.build_train_loader(data, model.layout, config.batch_size, config.seed, ranks)
     total_steps = min(config.steps or sys.maxsize, config.epochs * loader.steps_per_epoch)
     held_out = held_out_loaders(config, model.layout, ranks)
@@ -109,7 +111,9 @@ def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str
     data = config.data
     batch_size = config.evaluation.batch_size or config.batch_size
     return {
-        split: build.build_ordered_loader(build.scan(data, split, layout), data.schema, layout, batch_size, data.stream, ranks)
+        split: build.build_ordered_loader(
+            build.scan(data, split, layout), data.schema, layout, batch_size, data.stream, ranks
+        )
         for split in ("valid", "test")
         if getattr(data, split)
     }
@@ -125,6 +129,7 @@ def job_identity(config: TrainConfig, tree: dict[str, Any], fingerprint: str) ->
         "seed": config.seed,
         "batch_size": config.batch_size,
         "stream": {"shards": stream.shards, "shuffle": stream.shuffle, "shuffle_rows": stream.shuffle_rows},
+        "order": ORDER_VERSION,
     }
 
 
@@ -140,8 +145,13 @@ def resume(config: TrainConfig, checkpoints: Checkpoints, progress: Progress, ra
 
 
 def final_metrics(
-    config: TrainConfig, built: build.Built, reporter: Reporter, evaluator: Evaluator, progress: Progress,
-    held_out: dict[str, Any], ranks: Ranks,
+    config: TrainConfig,
+    built: build.Built,
+    reporter: Reporter,
+    evaluator: Evaluator,
+    progress: Progress,
+    held_out: dict[str, Any],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     train_metrics = {"step": progress.step, "epoch": progress.epoch, **reporter.training_metrics()}
     final: dict[str, Any] = {"train": train_metrics}
@@ -154,7 +164,8 @@ def final_metrics(
     if data.probability and ranks.is_first:
         columns = (data.schema.label, data.probability)
         final["best"] = {
-            split: best_possible(Manifest.scan(getattr(data, split), data.root, columns), *columns) for split in held_out
+            split: best_possible(Manifest.scan(getattr(data, split), data.root, columns), *columns)
+            for split in held_out
         }
     return final
 

@@ -29,8 +29,8 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
     """
     config = from_yaml(run / "config.yaml", overrides).config
     path = _find(run, checkpoint)
+    model = build.build_model(config.model, config.data.schema, config.seed)
     with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
-        model = build.build_model(config.model, config.data.schema, config.seed)
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
         Checkpoints(path.parent, config.checkpoint, {"model": built.task}, {}, ranks).load(path)

@@ -383,7 +383,7 @@ def test_real_data(name):
                 lengths += kjt.lengths().sum().item()
                 for key in kjt.keys():
                     values = kjt[key].values()
-                    assert not len(values) or 0 <= values.min() and values.max() < schema.num_embeddings(key)
+                    assert not len(values) or values.min() >= 0 and values.max() < schema.num_embeddings(key)
     assert clicks == sum(table["label"].to_pylist())
     keys = (*layout.pooled, *layout.unpooled)
     assert lengths == sum(expected_lengths(table[schema.column(key)], schema.features[key]) for key in keys)

@@ -29,7 +29,12 @@ def test_layouts_keys_and_columns():
     assert s.columns(Layout(("user_x_hour",))) == ("price", "user_id", "hour")
     assert s.wide == ("user_id", "item_id", "hour", "user_x_hour")
     assert s.histories == {"clicked": ("clicked",)}
-    assert (s.dim("item"), s.dim("user"), s.num_embeddings("user_x_hour"), s.num_embeddings("clicked")) == (8, 16, 1000, 50)
+    assert (s.dim("item"), s.dim("user"), s.num_embeddings("user_x_hour"), s.num_embeddings("clicked")) == (
+        8,
+        16,
+        1000,
+        50,
+    )
     assert (s.missing_id("user_id"), s.missing_id("item_id"), s.missing_id("hour")) == (0, None, 0)
 
 
@@ -38,7 +43,6 @@ def test_layouts_keys_and_columns():
     [
         ({"tables": {"user": Table(0)}}, "schema.tables.user.num_embeddings is 0"),
         ({"tables": {"user": Table(9, embedding_dim=6)}}, "multiple of 4"),
-        ({"tables": {"wide_user": Table(9)}}, "not begin with 'wide_'"),
         ({"features": {"x": Feature("sparse", table="usr")}}, "did you mean 'user'"),
         ({"features": {"x": Feature("dense", table="user")}}, "a dense feature has no table"),
         ({"features": {"x": Feature("sparse", table="hour", missing_id=24)}}, "rows 0 … 23"),

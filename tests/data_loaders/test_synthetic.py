@@ -351,7 +351,7 @@ def check_log(schema: Schema):
     batch.validate(full=True)
     assert sorted(batch.schema.names) == sorted({schema.label, "p", *(schema.column(n) for n in schema.features)})
     p = batch["p"].to_numpy()
-    assert np.isfinite(p).all() and 0 <= p.min() and p.max() <= 1 and abs(p.mean() - 0.3) < 0.05
+    assert np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 and abs(p.mean() - 0.3) < 0.05
     for name, feature in schema.features.items():
         column = batch[schema.column(name)]
         if feature.kind == "dense":
@@ -364,7 +364,7 @@ def check_log(schema: Schema):
             column = column.flatten()
         ids = column.to_numpy()
         if feature.ids == "identity":
-            assert 0 <= ids.min() and ids.max() < schema.num_embeddings(name)
+            assert ids.min() >= 0 and ids.max() < schema.num_embeddings(name)
             assert feature.missing_id not in ids
     for names in schema.histories.values():
         lengths = [batch[schema.column(n)].value_lengths().to_pylist() for n in names]

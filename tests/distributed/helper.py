@@ -25,7 +25,7 @@ def run_distributed(function: Callable[..., Any], world_size: int, *arguments: A
         try:
             while not context.join(timeout=240):
                 pass
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - told with the ranks' own tracebacks
             reports = [p.read_text() for p in sorted(Path(folder).glob("error-*"))]
             raise AssertionError("\n".join(reports) or str(failure)) from None
         return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world_size)]
@@ -33,8 +33,12 @@ def run_distributed(function: Callable[..., Any], world_size: int, *arguments: A
 
 def _rank_main(rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=TIMEOUT)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
+    )
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
     try:
         result = function(rank, world_size, *arguments)
         torch.save(result, Path(folder) / f"result-{rank}")

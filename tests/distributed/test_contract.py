@@ -53,7 +53,7 @@ def train_curve(rank, world_size, root, overrides, steps):
 def check_against_unsharded(rank, world_size, root, overrides):
     config, layout, loader, built = built_job(root, rank, world_size, overrides)
     batches = loop.batches_from(loader, Progress(), 3)
-    outputs = built.pipeline.progress(batches)
+    built.pipeline.progress(batches)
     built.pipeline.detach()
     batch = next(iter(loader.epoch(1)))
     built.task.eval()  # in training mode Dice takes its statistics from both ranks
@@ -88,7 +88,9 @@ def check_round_trip(rank, world_size, root, overrides, folder):
         for parameter in fresh.task.parameters():
             parameter.uniform_(-1, 1)
     again = Progress()
-    restored = Checkpoints(folder, config.checkpoint, {"model": fresh.task, "optimizer": fresh.optimizer}, {"a": 1}, ranks)
+    restored = Checkpoints(
+        folder, config.checkpoint, {"model": fresh.task, "optimizer": fresh.optimizer}, {"a": 1}, ranks
+    )
     assert restored.newest() == path
     restored.load(path, again)
     assert again == progress

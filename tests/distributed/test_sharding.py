@@ -140,7 +140,7 @@ def all_tables(model: DistributedModelParallel, sequence: bool) -> dict[str, Ten
 
 def everywhere(kind: str, *, wide: str | None = None) -> ShardingConfig:
     """All tables alike; wide ones apart where their 4 columns cannot be cut."""
-    return ShardingConfig(types=[kind], by_table={name: wide for name in ("wide_user", "wide_item")} if wide else {})
+    return ShardingConfig(types=[kind], by_table=dict.fromkeys(("wide_user", "wide_item"), wide) if wide else {})
 
 
 SGD = OptimConfig(tables=TableOptimizerConfig("sgd"), wide=TableOptimizerConfig("sgd"))
@@ -321,6 +321,7 @@ def test_a_plan_for_a_cluster_that_is_not_there() -> None:
     ("config", "optim", "message"),
     [
         (ShardingConfig(by_table={"clicked": "data_parallel"}), OptimConfig(), "by_table.clicked.*sums the ids"),
+        (ShardingConfig(by_table={"wide_usr": "row_wise"}), OptimConfig(), "sharding.by_table: 'wide_usr' .*'wide_user'"),
         (ShardingConfig(by_table={"clicked": "grid_shard"}), OptimConfig(), "by_table.clicked.*pooled tables only"),
         (ShardingConfig(by_table={"item": "grid_shard"}), OptimConfig(), "by_table.item.*adds up the means"),
         (ShardingConfig(by_table={"wide_user": "column_wise"}), OptimConfig(), "multiples of 4.*possible: table_wise"),

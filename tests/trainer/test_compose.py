@@ -99,4 +99,7 @@ def test_the_recorded_configuration_composes_to_the_same(tmp_path):
 
 
 def test_secrets_are_not_recorded():
-    assert redact({"a": {"api_key": "s3cret", "b": 1}, "token": "x"}) == {"a": {"api_key": "<redacted>", "b": 1}, "token": "<redacted>"}
+    assert redact({"a": {"api_key": "s3cret", "b": 1}, "token": "x"}) == {
+        "a": {"api_key": "<redacted>", "b": 1},
+        "token": "<redacted>",
+    }
