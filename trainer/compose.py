@@ -214,7 +214,7 @@ def _explain(error: Exception) -> str:
 
 def _keys(cause: BaseException | None) -> list[str]:
     parent = getattr(cause, "parent_node", None)
-    return [str(k) for k in parent] if isinstance(parent, DictConfig) else []
+    return [str(k) for k in parent if k != "hydra"] if isinstance(parent, DictConfig) else []
 
 
 def _near(name: str, valid: Sequence[str], parent: str = "") -> str:

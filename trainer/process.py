@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from trainer.distributed import first_to_say, identity
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("trainer", "data_loaders"))
+PATIENCE_SECONDS = 5.0
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
-def guarded(job: Callable[[], Any], on_error: Callable[[str], None] = lambda message: None) -> None:
+def guarded(job: Callable[[], Any]) -> None:
     """Runs a job. A mistake of its user ends the process with one line on stderr and exit code 2, a bug with its
     traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for other ranks."""
     quiet_libraries()
@@ -29,7 +31,9 @@ def guarded(job: Callable[[], Any], on_error: Callable[[str], None] = lambda mes
         message = one_line(error)
         if _claim(message):
             print(f"error: {message}", file=sys.stderr, flush=True)
-            on_error(message)
+        else:
+            # The first rank that ends makes torchrun end the others: it must be the one that speaks.
+            time.sleep(PATIENCE_SECONDS)
         _leave(2)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in LOST_PEER):
