@@ -97,7 +97,11 @@ def test_a_killed_run_resumes_to_the_same_metrics(trained, click_log, tmp_path):
         for name in ("auc", "logloss", "calibration"):
             assert resumed[split][name] == whole[split][name]
     changed = train(2, click_log, part, *overrides, "seed=5")
-    assert changed.returncode != 0 and "seed was 1, is 5" in changed.stderr.replace("seed: was", "seed was")
+    assert changed.returncode != 0 and "seed: was 1, is 5" in changed.stderr
+    assert yaml.safe_load((part / "config.yaml").read_text())["seed"] == 1
+    again = train(2, click_log, part, *overrides)  # finished already: nothing to train, the same result
+    assert again.returncode == 0, again.stderr
+    assert read(part / "metrics.json")["test"]["auc"] == whole["test"]["auc"]
 
 
 def test_evaluate_gives_the_same_numbers_on_1_2_and_3_ranks(trained, click_log, tmp_path):

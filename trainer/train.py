@@ -17,7 +17,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.order import ORDER_VERSION
 from trainer import build, loop, run_folder, sharding
 from trainer.checkpoint import Checkpoints
-from trainer.compose import Composed, compose, parse
+from trainer.compose import compose, parse
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, from_first, launch_id, process_group
 from trainer.process import guarded
@@ -43,7 +43,7 @@ def start(argv: Sequence[str]) -> None:
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds) as ranks:
         folder = Path(from_first(lambda: str(run_folder.choose(config.run, launch_id()))))
-        with Folder(folder, composed, ranks) as status:
+        with Folder(folder, ranks) as status:
             final = train(config, composed.tree, model, folder, ranks)
             if ranks.is_first:
                 run_folder.write_json(folder / "metrics.json", final)
@@ -54,11 +54,11 @@ def start(argv: Sequence[str]) -> None:
 class Folder:
     """Holds the run folder's lock and ``status.json`` for as long as the run lives."""
 
-    def __init__(self, folder: Path, composed: Composed, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks = folder, ranks
         self.status = run_folder.Status(folder, launch_id()[0])
         self._lock = None
-        from_first(lambda: self._open(composed))
+        from_first(self._open)
 
     def __enter__(self) -> run_folder.Status:
         return self.status
@@ -68,9 +68,8 @@ class Folder:
             # Whichever rank meets the error knows the reason; the file is replaced whole.
             self.status.update("failed", reason=" ".join(str(error).split())[:2000], rank=self.ranks.rank)
 
-    def _open(self, composed: Composed) -> None:
+    def _open(self) -> None:
         self._lock = run_folder.lock(self.folder)
-        run_folder.write_yaml(self.folder / "config.yaml", composed.tree)
         self.status.update("running", world_size=self.ranks.world_size)
 
 
@@ -91,6 +90,8 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
     tensors = {"model": built.task, "optimizer": built.optimizer}
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint, tensors, identity, ranks)
     resume(config, checkpoints, progress, ranks)
+    if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
+        run_folder.write_yaml(folder / "config.yaml", tree)
     reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
     evaluator = Evaluator(
         built.pipeline, held_out.get("valid"), config.evaluation.every_steps, loader.steps_per_epoch, reporter, ranks
