@@ -6,7 +6,6 @@ The only module below the command line that knows Hydra. Composition needs no pr
 import argparse
 import dataclasses
 import difflib
-import importlib
 import inspect
 import re
 import sys
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import TrainConfig
+from trainer.models import load_model_class
 
 SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key", re.IGNORECASE)
 
@@ -95,24 +95,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
     options = parser.parse_args(list(argv))
     return options, options.overrides
-
-
-def load_model_class(name: str) -> type:
-    """``deepfm`` -> ``trainer.models.deepfm.Model``; a dotted name is a module of the user's own that defines ``Model``."""
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        raise UserError(f"model.name is {name!r}: give a module's name, such as deepfm or my_package.my_model")
-    module_name = name if "." in name else f"trainer.models.{name}"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.startswith(error.name):
-            raise UserError(
-                f"model.name is {name!r}, but there is no module {module_name}: see trainer/models/"
-            ) from None
-        raise
-    if not hasattr(module, "Model"):
-        raise UserError(f"model.name is {name!r}, but {module_name} defines no 'Model': add `Model = YourClass` to it")
-    return module.Model
 
 
 def check_model(model: dict[str, Any]) -> dict[str, Any]:

@@ -8,3 +8,25 @@ initial values depend on the seed alone. ``layout`` says which features the mode
 The training pipeline traces ``forward`` down to the tables: it calls them with attributes of the batch and leaves all
 else to the head, which it does not look into.
 """
+
+import importlib
+import re
+
+
+def load_model_class(name: str) -> type:
+    """``deepfm`` -> ``trainer.models.deepfm.Model``; a dotted name is a module of the user's own that
+    defines ``Model``. Raises ``ValueError`` where there is no such module."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        raise ValueError(f"model.name is {name!r}: give a module's name, such as deepfm or my_package.my_model")
+    module_name = name if "." in name else f"trainer.models.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise ValueError(
+                f"model.name is {name!r}, but there is no module {module_name}: see trainer/models/"
+            ) from None
+        raise
+    if not hasattr(module, "Model"):
+        raise ValueError(f"model.name is {name!r}, but {module_name} defines no 'Model': add `Model = YourClass` to it")
+    return module.Model
