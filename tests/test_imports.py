@@ -10,7 +10,7 @@ OURS = ("conf", "data_loaders", "launch", "trainer", "bench", "tests")
 DISTRIBUTED = ("torch.distributed", "torchrec.distributed")
 CONFIGURATION = ("hydra", "omegaconf")
 # What turns a batch into logits and loss, wherever it runs: unit test, sharded, exported.
-PURE = ("trainer.models", "trainer.modules", "trainer.embeddings", "trainer.task")
+PURE = ("trainer.models", "trainer.modules", "trainer.dice", "trainer.embeddings", "trainer.task")
 # From the ground up; a module imports from its own level and those below.
 LEVELS = (
     ("trainer.config", "trainer.modules", "trainer.embeddings"),

@@ -17,10 +17,11 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from trainer import sharding
 from trainer.config import DataConfig, OptimConfig, StreamConfig, TrainConfig
+from trainer.dice import Dice
 from trainer.distributed import Ranks, from_first, sum_with_gradient
 from trainer.embeddings import init_std_of_tables
 from trainer.models import load_model_class
-from trainer.modules import Dice, set_autocast
+from trainer.modules import set_autocast
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.task import ClickTask

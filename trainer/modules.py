@@ -8,7 +8,7 @@ Under autocast the matrix products are in its type; statistics, softmax, sums an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from data_loaders.schema import one_of
+from trainer.dice import Dice
 
 ACTIVATIONS = ("relu", "prelu", "dice")
 
@@ -97,68 +98,6 @@ def build_activation(name: str, channels: int) -> nn.Module:
 
 def activate(activation: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
     return activation(inputs, valid) if isinstance(activation, Dice) else activation(inputs)
-
-
-def identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-class Dice(nn.Module):
-    """Data adaptive activation (Zhou et al., 2018, "Deep Interest Network", equation 3).
-
-    ``f(s) = p(s) * s + (1 - p(s)) * alpha * s`` with ``p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + eps))``. Training uses
-    the mean and variance of the batch, evaluation their moving averages (the plain average of the first
-    1 / momentum batches, so that a short run is not held to the initial values).
-
-    ``all_reduce`` is called once a forward with a flat float32 tensor [2C + 1] (count, sums, sums of squares, of values
-    shifted by the moving mean, which keeps float32 accurate). A differentiable sum over ranks in its place makes the
-    statistics those of the global batch. Every rank must then call it equally often, so one without any rows does too.
-    """
-
-    def __init__(self, channels: int, *, eps: float = 1e-8, momentum: float = 0.01) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.alpha = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("moving_mean", torch.zeros(channels))
-        self.register_buffer("moving_variance", torch.ones(channels))
-        self.register_buffer("batches", torch.zeros(()))
-        self.all_reduce: Callable[[Tensor], Tensor] = identity
-
-    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``inputs`` [N, C]; rows where ``valid`` [N] is not positive stay out of the statistics -> [N, C]."""
-        with torch.autocast(inputs.device.type, enabled=False):
-            values = inputs.float()
-            if self.training:
-                mean, variance = self._batch_statistics(values, valid)  # [C], [C]
-            else:
-                mean, variance = self.moving_mean, self.moving_variance
-            gate = torch.sigmoid((values - mean) * torch.rsqrt(variance + self.eps))
-            slope = torch.addcmul(self.alpha, 1 - self.alpha, gate)  # p + (1 - p) * alpha
-            return (slope * values).to(inputs.dtype)
-
-    def _batch_statistics(self, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift = self.moving_mean.clone()
-        shifted = values - shift
-        if valid is None:
-            count = shifted.new_full((1,), len(shifted))
-        else:
-            mask = (valid > 0).to(shifted.dtype)
-            count, shifted = mask.sum().reshape(1), shifted * mask.unsqueeze(1)
-        sums = torch.cat((count, shifted.sum(0), shifted.square().sum(0)))
-        count, total, squares = self.all_reduce(sums).split((1, len(shift), len(shift)))
-        seen = count.clamp(min=1)
-        offset = total / seen
-        mean, variance = shift + offset, (squares / seen - offset.square()).clamp(min=0)
-        self._track(mean.detach(), variance.detach(), count.detach())
-        return mean, variance
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        some = (count > 0).to(mean.dtype)  # [1]: a batch without rows says nothing
-        self.batches += some.squeeze()
-        rate = some * (1 / self.batches.clamp(min=1)).clamp(min=self.momentum)
-        self.moving_mean.lerp_(mean, rate.expand_as(mean))
-        self.moving_variance.lerp_(variance, rate.expand_as(variance))
 
 
 class FactorizationMachine(nn.Module):

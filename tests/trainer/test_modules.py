@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tests.trainer.samples import mlp, randomize, state
+from trainer.dice import Dice
 from trainer.modules import (
     MLP,
     DenseFields,
-    Dice,
     FactorizationMachine,
     Head,
     Segments,
@@ -74,8 +74,11 @@ def test_dense_fields():
     torch.testing.assert_close(fields[1], torch.stack((torch.zeros(4), -module.vectors[1])))
 
 
+@pytest.mark.parametrize("piece", [4, 2048])
 @pytest.mark.parametrize("masked", [False, True])
-def test_dice_equals_the_paper_with_gradients(masked):
+def test_dice_equals_the_paper_with_gradients(masked, piece, monkeypatch):
+    """Rows in one piece and in two."""
+    monkeypatch.setattr("trainer.dice.PIECE", piece)
     module = Dice(4)
     randomize(module, std=1.0)
     valid = torch.tensor([1.0, 0.5, 0.0, 3.0, 0.0, 1.0]) if masked else None
