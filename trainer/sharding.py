@@ -6,7 +6,8 @@ batch, D embedding_dim.
 
 What ``auto`` (an empty ``sharding.types``) chooses from:
 
-* ``table_wise`` and ``row_wise``, whose results do not depend on the plan; on one rank only the former.
+* ``table_wise`` and ``row_wise``, whose results do not depend on the plan. On one rank only the former, and on a CPU for
+  tables below 256 MB: a pooled row-wise table adds a collective to forward and backward, which gloo feels.
 * ``table_row_wise`` on several machines (rows over the ranks of one of them).
 * ``column_wise`` for tables of two parts of at least 128 columns, unless the optimizer is row-wise AdaGrad, whose
   update (a mean over the columns of a part) and checkpoint would then depend on the cut.
@@ -57,6 +58,7 @@ from trainer.optim.tables import (
 GB = 2**30
 ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
 MIN_AUTO_COLUMNS = 128  # a narrower part of a row costs a lookup as much as a whole one
+MIN_AUTO_ROW_WISE = 1 << 28  # bytes; for less, gloo's second collective each way costs more than the balance gains
 MEMORY_SHARE = 0.85  # of what is measured; the rest is for activations, the allocator and the program itself
 DENSE_COPIES = 6  # parameter, gradient, two moments, the all-reduce bucket, activations' share
 INITIAL_CHUNK = 1 << 16  # values drawn from one seed
@@ -116,7 +118,7 @@ def allowed_types(
     possible = [name for name in SHARDING_TYPES if name not in obstacles]
     asked = [config.by_table[table.name]] if table.name in config.by_table else list(dict.fromkeys(config.types))
     if not asked:
-        automatic = _automatic_types(table, optimizer, world_size, local_world_size)
+        automatic = _automatic_types(table, optimizer, device, world_size, local_world_size)
         return [name for name in possible if name in automatic]
     chosen = [name for name in asked if name in possible]
     if not chosen:
@@ -340,9 +342,9 @@ def _obstacles(
 
 
 def _automatic_types(
-    table: EmbeddingTable, optimizer: TableOptimizerConfig, world_size: int, local_world_size: int
+    table: EmbeddingTable, optimizer: TableOptimizerConfig, device: torch.device, world_size: int, local_world_size: int
 ) -> list[str]:
-    if world_size == 1:
+    if world_size == 1 or (device.type == "cpu" and 4 * table.rows * table.dim < MIN_AUTO_ROW_WISE):
         return ["table_wise"]
     types = ["table_wise", "row_wise"]
     if 1 < local_world_size < world_size:

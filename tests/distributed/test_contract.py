@@ -103,7 +103,7 @@ def check_round_trip(rank, world_size, root, overrides, folder):
 
 
 def check_model(rank, world_size, root, model, folder):
-    overrides = [f"model={model}"]
+    overrides = [f"model={model}", "sharding.types=[row_wise]"]
     check_against_unsharded(rank, world_size, root, overrides)
     check_round_trip(rank, world_size, root, overrides, Path(folder))
 
