@@ -42,6 +42,7 @@ from trainer.compose import compose
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, peak_memory_mb, process_group
 from trainer.optim.tables import embedding_tables
+from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.task import ClickTask
 
@@ -56,6 +57,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("bench/results/train.json"))
     options = parser.parse_args()
+    guarded(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
     config = compose([f"model={options.model}", *options.overrides]).config
     with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
         result = measure(config, ranks, options.steps, options.repeats)

@@ -16,7 +16,7 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from trainer import sharding
-from trainer.config import DataConfig, OptimConfig, StreamConfig, TrainConfig
+from trainer.config import DataConfig, StreamConfig, TrainConfig
 from trainer.dice import Dice
 from trainer.distributed import Ranks, from_first, sum_with_gradient
 from trainer.embeddings import init_std_of_tables
@@ -69,16 +69,10 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     apply_table_optimizers(task, plan, config.optim, ranks.device)
     sharded = sharding.shard(task, plan, ranks.device)
     sharding.initialize_tables(sharded, config.seed, init_std_of_tables(config.data.schema))
-    optimizer = build_optimizer(sharded, plan, config.optim, total_steps)
+    optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
     torch.manual_seed(config.seed + 7919 * (1 + ranks.rank))  # dropout differs by rank from here on
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     return Built(sharded, optimizer, pipeline, sharding.plan_summary(plan, sharded, config.optim))
-
-
-def build_optimizer(
-    sharded: DistributedModelParallel, plan: Any, optim: OptimConfig, total_steps: int
-) -> CombinedOptimizer:
-    return CombinedOptimizer(sharded, plan, optim, total_steps=total_steps)
 
 
 def build_train_loader(
@@ -87,22 +81,8 @@ def build_train_loader(
     """The training stream and the fingerprint of its files."""
     manifest = scan(data, "train", layout)
     stream = data.stream
-    loader = Loader(
-        manifest,
-        data.schema,
-        layout,
-        batch_size=batch_size,
-        shards=stream.shards,
-        shuffle=stream.shuffle,
-        shuffle_rows=stream.shuffle_rows,
-        threads=stream.threads,
-        prefetch_batches=stream.prefetch_batches,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        seed=seed,
-        pin_memory=ranks.device.type == "cuda",
-    )
-    return loader, manifest.fingerprint
+    order = {"batch_size": batch_size, "shards": stream.shards, "shuffle": stream.shuffle, "seed": seed}
+    return _build_loader(manifest, data.schema, layout, stream, ranks, **order), manifest.fingerprint
 
 
 def build_ordered_loader(
@@ -116,21 +96,25 @@ def build_ordered_loader(
     labeled: bool = True,
 ) -> Loader:
     """File order, each rank a contiguous part: for evaluation and prediction."""
+    whole = -(-batch_size // ranks.world_size) * ranks.world_size
+    order = {"batch_size": whole, "shards": ranks.world_size, "shuffle": False, "seed": 0}
+    return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled)
+
+
+def _build_loader(
+    manifest: Manifest, schema: Schema, layout: Layout, stream: StreamConfig, ranks: Ranks, **order: Any
+) -> Loader:
     return Loader(
         manifest,
         schema,
         layout,
-        batch_size=-(-batch_size // ranks.world_size) * ranks.world_size,
-        shards=ranks.world_size,
-        shuffle=False,
         shuffle_rows=stream.shuffle_rows,
         threads=stream.threads,
         prefetch_batches=stream.prefetch_batches,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        seed=0,
         pin_memory=ranks.device.type == "cuda",
-        labeled=labeled,
+        **order,
     )
 
 

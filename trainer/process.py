@@ -20,11 +20,13 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 
 def guarded(job: Callable[[], Any]) -> None:
-    """Runs a job. A mistake of its user ends the process with one line on stderr and exit code 2, a bug with its
-    traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for other ranks."""
+    """Runs a job and ends the process: it never returns. A mistake of its user ends in one line on stderr and exit code 2,
+    a bug in its traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for
+    other ranks."""
     quiet_libraries()
     try:
         job()
+        _leave(0)
     except (ValueError, OSError) as error:
         if not is_user_error(error):
             raise
@@ -77,7 +79,9 @@ def _claim(message: str) -> bool:
 
 
 def _leave(code: int) -> None:
-    """Ends the process at once: an orderly shutdown would wait for ranks that wait for us."""
+    """Ends the process at once. After an error an orderly shutdown would wait for ranks that wait for us; and at any end, a
+    communication thread that lets go of a Python object while the interpreter is torn down aborts the process (seen
+    about once in a hundred: "terminate called without an active exception")."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -42,8 +42,8 @@ def _rank_main(rank: int, world_size: int, folder: str, function: Callable[..., 
     try:
         result = function(rank, world_size, *arguments)
         torch.save(result, Path(folder) / f"result-{rank}")
-    except BaseException:
+        dist.barrier()
+    except BaseException:  # noqa: BLE001 - told to the caller, whatever it is
         (Path(folder) / f"error-{rank}").write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        dist.destroy_process_group()
+        os._exit(1)
+    os._exit(0)  # as trainer.process does: tearing the interpreter down under gloo's threads can abort it
