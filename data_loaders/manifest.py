@@ -5,8 +5,6 @@ neighbours) is one ``ValueError`` here that names the file and the remedy. The f
 sees the same data.
 """
 
-import base64
-import dataclasses
 import difflib
 import glob
 import hashlib
@@ -16,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,25 +99,6 @@ class Manifest:
 
     def relative(self, file: File) -> str:
         return os.path.relpath(file.path, self.root).replace(os.sep, "/")
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        files = [
-            {**dataclasses.asdict(file), "path": self.relative(file), "row_groups": list(file.row_groups)}
-            for file in self.files
-        ]
-        schemas = [base64.b64encode(schema.serialize()).decode() for schema in self.schemas]
-        return {"root": self.root, "files": files, "schemas": schemas}
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> "Manifest":
-        root = state["root"]
-        files = tuple(
-            File(os.path.join(root, f["path"]), f["size"], f["mtime_ns"], tuple(f["row_groups"]), f["schema"])
-            for f in state["files"]
-        )
-        schemas = tuple(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in state["schemas"])
-        return cls(root, files, schemas)
 
 
 def expand(paths: list[str], root: str) -> list[str]:

@@ -670,31 +670,3 @@ def _publish(partial: Path, folder: Path) -> None:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-# What the data allow.
-
-
-def best_scores(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
-) -> tuple[float, float]:
-    """AUC (exact, ties count half) and log loss in nats of the true probability: no model beats them but by luck.
-
-    Arrays of one length. AUC is NaN where all labels are equal. Raises ``ValueError`` without rows.
-    """
-    labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    if not len(labels) == len(probabilities) == len(weights) > 0:
-        raise ValueError(
-            f"{len(labels)} labels, {len(probabilities)} probabilities, {len(weights)} weights: give as many of each, "
-            "and at least one"
-        )
-    clipped = np.clip(probabilities, 1e-12, 1 - 1e-12)
-    losses = -np.where(labels > 0, np.log(clipped), np.log1p(-clipped))
-    _, tie = np.unique(probabilities, return_inverse=True)
-    clicks = np.bincount(tie, weights * (labels > 0))
-    others = np.bincount(tie, weights * (labels <= 0))
-    below = np.cumsum(others) - others / 2
-    pairs = clicks.sum() * others.sum()
-    auc = float(clicks @ below / pairs) if pairs > 0 else math.nan
-    return auc, float(losses @ weights / weights.sum())

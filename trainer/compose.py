@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config import TrainConfig
 from trainer.models import load_model_class
 
+# Their keys are names of the user's own, so a new one is no mistake.
+MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options)$")
 SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key", re.IGNORECASE)
 
 
@@ -182,7 +183,8 @@ def _explain(error: Exception) -> str:
     unknown = re.search(r"Key '([^']+)' (?:is )?not in (struct|'\w+')", message)
     if unknown:
         parent = key.rpartition(".")[0]
-        adds = f"; +{key}=… adds one" if unknown.group(2) == "struct" else ""
+        is_map = unknown.group(2) == "struct" and MAPS.search(parent)
+        adds = f"; +{key}=… adds one" if is_map else ""
         return f"{key} is not a known key{_near(unknown.group(1), _keys(cause), parent)}{adds}"
     if "missing mandatory value" in message.lower():
         return f"{key} has no value: give it on the command line, {key}=…"
@@ -208,9 +210,3 @@ def _near(name: str, valid: Sequence[str], parent: str = "") -> str:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def fail(error: Exception) -> None:
-    """Ends the process the way every user error ends: one line on stderr, exit code 2."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2)

@@ -35,7 +35,7 @@ class Reporter:
         self._started = self._window_started = time.perf_counter()
         self._trained = self._window_rows = 0
         self._outside = 0.0
-        self._window_wait = self._wait = 0.0
+        self._window_wait = 0.0
         self._bar = tqdm(
             total=total_steps,
             unit="step",

@@ -205,7 +205,7 @@ def test_probabilities_are_calibrated(drawn):
         assert abs(labels[chosen].mean() - p[chosen].mean()) < 4 * deviation
     entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
     spread = math.sqrt((p * (1 - p) * (np.log(p) - np.log1p(-p)) ** 2).sum()) / len(p)
-    assert abs(synthetic.best_scores(labels, p)[1] - entropy.mean()) < 4 * spread
+    assert abs(log_loss(labels, p) - entropy.mean()) < 4 * spread
 
 
 def test_a_linear_model_stays_far_below_the_best(drawn):
@@ -377,19 +377,3 @@ def test_a_column_cannot_be_a_list_and_a_number():
     schema = Schema(tables={"t": Table(9)}, features={"a": single, "b": sequence})
     with pytest.raises(ValueError, match="'c' is read as a list and as a single value by a, b"):
         synthetic.plan_of(schema, "p")
-
-
-# Scores.
-
-
-def test_best_scores_agree_with_scikit_learn():
-    rng = np.random.default_rng(3)
-    p = rng.random(3000).round(2) * 0.98 + 0.01  # many ties
-    labels, weights = rng.random(3000) < p, rng.uniform(0.5, 1.5, 3000)
-    assert synthetic.best_scores(labels, p) == pytest.approx((roc_auc_score(labels, p), log_loss(labels, p)), abs=1e-12)
-    expected = roc_auc_score(labels, p, sample_weight=weights), log_loss(labels, p, sample_weight=weights)
-    assert synthetic.best_scores(labels, p, weights) == pytest.approx(expected, abs=1e-12)
-    auc, loss = synthetic.best_scores(np.ones(2), np.array([0.5, 0.5]))
-    assert math.isnan(auc) and loss == pytest.approx(math.log(2))
-    with pytest.raises(ValueError, match="0 labels"):
-        synthetic.best_scores([], [])
