@@ -1,11 +1,19 @@
 """Arrow types and arrays as this package sees them. Slices and chunks are honoured everywhere, nothing is converted on
-a detour that loses precision (pandas, integers through floating point)."""
+a detour that loses precision (pandas, integers through floating point).
+
+Times are numbers in **seconds**, whatever the unit of the column, so that files of one data set may differ in it:
+timestamps since 1970-01-01 UTC (one without a zone is taken as UTC), dates likewise at midnight, times of day since
+midnight, durations as they are. They are float64 here, right to 0.5 µs until the year 2100. What a dense feature keeps
+of them is a float32, 24 bits: a timestamp from 2004 to 2038 to 64 s, a time of day to 4 ms.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+_TICKS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 @dataclass
@@ -22,11 +30,13 @@ class Lists:
 
 
 def type_kind(kind: pa.DataType) -> str:
-    """``number``, ``text``, ``time``, ``null``, ``list of …`` or the type itself: types of one kind may be mixed.
+    """``number``, ``text``, ``time`` (timestamps and dates), ``time of day``, ``duration``, ``null``, ``list of …`` or
+    the type itself: types of one kind may be mixed.
 
     Integers and floating point are one kind here (a writer may turn a nullable integer column into floating point);
     what a feature accepts is the decoder's matter.
     """
+    kind = _storage(kind)
     if pa.types.is_dictionary(kind):
         return type_kind(kind.value_type)
     if is_list(kind):
@@ -37,49 +47,96 @@ def type_kind(kind: pa.DataType) -> str:
         return "number"
     if is_text(kind):
         return "text"
-    if pa.types.is_temporal(kind):
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "time"
+    if pa.types.is_time(kind):
+        return "time of day"
+    if pa.types.is_duration(kind):
+        return "duration"
     return str(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    """Lists of every layout: 32- and 64-bit offsets, a fixed size, views."""
+    return pa.types.is_fixed_size_list(kind) or _is_list_view(kind) or _is_plain_list(kind)
 
 
 def is_integer(kind: pa.DataType) -> bool:
     """Integers, and booleans as 0 and 1."""
+    kind = _storage(kind)
     return pa.types.is_integer(kind) or pa.types.is_boolean(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Strings and binary of variable length."""
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(check(kind) for check in checks)
+    """Strings and binary of every layout: 32- and 64-bit offsets, a fixed size (UUIDs too), views."""
+    kind = _storage(kind)
+    return pa.types.is_fixed_size_binary(kind) or _is_text_view(kind) or _has_offsets(kind)
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
+    """What is inside a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    """An extension type, such as a UUID, is what it is stored as."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _is_plain_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_list_view(kind: pa.DataType) -> bool:
+    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
+def _is_text_view(kind: pa.DataType) -> bool:
+    return pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+
+
+def _has_offsets(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(check(kind) for check in checks)
 
 
 # Arrays
 
 
 def flat(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array, of a type that the functions here know: nulls only and booleans become integers, and a
-    dictionary has no null among its values."""
+    """A column as one array, of a type that the functions here know: nulls only and booleans become integers, text has
+    offsets, and a dictionary holds text without a null among its values."""
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return plain(array)
 
 
 def plain(array: pa.Array) -> pa.Array:
+    """An array of such a type with the same values."""
     kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(array.storage)
     if pa.types.is_null(kind):
         return array.cast(pa.int64())
     if pa.types.is_boolean(kind):
         return array.cast(pa.uint8())
-    if pa.types.is_dictionary(kind) and (array.dictionary.null_count or not is_text(kind.value_type)):
-        return plain(array.dictionary_decode())
-    return array
+    if pa.types.is_dictionary(kind):
+        return _plain_dictionary(array)
+    return with_offsets(array) if is_text(kind) else array
+
+
+def _plain_dictionary(array: pa.DictionaryArray) -> pa.Array:
+    values = plain(array.dictionary)
+    if values.type != array.type.value_type:  # first, since Arrow cannot decode a dictionary of views
+        array = pa.DictionaryArray.from_arrays(array.indices, values)
+    return plain(array.dictionary_decode()) if values.null_count or not is_text(values.type) else array
+
+
+def with_offsets(text: pa.Array) -> pa.Array:
+    """Strings or binary with offsets into one buffer, which is how they are hashed."""
+    if _has_offsets(text.type):
+        return text
+    # Strings as binary: Arrow would check again that they are UTF-8.
+    return text.cast(pa.large_binary())
 
 
 def null_mask(array: pa.Array) -> NDArray[np.bool_] | None:
@@ -95,19 +152,27 @@ def null_mask(array: pa.Array) -> NDArray[np.bool_] | None:
 
 def numbers(array: pa.Array) -> NDArray[np.number]:
     """The values of a number column in its own type, integers without a copy and without a detour over floating point;
-    arbitrary where null."""
+    decimals in float64, times as seconds in float64; arbitrary where null."""
     kind = array.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return values_view(array)
     if pa.types.is_decimal(kind):
         return values_view(array.cast(pa.float64()))
     if pa.types.is_temporal(kind):
-        return values_view(array.view(pa.int64() if kind.bit_width == 64 else pa.int32()))
+        return _seconds(array)
     raise AssertionError(f"check_types let {kind} pass")
 
 
+def _seconds(array: pa.Array) -> NDArray[np.float64]:
+    kind = array.type
+    ticks = values_view(array.view(pa.int64() if kind.bit_width == 64 else pa.int32()))
+    if pa.types.is_date32(kind):
+        return ticks * 86400.0
+    return ticks / _TICKS_PER_SECOND["ms" if pa.types.is_date64(kind) else kind.unit]
+
+
 def lists_of(array: pa.Array) -> Lists:
-    """The rows of a list, large list or fixed-size list array; null lists have length 0, whatever lies under them."""
+    """The rows of a list array of any layout; null lists have length 0, whatever lies under them."""
     nulls = null_mask(array)
     if not is_list(array.type):  # a column of nulls only
         none = np.zeros(len(array), np.int64)
@@ -116,6 +181,8 @@ def lists_of(array: pa.Array) -> Lists:
         size = array.type.list_size
         starts = (np.arange(len(array)) + array.offset) * size
         lengths = np.full(len(array), size)
+    elif _is_list_view(array.type):  # in any order, with gaps and overlaps
+        starts, lengths = (values_view(part).astype(np.int64) for part in (array.offsets, array.sizes))
     else:
         offsets = values_view(array.offsets).astype(np.int64) if len(array) else np.zeros(1, np.int64)
         starts, lengths = offsets[:-1], np.diff(offsets)

@@ -2,15 +2,15 @@
 
 An integer's hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, constants by Stafford) of its 64 bits. A
 string's hash treats its bytes as little-endian 64-bit words w_0 … w_m, the last padded with zeros: the finaliser of
-sum_k w_k · P^k + Q · length mod 2^64, with P and Q odd. Strings and binary of the same bytes have the same hash. Both
-are part of the meaning of a checkpoint (a hash is a table row) and must never change.
+sum_k w_k · P^k + Q · length mod 2^64, with P and Q odd. Strings and binary of the same bytes have the same hash, whatever
+their layout. Both are part of the meaning of a checkpoint (a hash is a table row) and must never change.
 """
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_loaders.arrow import values_view
+from data_loaders.arrow import is_text, values_view, with_offsets
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -20,7 +20,7 @@ _LENGTH_FACTOR = np.uint64(0xA0761D6478BD642F)  # Q
 
 
 def hash_ids(array: pa.Array) -> NDArray[np.uint64]:
-    """uint64 [len(array)]: hashes of integers, strings, binary, or a dictionary of one of them.
+    """uint64 [len(array)]: hashes of integers, strings or binary of any layout, or a dictionary of one of them.
 
     Slices are honoured. A null gets an arbitrary hash: the caller masks it. Raises ``ValueError`` for other types.
     """
@@ -33,10 +33,9 @@ def hash_ids(array: pa.Array) -> NDArray[np.uint64]:
         return distinct.take(values_view(array.indices), mode="clip")
     if pa.types.is_integer(kind):
         return mix(_as_uint64(values_view(array)))
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _hash_bytes(array, np.int32)
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return _hash_bytes(array, np.int64)
+    if is_text(kind):
+        array = with_offsets(array)
+        return _hash_bytes(array, np.int32 if _is_small(array.type) else np.int64)
     raise ValueError(f"ids of type {kind} cannot be hashed: integers, strings and binary can")
 
 
@@ -73,6 +72,11 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     np.right_shift(mixed, np.uint64(31), out=shifted)
     mixed ^= shifted
     return mixed
+
+
+def _is_small(kind: pa.DataType) -> bool:
+    """Whether offsets have 32 bits."""
+    return pa.types.is_string(kind) or pa.types.is_binary(kind)
 
 
 def _as_uint64(values: NDArray[np.integer]) -> NDArray[np.uint64]:

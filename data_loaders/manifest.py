@@ -3,37 +3,52 @@
 Everything that could go wrong with a file later (missing, empty, truncated, without a column, of another type than its
 neighbours) is one ``ValueError`` here that names the file and the remedy. The fingerprint tells whether a resumed run
 sees the same data.
+
+A *column* is a file's column of that name; or a child of a struct column, ``geo.city``; or a *partition column*: the
+folder ``day=2024-01-02`` gives all rows below it that ``day``. A file's own column goes before a partition's, and a whole
+name before a struct's child.
 """
 
+import base64
 import difflib
-import glob
 import hashlib
 import json
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.arrow import type_kind
+from data_loaders.storage import Stat, Storage, StorageError, full_name, is_uri, relative_name, root_name
 
-_SUFFIX = ".parquet"
-_FOOTER_THREADS = 16
+_FOOTER_THREADS = 32  # they wait for the storage more than they compute
+_TAIL = 1 << 16  # bytes, read first: the footers of most files fit
+_MAGIC = b"PAR1"
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_VERSION = 1  # of ``to_dict``
 
 
 @dataclass(frozen=True)
 class File:
-    """One Parquet file: ``path`` is absolute, ``row_groups`` are rows of each row group, ``schema`` an index into
-    ``Manifest.schemas``."""
+    """One Parquet file: ``path`` is its full name (see ``storage``), ``row_groups`` are rows of each row group, ``schema``
+    is an index into ``Manifest.schemas``, ``footer`` the sha256, hex, of the Parquet footer's bytes: equal for an equal
+    copy, other for a file written anew. ``partitions``: (name, value or None) of the folders ``name=value`` between the
+    root and the file."""
 
     path: str
     size: int
     mtime_ns: int
     row_groups: tuple[int, ...]
     schema: int
+    footer: str
+    partitions: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -41,9 +56,19 @@ class File:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """How data differ from what they were, in paths relative to the root: files no longer there, files of other content,
+    files that came."""
+
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``files`` in reading order; ``schemas``: the distinct Arrow schemas among them. Types of one column may differ in
-    width between files (int32 and int64), not in kind."""
+    width between files (int32 and int64), not in kind. ``root`` may carry a URI's options."""
 
     root: str
     files: tuple[File, ...]
@@ -51,32 +76,49 @@ class Manifest:
 
     @classmethod
     def scan(cls, paths: list[str], root: str, columns: Iterable[str]) -> "Manifest":
-        """Reads the footers of all files that ``paths`` (files, folders, globs, under ``root``) stand for.
+        """Reads the footers of all files that ``paths`` (files, folders, globs, under ``root`` or full names) stand for.
 
         A folder stands for the ``*.parquet`` files below it. Each path's files come sorted, each file once. Raises
         ``ValueError`` for a path without files, an unreadable file, no rows at all, a column of ``columns`` that a file
-        lacks or has twice, and a column whose kind of type differs between files.
+        lacks or has twice, and a column whose kind of type differs between files; ``StorageError`` where the storage
+        keeps failing.
         """
-        root = os.path.abspath(root)
-        names = expand(paths, root)
+        if not paths:
+            raise ValueError("no data paths are given: name files, folders or globs")
+        storage = Storage.at(root)
+        root = root if not storage.local else storage.root
+        stats = storage.expand(paths)
         with ThreadPoolExecutor(max_workers=_FOOTER_THREADS) as pool:
-            footers = list(pool.map(_read_footer, names))
+            footers = list(pool.map(partial(_scan_footer, storage), stats))
+        indices: dict[bytes, int] = {}
         schemas: list[pa.Schema] = []
         files = []
-        for name, (stat, row_groups, schema) in zip(names, footers):
-            # Thousands of files share a few schemas; comparing is cheap beside reading the footers.
-            if schema not in schemas:
-                schemas.append(schema)
-            files.append(File(name, stat.st_size, stat.st_mtime_ns, row_groups, schemas.index(schema)))
+        for stat, (footer, row_groups, schema) in zip(stats, footers):
+            # Thousands of files share a few schemas.
+            index = indices.setdefault(schema.serialize().to_pybytes(), len(schemas))
+            schemas += [schema] if index == len(schemas) else []
+            partitions = _partitions(relative_name(stat.name, storage.root))
+            files.append(File(stat.name, stat.size, stat.mtime_ns, row_groups, index, footer, partitions))
         manifest = cls(root, tuple(files), tuple(schemas))
         manifest.check_columns(columns)
         if not manifest.num_rows:
-            raise ValueError(f"no rows in {_shown(paths)} under '{root}' ({len(files)} files): check data and paths")
+            raise ValueError(
+                f"no rows in {_shown(paths)} under '{storage.root}' ({len(files)} files): check data and paths"
+            )
         return manifest
 
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+    @cached_property
+    def partition_types(self) -> dict[str, pa.DataType]:
+        """int64 for a partition column whose values are all integers, else string. Files without it have nulls."""
+        values: dict[str, set[str | None]] = {}
+        for file in self.files:
+            for name, value in file.partitions:
+                values.setdefault(name, set()).add(value)
+        return {name: pa.int64() if _all_integers(found) else pa.string() for name, found in values.items()}
 
     def check_columns(self, columns: Iterable[str]) -> None:
         """Raises ``ValueError`` unless every file has these columns, each once and of one kind of type."""
@@ -85,64 +127,180 @@ class Manifest:
     def types(self, columns: Iterable[str]) -> list[tuple[str, dict[str, pa.DataType]]]:
         """The types of these columns in each distinct schema, with the path of the first file that has it."""
         example = _examples(self)
-        return [(example[i], {c: schema.field(c).type for c in columns}) for i, schema in enumerate(self.schemas)]
+        columns = tuple(columns)
+        return [(example[i], {c: self._type(schema, c) for c in columns}) for i, schema in enumerate(self.schemas)]
+
+    def _type(self, schema: pa.Schema, column: str) -> pa.DataType:
+        path = find_column(schema, column)
+        return self.partition_types[column] if path is None else column_type(schema, path)
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hex, of paths relative to the root, sizes, row counts and schemas: equal for equal data, also where
-        it lies in another folder."""
+        """sha256, hex, of paths relative to the root, sizes, row counts, footers and schemas: equal for equal data, also
+        where it lies in another folder or was copied."""
         digest = hashlib.sha256()
+        schemas = [hashlib.sha256(schema.serialize()).hexdigest() for schema in self.schemas]
         for file in self.files:
-            schema = str(self.schemas[file.schema])
-            digest.update(json.dumps([self.relative(file), file.size, file.row_groups, schema]).encode())
+            facts = [self.relative(file), file.size, file.row_groups, file.footer, schemas[file.schema]]
+            digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
     def relative(self, file: File) -> str:
-        return os.path.relpath(file.path, self.root).replace(os.sep, "/")
+        return relative_name(file.path, root_name(self.root))
+
+    def select(self, paths: Iterable[str]) -> "Manifest":
+        """The same manifest with only these files, given by their paths relative to the root. Raises ``ValueError`` for
+        one it does not have."""
+        wanted = set(paths)
+        files = [file for file in self.files if self.relative(file) in wanted]
+        if len(files) < len(wanted):
+            absent = sorted(wanted - {self.relative(file) for file in files})
+            raise ValueError(f"the data lack {len(absent)} of the files asked for: {_shown(absent[:5])}")
+        return _compact(self.root, files, self.schemas)
+
+    def changes(self, saved: "Manifest") -> Changes:
+        """How the data, as this manifest has them, differ from ``saved``."""
+        now = {self.relative(file): file for file in self.files}
+        then = {saved.relative(file): file for file in saved.files}
+        return Changes(
+            missing=tuple(path for path in then if path not in now),
+            changed=tuple(path for path in then if path in now and _content(now[path]) != _content(then[path])),
+            added=tuple(path for path in now if path not in then),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; without the root, under which ``from_dict`` puts the files again."""
+        schemas = [base64.b64encode(schema.serialize()).decode() for schema in self.schemas]
+        files = [
+            [self.relative(file), file.size, file.mtime_ns, list(file.row_groups), file.schema, file.footer]
+            for file in self.files
+        ]
+        return {"version": _VERSION, "schemas": schemas, "files": files}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], root: str) -> "Manifest":
+        """The manifest that ``to_dict`` described, its files under ``root``. Raises ``ValueError`` for another version."""
+        if values.get("version") != _VERSION:
+            raise ValueError(f"a data manifest of version {values.get('version')}: this program reads {_VERSION}")
+        base = root_name(root)
+        schemas = [pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in values["schemas"]]
+        files = [
+            File(full_name(path, base), size, mtime_ns, tuple(row_groups), schema, footer, _partitions(path))
+            for path, size, mtime_ns, row_groups, schema, footer in values["files"]
+        ]
+        return cls(root if is_uri(base) else base, tuple(files), tuple(schemas))
 
 
-def expand(paths: list[str], root: str) -> list[str]:
-    """The files that ``paths`` stand for, absolute, each once. Raises ``ValueError`` where a path has none."""
-    if not paths:
-        raise ValueError("no data paths are given: name files, folders or globs")
-    found: dict[str, None] = {}
-    for path in paths:
-        found.update(dict.fromkeys(_expand_one(path, root)))
-    return list(found)
+def _content(file: File) -> tuple[Any, ...]:
+    return file.size, file.row_groups, file.footer
 
 
-def _expand_one(path: str, root: str) -> list[str]:
-    full = os.path.normpath(os.path.join(root, path))
-    if os.path.isdir(full):
-        inside = (os.path.join(folder, name) for folder, _, names in os.walk(full) for name in names)
-        files = sorted(name for name in inside if name.endswith(_SUFFIX))
-        if not files:
-            raise ValueError(f"data folder '{full}' holds no *{_SUFFIX} file: check the path")
-        return files
-    # A file first: a name may well contain '[' or '*'.
-    if os.path.exists(full):
-        return [full]
-    files = sorted(name for name in glob.glob(full, recursive=True) if os.path.isfile(name))
-    if not files:
-        what = "glob matches no file" if glob.has_magic(full) else "path does not exist"
-        raise ValueError(f"data {what}: '{full}'; check data.root and the path")
-    return files
+def _compact(root: str, files: list[File], schemas: tuple[pa.Schema, ...]) -> Manifest:
+    """Leaves out the schemas that no file has."""
+    used = sorted({file.schema for file in files})
+    places = {old: new for new, old in enumerate(used)}
+    kept = tuple(replace(file, schema=places[file.schema]) for file in files)
+    return Manifest(root, kept, tuple(schemas[index] for index in used))
 
 
-def _read_footer(path: str) -> tuple[os.stat_result, tuple[int, ...], pa.Schema]:
+# Footers
+
+
+def read_footer(storage: Storage, name: str, size: int) -> bytes:
+    """The Parquet footer of a file, to be parsed by ``parse_footer``. Raises ``ValueError`` where there is none, ``OSError``
+    where the file cannot be read."""
+    with storage.open(name) as source:
+        tail = _last(source, size, _TAIL)
+        if tail[-4:] != _MAGIC:
+            raise ValueError("it does not end as a Parquet file does")
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if length > size:
+            raise ValueError(f"its footer would be {length} bytes long, the file is {size}")
+        return tail[-length:] if length <= len(tail) else _last(source, size, length)
+
+
+def footer_digest(footer: bytes) -> str:
+    return hashlib.sha256(footer).hexdigest()
+
+
+def parse_footer(footer: bytes) -> pq.FileMetaData:
+    """Raises ``OSError`` or ``ValueError`` where it is damaged."""
+    return pq.read_metadata(pa.BufferReader(footer))
+
+
+def _last(source: pa.NativeFile, size: int, count: int) -> bytes:
+    source.seek(max(0, size - count))
+    return source.read(count)
+
+
+def _scan_footer(storage: Storage, stat: Stat) -> tuple[str, tuple[int, ...], pa.Schema]:
+    if stat.size == 0:
+        raise ValueError(f"data file '{stat.name}' has 0 bytes: write it again, or take it away")
     try:
-        stat = os.stat(path)
-        if stat.st_size == 0:
-            raise ValueError(f"data file '{path}' has 0 bytes: write it again, or take it away")
-        with pq.ParquetFile(path) as file:
-            footer = file.metadata
-            row_groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-            return stat, row_groups, file.schema_arrow.remove_metadata()
-    except (OSError, pa.ArrowException) as error:
+        footer = storage.retries(stat.name).run(lambda: read_footer(storage, stat.name, stat.size))
+        metadata = parse_footer(footer)
+        row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        return footer_digest(footer), row_groups, metadata.schema.to_arrow_schema().remove_metadata()
+    except StorageError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(
-            f"data file '{path}' cannot be read as Parquet ({error}): it may be truncated, not Parquet, or without "
+            f"data file '{stat.name}' cannot be read as Parquet ({error}): it may be truncated, not Parquet, or without "
             "read permission; write it again, or take it away"
         ) from error
+
+
+# Columns
+
+
+def find_column(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """Where a file has a column: its name, or a struct column's and its children's; None where it has none."""
+    if column in schema.names:
+        return (column,)
+    return next((path for field in schema if (path := _child_path(field, column))), None)
+
+
+def _child_path(field: pa.Field, column: str) -> tuple[str, ...] | None:
+    if column == field.name:
+        return (field.name,)
+    if not pa.types.is_struct(field.type) or not column.startswith(f"{field.name}."):
+        return None
+    rest = column[len(field.name) + 1 :]
+    below = next((path for child in field.type if (path := _child_path(child, rest))), None)
+    return below and (field.name, *below)
+
+
+def column_type(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
+    kind = schema.field(path[0]).type
+    for name in path[1:]:
+        kind = kind.field(name).type
+    return kind
+
+
+def _names(field: pa.Field, prefix: str = "") -> list[str]:
+    """How a column and, of a struct, its children are asked for."""
+    name = prefix + field.name
+    below = (
+        [each for child in field.type for each in _names(child, f"{name}.")] if pa.types.is_struct(field.type) else []
+    )
+    return below or [name]
+
+
+def _partitions(path: str) -> tuple[tuple[str, str | None], ...]:
+    """Of the folders of a relative path; the inner one wins where a name comes twice."""
+    found: dict[str, str | None] = {}
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        if equals and name:
+            found[unquote(name)] = None if value == _NULL_PARTITION else unquote(value)
+    return tuple(found.items())
+
+
+def _all_integers(values: set[str | None]) -> bool:
+    """And at least one, each within int64."""
+    texts = [value for value in values if value is not None]
+    whole = all(re.fullmatch(r"[+-]?[0-9]{1,19}", text) for text in texts)
+    return bool(texts) and whole and all(-(1 << 63) <= int(text) < 1 << 63 for text in texts)
 
 
 def _examples(manifest: Manifest) -> dict[int, str]:
@@ -153,9 +311,10 @@ def _examples(manifest: Manifest) -> dict[int, str]:
 def _check_columns(manifest: Manifest, columns: tuple[str, ...]) -> None:
     example = _examples(manifest)
     for index, schema in enumerate(manifest.schemas):
-        _check_names(schema.names, columns, example[index])
+        _check_names(schema, list(manifest.partition_types), columns, example[index])
+    types = manifest.types(columns)
     for column in columns:
-        found = [schema.field(column).type for schema in manifest.schemas]
+        found = [kinds[column] for _, kinds in types]
         kinds = {type_kind(kind): index for index, kind in reversed(list(enumerate(found)))}
         kinds.pop("null", None)  # a column of nulls only goes with any kind, one of empty lists with any list
         if any(kind.startswith("list of") and kind != "list of null" for kind in kinds):
@@ -165,13 +324,16 @@ def _check_columns(manifest: Manifest, columns: tuple[str, ...]) -> None:
             raise ValueError(f"column '{column}' has types of different kinds: {shown}; write it with one type")
 
 
-def _check_names(names: list[str], columns: tuple[str, ...], path: str) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1 and name in columns]
+def _check_names(schema: pa.Schema, partitions: list[str], columns: tuple[str, ...], path: str) -> None:
+    paths = {column: find_column(schema, column) for column in columns}
+    asked = {found[0] for found in paths.values() if found}
+    twice = [name for name, count in Counter(schema.names).items() if count > 1 and name in asked]
     if twice:
         raise ValueError(f"data file '{path}' has more than one column named {_shown(twice)}: rename all but one")
-    missing = [column for column in columns if column not in names]
+    missing = [column for column in columns if not paths[column] and column not in partitions]
     if not missing:
         return
+    names = [name for field in schema for name in _names(field)] + partitions
     hints = []
     for column in missing:
         near = difflib.get_close_matches(column, names, n=3, cutoff=0.5)

@@ -5,20 +5,22 @@ where several shards of this rank read the same row group at the same time, it i
 their part, in at most ``SHARED_BYTES``.
 """
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.arrow import is_list, is_text
-from data_loaders.manifest import File, Manifest
+from data_loaders.manifest import File, Manifest, column_type, find_column, footer_digest, parse_footer, read_footer
 from data_loaders.order import Segment
+from data_loaders.storage import Storage, StorageError, is_transient, is_uri
 
-SHARED_BYTES = 1 << 30
-_PIECE = 1 << 13  # rows: enough to be worth the calls, few enough to stay in the CPU's cache until decoded
+REMOTE_BYTES = 1 << 25  # of one open remote file
+_SMALLEST_REQUEST = 1 << 16
+PIECE_ROWS = 1 << 13  # rows: enough to be worth the calls, few enough to stay in the CPU's cache until decoded
 _SMALL_DICTIONARY = 1 << 16  # bytes
 _KEPT_FOOTERS = 256
 
@@ -27,16 +29,28 @@ class RowGroups:
     """All row groups of a manifest, numbered over all files, with ``columns`` read of each.
 
     ``hashed``: columns whose values are only hashed; strings among them with a small dictionary in the file are read as
-    Arrow dictionaries, so that each distinct string is hashed once a piece.
+    Arrow dictionaries, so that each distinct string is hashed once a piece. So are strings of partition columns.
+
+    A local file is mapped into memory. Of a remote one at most ``REMOTE_BYTES`` (compressed) are held for each handle: its
+    row groups are fetched whole where they are no larger, in a few large requests side by side; else they are streamed,
+    column by column (in buffers of 64 KiB at least). Pages with a checksum are verified; a bit that flips in one without
+    may pass unseen, as a wrong value.
     """
 
     def __init__(self, manifest: Manifest, columns: list[str], hashed: set[str]) -> None:
         self._columns = columns
         self._hashed = hashed
+        self._storage = Storage.at(manifest.root)
         self._schemas = manifest.schemas
+        self._paths = [{column: find_column(schema, column) for column in columns} for schema in manifest.schemas]
+        self._partition_types = manifest.partition_types
         self._places = [(file, index) for file in manifest.files for index in range(len(file.row_groups))]
         self._lock = threading.Lock()
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+
+    @property
+    def count(self) -> int:
+        return len(self._places)
 
     def place(self, row_group: int) -> tuple[str, int]:
         """Path and number within the file."""
@@ -48,62 +62,154 @@ class RowGroups:
         return file.row_groups[index]
 
     def pieces(self, row_group: int, rows: int, handle: "Handle") -> Iterator[pa.Table]:
-        """The row group in order, in tables of ``rows`` rows. Raises ``ValueError`` where the file is not the one that
-        was scanned or is damaged, ``OSError`` where it cannot be read; both name file and row group."""
+        """The row group in order, in tables of ``rows`` rows or, now and then, fewer. Each has ``columns`` in their order.
+
+        What passes by itself is tried again from where it stopped, so that no row comes twice. Raises ``ValueError`` where
+        the file is not the one that was scanned or is damaged, ``StorageError`` where it is gone or its storage keeps
+        failing, ``OSError`` where it cannot be read otherwise; all name file and row group.
+        """
         file, index = self._places[row_group]
-        try:
-            parquet = handle.open(file, self._open)
-            for batch in parquet.iter_batches(rows, row_groups=[index], columns=self._columns, use_threads=False):
-                yield pa.Table.from_batches([batch])
-        except pa.ArrowException as error:
-            raise ValueError(f"'{file.path}', row group {index}: {error}; write the file again") from error
-        except OSError as error:
-            raise OSError(f"'{file.path}', row group {index}: {error}") from error
+        where = f"'{file.path}', row group {index}"
+        retries = self._storage.retries(file.path, where)
+        done = 0
+        while True:
+            try:
+                self._check_unchanged(file, where)
+                for table in self._tables(file, index, rows, done, handle):
+                    yield table
+                    done += table.num_rows
+                return
+            except (OSError, pa.ArrowException) as error:
+                handle.close()
+                self._explain(error, file, where)
+                retries.again(error)
 
     def size(self, row_group: int) -> int:
         """About how many bytes the row group takes in memory."""
         file, index = self._places[row_group]
-        footer = self._footer(file).row_group(index)
-        chunks = (footer.column(i) for i in range(footer.num_columns))
-        wanted = (chunk for chunk in chunks if _root(chunk.path_in_schema, self._columns))
-        return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in wanted)
+        chunks = self._wanted_chunks(self._footer(file), index)
+        return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+
+    def _tables(self, file: File, index: int, rows: int, done: int, handle: "Handle") -> Iterator[pa.Table]:
+        """The row group's rows behind the first ``done``."""
+        parquet = handle.open(file, self._open)
+        names = [column for column, path in self._paths[file.schema].items() if path]
+        for batch in parquet.iter_batches(rows, row_groups=[index], columns=names, use_threads=False):
+            skipped = min(done, batch.num_rows)
+            done -= skipped
+            if skipped < batch.num_rows:
+                yield self._asked(batch.slice(skipped), file)
+
+    def _asked(self, batch: pa.RecordBatch, file: File) -> pa.Table:
+        if batch.schema.names == self._columns:
+            return pa.Table.from_batches([batch])
+        partitions = dict(file.partitions)
+        arrays = []
+        for column, path in self._paths[file.schema].items():
+            if path is None:
+                arrays.append(_constant(partitions.get(column), self._partition_types[column], batch.num_rows))
+            else:
+                arrays.append(_child(batch.column(path[0]), path[1:]))
+        return pa.Table.from_arrays(arrays, names=self._columns)
+
+    def _explain(self, error: Exception, file: File, where: str) -> None:
+        """Raises what the user is to know, unless trying again may help."""
+        if is_transient(error) or isinstance(error, StorageError):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise _gone(where) from error
+        if isinstance(error, PermissionError):
+            raise OSError(f"{where}: {error}") from error
+        self._check_unchanged(file, where)  # what looks like damage may be another file
+        raise ValueError(f"{where}: {error}; check access to the file, and write it again if it is damaged") from error
+
+    def _check_unchanged(self, file: File, where: str) -> None:
+        try:
+            now = self._storage.retries(file.path, where).run(lambda: self._storage.stat(file.path))
+        except FileNotFoundError as error:
+            raise _gone(where) from error
+        if (now.size, now.mtime_ns) != (file.size, file.mtime_ns):
+            raise _changed(file, f"now {now.size} bytes, then {file.size}")
 
     def _open(self, file: File) -> pq.ParquetFile:
         footer = self._footer(file)
-        dictionaries = self._dictionaries(file, footer)
-        return pq.ParquetFile(file.path, metadata=footer, memory_map=True, read_dictionary=dictionaries)
+        return pq.ParquetFile(
+            self._storage.open(file.path),
+            metadata=footer,
+            read_dictionary=self._dictionaries(file, footer),
+            page_checksum_verification=True,
+            **(self._buffering(footer) if is_uri(file.path) else {}),
+        )
+
+    def _buffering(self, footer: pq.FileMetaData) -> dict[str, int]:
+        """How to read a remote file within ``REMOTE_BYTES``."""
+        groups = [list(self._wanted_chunks(footer, index)) for index in range(footer.num_row_groups)]
+        if max(sum(chunk.total_compressed_size for chunk in chunks) for chunks in groups) <= REMOTE_BYTES:
+            return {"pre_buffer": True}
+        return {"pre_buffer": False, "buffer_size": max(_SMALLEST_REQUEST, REMOTE_BYTES // len(groups[0]))}
 
     def _footer(self, file: File) -> pq.FileMetaData:
-        stat = os.stat(file.path)
-        if (stat.st_size, stat.st_mtime_ns) != (file.size, file.mtime_ns):
-            raise ValueError(
-                f"data file '{file.path}' has changed since it was scanned (now {stat.st_size} bytes, then "
-                f"{file.size}): the order of rows is no longer that of this run; restore the file or start a new run"
-            )
         with self._lock:
             if file.path in self._footers:
                 self._footers.move_to_end(file.path)
                 return self._footers[file.path]
-        footer = pq.read_metadata(file.path)
+        content = self._storage.retries(file.path).run(lambda: read_footer(self._storage, file.path, file.size))
+        if footer_digest(content) != file.footer:
+            raise _changed(file, "its footer differs")
+        footer = parse_footer(content)
         with self._lock:
             self._footers[file.path] = footer
             if len(self._footers) > _KEPT_FOOTERS:
                 self._footers.popitem(last=False)
         return footer
 
+    def _wanted_chunks(self, footer: pq.FileMetaData, index: int) -> Iterator[pq.ColumnChunkMetaData]:
+        row_group = footer.row_group(index)
+        chunks = map(row_group.column, range(row_group.num_columns))
+        return (chunk for chunk in chunks if _root(chunk.path_in_schema, self._columns))
+
     def _dictionaries(self, file: File, footer: pq.FileMetaData) -> list[str]:
         schema = self._schemas[file.schema]
-        first = footer.row_group(0)
         found = []
-        for chunk in map(first.column, range(footer.num_columns)):
+        for chunk in self._wanted_chunks(footer, 0):
             path = chunk.path_in_schema  # 'column', or 'column.list.element'
             column = _root(path, self._hashed)
             # A small dictionary is complete: the writer gives it up only when it has grown large.
-            if not column or not _holds_text(schema.field(column).type) or not chunk.has_dictionary_page:
+            place = self._paths[file.schema][column] if column else None
+            if not place or not _holds_text(column_type(schema, place)) or not chunk.has_dictionary_page:
                 continue
             if chunk.data_page_offset - chunk.dictionary_page_offset <= _SMALL_DICTIONARY:
                 found.append(path)
         return found
+
+
+def _gone(where: str) -> StorageError:
+    return StorageError(
+        f"{where}: No such file any more, though it was there when the run began: put it back and start the same command "
+        "again; the run goes on from its last checkpoint"
+    )
+
+
+def _changed(file: File, how: str) -> ValueError:
+    return ValueError(
+        f"data file '{file.path}' has changed since it was scanned ({how}): the order of rows is no longer that of this "
+        "run; restore the file or start a new run"
+    )
+
+
+def _constant(value: str | None, kind: pa.DataType, rows: int) -> pa.Array:
+    """A partition column's value, ``rows`` times."""
+    if kind == pa.int64():
+        return pa.nulls(rows, kind) if value is None else pa.array(np.full(rows, int(value)))
+    indices = pa.nulls(rows, pa.int32()) if value is None else pa.array(np.zeros(rows, np.int32))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([] if value is None else [value], pa.string()))
+
+
+def _child(array: pa.Array, path: tuple[str, ...]) -> pa.Array:
+    """A struct's child, null where the struct is."""
+    for name in path:
+        array = array.flatten()[array.type.get_field_index(name)]
+    return array
 
 
 def _root(path: str, columns: Iterable[str]) -> str | None:
@@ -127,71 +233,22 @@ class Handle:
             self._parquet, self._path = opener(file), file.path
         return self._parquet
 
+    def close(self) -> None:
+        """The next ``open`` opens anew."""
+        self._parquet = None
 
-class SharedRowGroups:
-    """Row groups that several shards of this rank read at the same time, each read once."""
+
+class StreamReader:
+    """One stream of segments, which come in the order of their row groups; used by one thread at a time."""
 
     def __init__(self, row_groups: RowGroups) -> None:
         self._row_groups = row_groups
-        self._lock = threading.Lock()
-        self._entries: dict[int, _Shared] = {}
-        self._bytes = 0
-
-    def expect(self, row_group: int, rows: int) -> None:
-        """``rows`` rows of this row group will be taken. Does nothing for one already expected, or when memory is full:
-        ``take`` then answers None."""
-        if row_group in self._entries:
-            return
-        size = self._row_groups.size(row_group)
-        with self._lock:
-            if self._bytes + size <= SHARED_BYTES:
-                self._bytes += size
-                self._entries[row_group] = _Shared(size, rows)
-
-    def take(self, segment: Segment, handle: Handle) -> pa.Table | None:
-        """The segment's rows, if its row group is shared."""
-        with self._lock:
-            entry = self._entries.get(segment.row_group)
-        if entry is None:
-            return None
-        with entry.lock:
-            if entry.table is None:
-                rows = self._row_groups.num_rows(segment.row_group)
-                entry.table = pa.concat_tables(list(self._row_groups.pieces(segment.row_group, rows, handle)))
-            table = entry.table.slice(segment.start, segment.stop - segment.start)
-        with self._lock:
-            entry.rows_left -= table.num_rows
-            if entry.rows_left == 0:
-                del self._entries[segment.row_group]
-                self._bytes -= entry.size
-        return table
-
-
-class _Shared:
-    def __init__(self, size: int, rows_left: int) -> None:
-        self.lock = threading.Lock()
-        self.size = size
-        self.rows_left = rows_left
-        self.table: pa.Table | None = None
-
-
-class ShardReader:
-    """One shard's segments in order; used by one thread at a time."""
-
-    def __init__(self, row_groups: RowGroups, shared: SharedRowGroups) -> None:
-        self._row_groups = row_groups
-        self._shared = shared
-        self._handle = Handle()
         self._stream: _Stream | None = None
+        self.handle = Handle()
 
     def read(self, segment: Segment) -> Iterator[pa.Table]:
-        table = self._shared.take(segment, self._handle)
-        if table is not None:
-            self._stream = None
-            yield table
-            return
         if self._stream is None or self._stream.row_group != segment.row_group:
-            pieces = self._row_groups.pieces(segment.row_group, _PIECE, self._handle)
+            pieces = self._row_groups.pieces(segment.row_group, PIECE_ROWS, self.handle)
             self._stream = _Stream(segment.row_group, pieces)
         yield from self._stream.read(segment)
         if segment.stop == self._row_groups.num_rows(segment.row_group):

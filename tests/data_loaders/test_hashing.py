@@ -35,11 +35,14 @@ def test_integers_hash_alike_in_every_type():
 
 def test_strings_follow_the_formula_in_every_type():
     expected = [reference_bytes(s.encode()) for s in STRINGS]
-    for dtype in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+    text, data = (pa.string(), pa.large_string(), pa.string_view()), (pa.binary(), pa.large_binary(), pa.binary_view())
+    for dtype in (*text, *data):
         values = STRINGS if "string" in str(dtype) else [s.encode() for s in STRINGS]
         assert hash_ids(pa.array(values, dtype)).tolist() == expected
     assert hash_ids(pa.array(STRINGS).dictionary_encode()).tolist() == expected
     assert hash_ids(pa.array(["", ""])).tolist() == [reference_bytes(b"")] * 2
+    fixed = [b"a\0c", b"\0\0\0", b"xyz"]
+    assert hash_ids(pa.array(fixed, pa.binary(3))).tolist() == [reference_bytes(b) for b in fixed]
 
 
 def test_frozen_values():
@@ -69,7 +72,8 @@ def test_slices_nulls_and_dictionaries_equal_their_copies(seed):
         valid = np.array([value is not None for value in values])
         begin, length = int(rng.integers(0, 20)), int(rng.integers(1, 60))
         cut = slice(begin, begin + length)
-        for array in (whole, whole.dictionary_encode()):
+        views = [] if values is numbers else [whole.cast(pa.string_view()), whole.cast(pa.large_string())]
+        for array in (whole, whole.dictionary_encode(), *views):
             assert np.array_equal(hash_ids(array)[valid], hash_ids(whole)[valid])
             assert np.array_equal(hash_ids(array.slice(begin, length))[valid[cut]], hash_ids(whole)[cut][valid[cut]])
     assert len(hash_ids(pa.array(strings).slice(3, 0))) == 0
