@@ -127,7 +127,7 @@ class Ours:
 
 def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[], float]:
     model = build.build_model(config.model, config.data.schema, config.seed)
-    task = build.build_task(model, config.precision, ranks.device)
+    task = build.build_task(model, config.precision, ranks.device, may_drop=False)
     for module in task.modules():
         if isinstance(module, (EmbeddingBagCollection, EmbeddingCollection)):
             apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), {"lr": 0.02, "eps": 1e-8})

@@ -3,9 +3,11 @@
 Shapes: B rows of this rank (equal on all ranks), D dense features.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
@@ -14,19 +16,26 @@ from torchrec.streamable import Pipelineable
 @dataclass(frozen=True)
 class Cursor:
     """Where in the data a global batch ends: after ``step`` global batches of epoch ``epoch``. ``rows`` came with this
-    one over all ranks, padding left out; ``local_rows`` of them on this rank, the first of its batch."""
+    one over all ranks, padding left out; ``local_rows`` of them on this rank, the first of its batch.
+
+    ``dropped`` bool [local_rows]: rows that a policy of the schema left out; None where there are none. ``origin`` int64
+    [local_rows], where the loader records it: the rows' numbers in the manifest, counted over all files in order."""
 
     epoch: int
     step: int
     rows: int
     local_rows: int
+    dropped: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
+    origin: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass
 class Batch(Pipelineable):
     """``dense`` float32 [B, D]; ``sparse`` and ``sequence`` int64 ids, one key a feature; ``labels`` and ``weights``
-    float32 [B]. Padding rows have weight 0 and no ids. ``normalizer`` float32 [] is the global number of rows over the
-    number of ranks: ``sum(weights * loss) / normalizer``, averaged over ranks, is the mean loss of the global batch."""
+    float32 [B]. Padding and dropped rows have weight 0 and no ids. ``normalizer`` float32 []: its mean over ranks is the
+    number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
+    mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may
+    drop rows: then it is this rank's own number of rows."""
 
     dense: Tensor
     sparse: KeyedJaggedTensor

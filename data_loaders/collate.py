@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
-from data_loaders.decode import NO_ID, Columns, Slot
+from data_loaders.buffers import Buffers
+from data_loaders.columns import NO_ID, Columns
+from data_loaders.decode import Slot
 from data_loaders.schema import Layout
 
 
@@ -31,56 +33,74 @@ class Piece:
 
 
 class Collator:
-    """``collator(pieces, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids lie."""
+    """``collator(pieces, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids lie.
 
-    def __init__(self, layout: Layout, slots: dict[str, Slot], batch_size: int) -> None:
+    ``may_drop``: ``Batch.normalizer`` is this rank's number of rows that are not dropped, instead of what is given.
+    """
+
+    def __init__(self, layout: Layout, slots: dict[str, Slot], batch_size: int, *, may_drop: bool = False) -> None:
         self._pooled = list(layout.pooled)
         self._unpooled = list(layout.unpooled)
         self._slots = slots
         self._batch_size = batch_size
+        self._may_drop = may_drop
+        self._buffers = Buffers()
 
     def __call__(self, pieces: list[Piece], normalizer: float, cursor: Cursor) -> Batch:
         """``pieces`` hold ``cursor.local_rows`` rows, possibly none."""
         rows = sum(piece.stop - piece.start for piece in pieces)
         assert rows == cursor.local_rows <= self._batch_size
-        numbers = np.concatenate([p.columns.numbers[:, p.start : p.stop] for p in pieces], axis=1)  # [D + 0 … 2, real]
         num_dense = pieces[0].columns.num_dense
-        labels, weights = [*numbers[num_dense:], None, None][:2]
+        weights = self._column("weights", pieces, num_dense + 1, 1, rows)
+        if self._may_drop:
+            normalizer = rows
+        if cursor.dropped is not None:
+            weights[:rows][cursor.dropped] = 0
+            normalizer = rows - int(cursor.dropped.sum())
         return Batch(
-            dense=self._dense(torch.from_numpy(numbers[:num_dense]), rows),
-            sparse=self._jagged(self._pooled, pieces, rows),
-            sequence=self._jagged(self._unpooled, pieces, rows) if self._unpooled else None,
-            labels=self._column(0 if labels is None else labels, rows),
-            weights=self._column(1 if weights is None else weights, rows),
+            dense=self._dense(pieces, num_dense, rows),
+            sparse=self._jagged("sparse", self._pooled, pieces, rows),
+            sequence=self._jagged("sequence", self._unpooled, pieces, rows) if self._unpooled else None,
+            labels=torch.from_numpy(self._column("labels", pieces, num_dense, 0, rows)),
+            weights=torch.from_numpy(weights),
             normalizer=torch.tensor(normalizer, dtype=torch.float32),
             cursor=cursor,
         )
 
-    def _dense(self, numbers: torch.Tensor, rows: int) -> torch.Tensor:
-        dense = torch.empty(self._batch_size, len(numbers))  # [B, D]
-        dense[:rows] = numbers.t()  # PyTorch transposes in tiles, NumPy does not
+    def _dense(self, pieces: list[Piece], num_dense: int, rows: int) -> torch.Tensor:
+        dense = torch.from_numpy(self._buffers.empty("dense", (self._batch_size, num_dense), np.float32))  # [B, D]
+        # PyTorch transposes in tiles, NumPy does not; from 32768 elements on it would wake other threads.
+        tile = max(1, 32767 // max(num_dense, 1))
+        begin = 0
+        for piece in pieces:
+            numbers = torch.from_numpy(piece.columns.numbers[:num_dense, piece.start : piece.stop])  # [D, rows]
+            for part in numbers.split(tile, dim=1):
+                dense[begin : begin + part.shape[1]] = part.t()
+                begin += part.shape[1]
         dense[rows:] = 0
         return dense
 
-    def _column(self, values: NDArray[np.float32] | int, rows: int) -> torch.Tensor:
-        column = np.zeros(self._batch_size, np.float32)
-        column[:rows] = values
-        return torch.from_numpy(column)
+    def _column(self, name: str, pieces: list[Piece], line: int, default: float, rows: int) -> NDArray[np.float32]:
+        """Line ``line`` of the numbers, or ``default`` where it is not read; 0 in the padding."""
+        column = self._buffers.empty(name, (self._batch_size,), np.float32)
+        column[rows:] = 0
+        if line >= len(pieces[0].columns.numbers):
+            column[:rows] = default
+        else:
+            np.concatenate([p.columns.numbers[line, p.start : p.stop] for p in pieces], out=column[:rows])
+        return column
 
-    def _jagged(self, keys: list[str], pieces: list[Piece], rows: int) -> KeyedJaggedTensor:
+    def _jagged(self, name: str, keys: list[str], pieces: list[Piece], rows: int) -> KeyedJaggedTensor:
         slots = [self._slots[key] for key in keys]
-        lengths = np.zeros((len(keys), self._batch_size), np.int64)  # [K, B]; padding rows stay 0
-        ids = _join_ids([slot.index for slot in slots if not slot.bag], pieces)  # [keys of single ids, real]
+        lengths = self._buffers.empty(f"{name} lengths", (len(keys), self._batch_size), np.int64)  # [K, B]
+        lengths[:, rows:] = 0
+        singles = [slot.index for slot in slots if not slot.bag]
+        ids = self._single_ids(name, singles, pieces, rows)  # [keys of single ids, real]
         if len(ids) == len(keys) and not (any(slot.optional for slot in slots) and (ids == NO_ID).any()):
             lengths[:, :rows] = 1
             values, length_per_key = ids.reshape(-1), [rows] * len(keys)
         else:
-            singles = iter(ids)
-            parts = [
-                _bag_values(pieces, slot.index, out) if slot.bag else _present(next(singles), out)
-                for slot, out in zip(slots, lengths[:, :rows])
-            ]
-            values, length_per_key = np.concatenate(parts, dtype=np.int64), [len(part) for part in parts]
+            values, length_per_key = self._mixed(name, slots, ids, pieces, lengths[:, :rows])
         return KeyedJaggedTensor(
             keys=keys,
             values=torch.from_numpy(values),
@@ -90,23 +110,36 @@ class Collator:
             offset_per_key=[0, *itertools.accumulate(length_per_key)],
         )
 
+    def _single_ids(self, name: str, indices: list[int], pieces: list[Piece], rows: int) -> NDArray[np.int64]:
+        """Lines ``indices`` of ``Columns.ids`` in all pieces; the decoder numbers the keys of one tensor consecutively."""
+        first, stop = (indices[0], indices[-1] + 1) if indices else (0, 0)
+        assert indices == list(range(first, stop))
+        ids = self._buffers.empty(f"{name} ids", (stop - first, rows), np.int64)
+        return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in pieces], axis=1, out=ids)
 
-def _join_ids(indices: list[int], pieces: list[Piece]) -> NDArray[np.int64]:
-    """Lines ``indices`` of ``Columns.ids`` in all pieces; the decoder numbers the keys of one tensor consecutively."""
-    first, stop = (indices[0], indices[-1] + 1) if indices else (0, 0)
-    assert indices == list(range(first, stop))
-    return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in pieces], axis=1, dtype=np.int64)
+    def _mixed(
+        self, name: str, slots: list[Slot], ids: NDArray[np.int64], pieces: list[Piece], lengths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], list[int]]:
+        """Values of all keys and how many each has, where some have no id or several; writes ``lengths`` [K, real]."""
+        singles = iter(ids)
+        parts: list[list[NDArray[np.integer]]] = [
+            _bag_values(pieces, slot.index, out) if slot.bag else [_present(next(singles), out, slot.optional)]
+            for slot, out in zip(slots, lengths)
+        ]
+        length_per_key = [sum(map(len, found)) for found in parts]
+        values = self._buffers.empty(f"{name} values", (sum(length_per_key),), np.int64)
+        return np.concatenate([part for found in parts for part in found], out=values), length_per_key
 
 
-def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64], optional: bool) -> NDArray[np.int64]:
     """The ids that are there; writes their lengths, 1 or 0."""
-    present = ids != NO_ID
-    lengths[:] = present
-    return ids if present.all() else ids[present]
+    present = ids != NO_ID if optional else None
+    lengths[:] = 1 if present is None else present
+    return ids if present is None or present.all() else ids[present]
 
 
-def _bag_values(pieces: list[Piece], index: int, lengths: NDArray[np.int64]) -> NDArray[np.integer]:
-    """Ids of one key with lists in all pieces; writes their lengths."""
+def _bag_values(pieces: list[Piece], index: int, lengths: NDArray[np.int64]) -> list[NDArray[np.integer]]:
+    """Ids of one key with lists, piece by piece; writes their lengths."""
     values, begin = [], 0
     for piece in pieces:
         bags = piece.columns.bags[index]
@@ -114,4 +147,4 @@ def _bag_values(pieces: list[Piece], index: int, lengths: NDArray[np.int64]) -> 
         np.subtract(offsets[1:], offsets[:-1], out=lengths[begin : begin + len(offsets) - 1])
         values.append(bags.values[offsets[0] : offsets[-1]])
         begin += len(offsets) - 1
-    return np.concatenate(values)
+    return values

@@ -1,13 +1,13 @@
-"""Keeps the training loop fed: threads read and decode ahead, one more assembles batches.
+"""Keeps the training loop fed: threads read and decode ahead, one more shuffles and assembles batches.
 
-The unit of work is one block (see ``order``) of a few logical shards: read, decode, shuffle. All shards of a rank reach
-the end of a block at the same step, so while the batches of one block are assembled, the next block is prepared.
+The unit of work is one block (see ``order``) of a few logical shards. All shards of a rank reach the end of a block at
+the same step, so while the batches of one block are assembled, the next block is read and decoded.
 
 Memory is bounded. A rank holds at most two blocks decoded, that is 2 · (``shuffle_rows`` rounded up to whole steps) /
 world size rows; for each of its shards one open row group (the pages being read, and part of an Arrow piece of 8192
-rows); for each thread 32768 decoded rows, or a block of one shard where that is more; at most 1 GiB of row groups that
-its shards share (small data only); and ``prefetch_batches`` + 2 batches. The decoded blocks are kept for the next
-epoch.
+rows; of a remote file at most 32 MiB as it lies in the file, or 64 KiB a column where that is more); at most 1 GiB of
+row groups that its shards share (small data only); and the batches that wait or are in use. The memory of blocks and
+batches is used again and again.
 """
 
 import contextlib
@@ -15,9 +15,10 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,15 @@ from numpy.typing import NDArray
 
 from data_loaders.batch import Batch, Cursor
 from data_loaders.collate import Collator, Piece
-from data_loaders.decode import Columns, Counters, Decoder, RowError, check_types
+from data_loaders.column_decoders import Counters, RowError
+from data_loaders.column_types import check_types
+from data_loaders.columns import Columns
+from data_loaders.decode import Decoder
 from data_loaders.manifest import Manifest
-from data_loaders.order import EpochOrder, Order, Segment
-from data_loaders.reader import RowGroups, ShardReader, SharedRowGroups
+from data_loaders.order import EpochOrder, Order, Segment, Unit
+from data_loaders.reader import RowGroups, StreamReader
 from data_loaders.schema import Layout, Schema
+from data_loaders.shared import SharedRowGroups
 
 _Item = Batch | BaseException | None  # in the queue; None: the epoch is over
 _UNIT_ROWS = 1 << 15  # small blocks of several shards are decoded together, up to so many rows
@@ -39,11 +44,14 @@ class Loader:
     """Batches of one rank, in the order of ``order.Order``.
 
     ``batch_size`` is global. Every rank has ``steps_per_epoch`` batches of ``local_batch_size`` rows an epoch, the last
-    ones padded; over all ranks every row comes once. For prediction, ``shards=world_size, shuffle=False`` gives rank r
-    the r-th contiguous part of the data in file order; ``labeled=False`` does without label and weight columns.
+    ones padded; over all ranks every row comes once. ``shuffle=False`` gives time order: step k is rows [k · batch_size,
+    (k + 1) · batch_size) of the files as they lie. ``contiguous=True``, with a shard a rank, gives rank r the r-th part
+    of the files instead, which saves reading them on every rank (evaluation, prediction). ``labeled=False`` does without
+    label and weight columns; ``record_origin`` says in each cursor which rows came.
 
     ``counters`` count, since construction, values that were null, out of range, non-finite or truncated, by
-    ``<feature>.<what>``, in rows of this rank. ``wait_seconds`` is how long the consumer has waited for batches.
+    ``<feature>.<what>``, in rows of this rank, and ``rows.dropped``. ``wait_seconds`` is how long the consumer has
+    waited for batches.
 
     Raises ``ValueError`` for columns that are missing or of a wrong type, more ranks than shards, and a batch size that
     ``shards`` does not divide.
@@ -66,28 +74,34 @@ class Loader:
         seed: int,
         pin_memory: bool = False,
         labeled: bool = True,
+        contiguous: bool = False,
+        record_origin: bool = False,
     ) -> None:
         if world_size > shards:
-            raise ValueError(
-                f"{world_size} ranks cannot share {shards} logical shards: set data.stream.shards to {world_size} or "
-                "more"
-            )
-        sizes = (rows for file in manifest.files for rows in file.row_groups)
+            enough = next((n for n in range(world_size, batch_size + 1) if batch_size % n == 0), None)
+            remedy = f"set data.stream.shards to {enough}, which divides batch_size={batch_size}"
+            if enough is None:
+                remedy = f"raise batch_size, now {batch_size}, to {world_size} or more, and data.stream.shards with it"
+            raise ValueError(f"{world_size} ranks cannot share {shards} logical shards: {remedy}")
+        sizes = [rows for file in manifest.files for rows in file.row_groups]
+        kind = "shuffled" if shuffle else "contiguous" if contiguous else "time"
+        if not shuffle:  # nothing depends on blocks but memory and the work of each thread
+            shuffle_rows = min(shuffle_rows, _UNIT_ROWS * threads * world_size)
         self._order = Order(
-            sizes, shards=shards, batch_size=batch_size, shuffle=shuffle, shuffle_rows=shuffle_rows, seed=seed
+            sizes, kind=kind, shards=shards, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=seed
         )
         self._world_size = world_size
-        self._shards = list(range(rank, shards, world_size))
+        self._shards = range(rank * shards // world_size, (rank + 1) * shards // world_size)
         self._local_batch_size = -(-shards // world_size) * (batch_size // shards)
         self._threads = threads
         self._prefetch_batches = prefetch_batches
         self._pin_memory = pin_memory
+        self._record_origin = record_origin
         self._counters = Counters()
-        self._spare: dict[tuple[int, int], Columns] = {}
         self.wait_seconds = 0.0
         columns = _columns(schema, layout, labeled)
         self._decoder = _decoder(manifest, schema, layout, columns, self._counters, labeled)
-        self._collator = Collator(layout, self._decoder.slots, self._local_batch_size)
+        self._collator = Collator(layout, self._decoder.slots, self._local_batch_size, may_drop=schema.may_drop)
         self._row_groups = RowGroups(manifest, columns, _hashed_columns(schema, layout))
 
     @property
@@ -109,20 +123,25 @@ class Loader:
         return self._counters.snapshot()
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches from step ``start_step`` to the epoch's end: those that a run not interrupted would have seen.
+        """Batches from step ``start_step`` to the epoch's end: those that a run not interrupted would have seen."""
+        return self.batches(epoch, start_step, self.steps_per_epoch - start_step)
+
+    def batches(self, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
+        """``steps`` batches from that place on, over as many epochs as it takes; each epoch is prepared while the one
+        before ends.
 
         What goes wrong in a thread is raised here, with file and row group. ``close()`` of the iterator, or dropping
         it, ends its threads.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}: an epoch has {self.steps_per_epoch} steps")
-        return self._consume(epoch, start_step)
+        return self._consume(epoch, start_step, steps)
 
-    def _consume(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def _consume(self, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
         ready: queue.Queue[_Item] = queue.Queue(self._prefetch_batches)
         stop = threading.Event()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader-decode")
-        arguments = (self._batches(pool, epoch, start_step), ready, stop)
+        arguments = (self._batches(pool, epoch, start_step, steps), ready, stop)
         producer = threading.Thread(target=_produce, args=arguments, name="loader-assemble", daemon=True)
         producer.start()
         try:
@@ -142,93 +161,162 @@ class Loader:
         self.wait_seconds += time.perf_counter() - began
         return item
 
-    def _batches(self, pool: ThreadPoolExecutor, epoch: int, start_step: int) -> Iterator[Batch]:
-        order = self._order
-        last = -(-self.steps_per_epoch // order.steps_per_block)
-        # Memory goes from epoch to epoch; an epoch that runs beside another one finds none and takes its own.
-        spare, self._spare = self._spare, {}
-        blocks = _Blocks(order.epoch(epoch), self._row_groups, self._decoder, self._groups(), spare)
-        prepared = blocks.submit(pool, start_step // order.steps_per_block) if start_step < self.steps_per_epoch else []
-        for block in range(start_step // order.steps_per_block, last):
-            units = [future.result() for future in prepared]
-            prepared = blocks.submit(pool, block + 1) if block + 1 < last else []
-            first = block * order.steps_per_block
-            for step in range(max(first, start_step), min(first + order.steps_per_block, self.steps_per_epoch)):
-                yield self._batch(epoch, step, [unit.piece(step - first) for unit in units])
-        self._spare = spare
+    def _batches(self, pool: ThreadPoolExecutor, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
+        tasks = self._tasks(epoch, start_step, steps)
+        task = next(tasks, None)
+        prepared = task.submit(pool) if task else []
+        line = np.empty(0, np.int64)
+        while task:
+            parts = [future.result() for future in prepared]
+            following = next(tasks, None)
+            prepared = following.submit(pool) if following else []
+            rows = max(int(part.ends[-1]) for part in parts)
+            line = line if len(line) >= rows else np.empty(rows, np.int64)
+            for part in parts:
+                part.finish(line)
+            for step in task.steps:
+                yield self._batch(task.epoch, step, [p for p in parts if p.unit.first <= step < p.unit.stop])
+            task = following
 
-    def _batch(self, epoch: int, step: int, pieces: list[Piece]) -> Batch:
+    def _tasks(self, epoch: int, start_step: int, steps: int) -> "Iterator[_Task]":
+        """The blocks that hold the next ``steps`` steps."""
+        while steps > 0:
+            blocks = _Blocks(
+                self._order.epoch(epoch),
+                self._row_groups,
+                self._decoder,
+                self._shards,
+                self._threads,
+                self._record_origin,
+            )
+            for block in range(start_step // self._order.steps_per_block, self._order.num_blocks):
+                wanted = self._order.block_steps(block)
+                wanted = range(max(wanted.start, start_step), wanted.stop)[:steps]
+                steps -= len(wanted)
+                if wanted:
+                    yield _Task(blocks, block, epoch, wanted)
+            epoch, start_step = epoch + 1, 0
+
+    def _batch(self, epoch: int, step: int, parts: "list[_Part]") -> Batch:
         rows = self._order.step_rows(step)
-        cursor = Cursor(epoch, step + 1, rows, sum(piece.stop - piece.start for piece in pieces))
+        pieces = [part.piece(step) for part in parts]
+        cursor = Cursor(epoch, step + 1, rows, sum(piece.stop - piece.start for piece in pieces), _dropped(pieces))
+        if self._record_origin:
+            found = [part.origin[piece.start : piece.stop] for part, piece in zip(parts, pieces)]
+            cursor = replace(cursor, origin=np.concatenate(found))
         batch = self._collator(pieces, rows / self._world_size, cursor)
         return batch.pin_memory() if self._pin_memory else batch
 
-    def _groups(self) -> list[list[int]]:
-        """This rank's shards, in groups whose blocks are decoded together: enough rows to be worth it, work for each
-        thread."""
-        rows = min(self._order.block_rows, -(-self.num_rows // self._order.shards))
-        size = max(1, min(_UNIT_ROWS // max(rows, 1), -(-len(self._shards) // self._threads)))
-        return [self._shards[i : i + size] for i in range(0, len(self._shards), size)]
+
+@dataclass(frozen=True)
+class _Task:
+    """The steps to make of one block."""
+
+    blocks: "_Blocks"
+    block: int
+    epoch: int
+    steps: range
+
+    def submit(self, pool: ThreadPoolExecutor) -> "list[Future[_Part]]":
+        return self.blocks.submit(pool, self.block)
 
 
 @dataclass
-class _Unit:
-    """A decoded block of some shards, its rows in the order in which steps take them."""
+class _Part:
+    """A unit that has been read. ``decode`` gives its columns, ``order`` the order in which steps take its rows (None: as
+    they lie); ``ends`` says how many are taken after each step, ``origin`` which they are in the manifest, where that is
+    recorded."""
 
-    columns: Columns
+    unit: Unit
+    decode: Callable[[], Columns]
+    order: Callable[[], NDArray[np.int64] | None]
     ends: NDArray[np.int64]
+    origin: NDArray[np.int64] | None
+    columns: Columns | None = None
+
+    def finish(self, line: NDArray[np.int64]) -> None:
+        """Puts the rows into their order. ``line``: memory [rows of the unit or more]."""
+        self.columns = self.decode()
+        rows = self.order()
+        if rows is not None:
+            self.columns.shuffle(rows, line)
+            self.origin = None if self.origin is None else self.origin[rows]
 
     def piece(self, step: int) -> Piece:
-        return Piece(self.columns, int(self.ends[step - 1]) if step else 0, int(self.ends[step]))
+        index = step - self.unit.first
+        return Piece(self.columns, int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
 class _Blocks:
-    """Reads and decodes the blocks of one epoch, one after the other."""
+    """Reads and decodes one rank's blocks of one epoch, one after the other."""
 
     def __init__(
         self,
         order: EpochOrder,
         row_groups: RowGroups,
         decoder: Decoder,
-        groups: list[list[int]],
-        spare: dict[tuple[int, int], Columns],
+        shards: range,
+        threads: int,
+        record_origin: bool,
     ) -> None:
         self._order = order
         self._row_groups = row_groups
         self._decoder = decoder
-        self._groups = groups
-        self._shards = [shard for group in groups for shard in group]
-        self._shared = SharedRowGroups(row_groups)
-        # By group and parity of the block: its memory serves the next block but one, when its batches are made.
-        self._spare = spare
-        self._readers = {shard: ShardReader(row_groups, self._shared) for shard in self._shards}
+        self._shards = shards
+        self._threads = threads
+        self._record_origin = record_origin
+        self._shared = SharedRowGroups(row_groups, decoder)
+        self._readers: dict[tuple[int, int], StreamReader] = {}  # by unit and stream
+        self._first_rows = np.cumsum(order.order.row_groups) - order.order.row_groups
 
-    def submit(self, pool: ThreadPoolExecutor, block: int) -> list[Future[_Unit]]:
-        segments = {shard: self._order.segments(shard, block) for shard in self._shards}
-        uses = Counter(segment.row_group for found in segments.values() for segment in found)
+    def submit(self, pool: ThreadPoolExecutor, block: int) -> list[Future[_Part]]:
+        units = self._order.units(self._shards, block, self._threads, _UNIT_ROWS)
+        streams = [self._order.segments(unit) for unit in units]
+        in_streams = ({segment.row_group for segment in stream} for of_unit in streams for stream in of_unit)
+        uses = Counter(row_group for found in in_streams for row_group in found)
         for row_group in (row_group for row_group, count in uses.items() if count > 1):
-            self._shared.expect(row_group, self._order.rows_left(row_group, self._shards, block))
-        return [pool.submit(self._prepare, group, block, segments) for group in self._groups]
+            self._shared.expect(self._order.rest(row_group, self._shards, block))
+        return [
+            pool.submit(self._prepare, index, unit, of_unit)
+            for index, (unit, of_unit) in enumerate(zip(units, streams))
+        ]
 
-    def _prepare(self, group: list[int], block: int, segments: dict[int, list[Segment]]) -> _Unit:
-        rows, ends = self._order.rows(group, block)
-        in_order = not self._order.order.shuffle and len(group) == 1
-        place = (group[0], block % 2)
+    def _prepare(self, index: int, unit: Unit, streams: list[list[Segment]]) -> _Part:
+        """What is left to the assembling thread is what costs it less than reading costs this one: permutations, and
+        decoding where that is only a copy."""
+        ends = self._order.ends(unit)
+        segments = [segment for stream in streams for segment in stream]
+        parts, count = self._read(index, streams), int(ends[-1])
+        in_order = self._order.order.kind != "shuffled"
+        if (in_order and self._decoder.is_light) or self._shared.holds(segments):
+            decode = partial(self._decode, list(parts), count, segments)
+        else:
+            decode = partial(_same, self._decode(parts, count, segments))
+        origin = self._origin(segments) if self._record_origin else None
+        return _Part(unit, decode, partial(self._order.rows, unit), ends, origin)
+
+    def _decode(self, parts: Iterable[pa.Table | Columns], count: int, segments: list[Segment]) -> Columns:
         try:
-            tables = self._tables(group, segments)
-            columns = self._decoder(tables, len(rows), None if in_order else rows, self._spare.get(place))
+            return self._decoder(parts, count, "unit")
         except RowError as error:
-            located = self._locate([segment for shard in group for segment in segments[shard]], error.row)
-            raise ValueError(f"{located}: {error}") from error
-        spare = self._spare.get(place)
-        if spare is None or spare.num_rows < columns.num_rows:  # a short block leaves the memory of a long one be
-            self._spare[place] = replace(columns, bags=[])
-        return _Unit(columns, ends)
+            raise ValueError(f"{self._locate(segments, error.row)}: {error}") from error
 
-    def _tables(self, group: list[int], segments: dict[int, list[Segment]]) -> Iterator[pa.Table]:
-        for shard in group:
-            for segment in segments[shard]:
-                yield from self._readers[shard].read(segment)
+    def _read(self, unit: int, streams: list[list[Segment]]) -> Iterator[pa.Table | Columns]:
+        for stream, segments in enumerate(streams):
+            if (unit, stream) not in self._readers:
+                self._readers[unit, stream] = StreamReader(self._row_groups)
+            reader = self._readers[unit, stream]
+            for segment in segments:
+                columns = self._shared.take(segment, reader.handle)
+                if columns is None:
+                    yield from reader.read(segment)
+                else:
+                    yield columns
+
+    def _origin(self, segments: list[Segment]) -> NDArray[np.int64]:
+        firsts = (self._first_rows[segment.row_group] for segment in segments)
+        parts = [first + np.arange(segment.start, segment.stop) for first, segment in zip(firsts, segments)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def _locate(self, segments: list[Segment], row: int) -> str:
         for segment in segments:
@@ -237,6 +325,20 @@ class _Blocks:
                 return f"'{path}', row group {index}, row {segment.start + row}"
             row -= segment.stop - segment.start
         raise AssertionError("a row outside the block")
+
+
+def _same(columns: Columns) -> Columns:
+    return columns
+
+
+def _dropped(pieces: list[Piece]) -> NDArray[np.bool_] | None:
+    if all(piece.columns.dropped is None for piece in pieces):
+        return None
+    parts = [
+        np.zeros(p.stop - p.start, bool) if p.columns.dropped is None else p.columns.dropped[p.start : p.stop]
+        for p in pieces
+    ]
+    return np.concatenate(parts)
 
 
 def _produce(batches: Iterator[Batch], ready: queue.Queue[_Item], stop: threading.Event) -> None:

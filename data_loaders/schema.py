@@ -13,13 +13,15 @@ Conventions
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 KINDS = ("dense", "sparse", "sequence")
 ID_MODES = ("identity", "hash")
 POOLINGS = ("mean", "sum")
-ID_POLICIES = ("missing", "error")
+POLICIES = ("missing", "error", "drop")
+LABEL_POLICIES = ("error", "drop")
 
 
 @dataclass
@@ -43,13 +45,17 @@ class Feature:
     ``column``: the Parquet column, the feature's own name by default. ``wide``: whether a linear model uses the
     feature (sparse: yes, sequence: no by default).
 
-    dense: ``fill`` replaces null and non-finite values (no ``fill``: they are an error); ``log1p`` applies
-    log(1 + max(x, 0)) afterwards.
+    ``on_null``, ``on_non_finite`` (dense) and ``on_out_of_range`` (ids outside the table) say what happens to a value
+    that cannot be used, and it is counted: ``missing`` takes ``fill`` or the missing id in its place, ``drop`` leaves
+    the whole row out (it keeps its place in the batch, as padding does), ``error`` ends the run.
+
+    dense: (x - ``offset``) · ``scale``, computed in float64 (a timestamp is seconds since 1970, of which float32 keeps
+    but 64 s: give an offset); ``fill`` then replaces missing values (no ``fill``: they are an error); ``log1p`` applies
+    log(1 + max(x, 0)) to all.
 
     sparse and sequence: ``table``; ``ids`` is ``identity`` (the integer is the row) or ``hash`` (any integer or string);
-    ``on_null`` and ``on_out_of_range`` say what happens to a null id and to an id outside the table: ``missing`` (the
-    missing id, counted) or ``error``. ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of
-    a list (the most recent of a sequence), counted.
+    ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of a list (the most recent of a
+    sequence), counted.
 
     sequence: ``target`` is the sparse feature the sequence is compared with; sequences with the same ``history`` name are
     several attributes of the same events, have equal lengths, and are attended to as one.
@@ -61,11 +67,14 @@ class Feature:
     ids: str = "identity"
     on_null: str = "missing"
     on_out_of_range: str = "error"
+    on_non_finite: str = "missing"
     missing_id: int | None = None
     max_length: int | None = None
     target: str | None = None
     history: str | None = None
     wide: bool | None = None
+    offset: float = 0.0
+    scale: float = 1.0
     fill: float | None = None
     log1p: bool = False
 
@@ -93,12 +102,14 @@ class Layout:
 
 @dataclass
 class Schema:
-    """All of it. ``weight`` names a column of sample weights.
+    """All of it. ``weight`` names a column of sample weights. ``on_bad_label``: what happens to a row whose label is
+    null, or neither 0 nor 1: ``error``, or ``drop`` (left out and counted).
 
     Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
     """
 
     label: str = "label"
+    on_bad_label: str = "error"
     weight: str | None = None
     embedding_dim: int = 16
     tables: dict[str, Table] = field(default_factory=dict)
@@ -106,6 +117,7 @@ class Schema:
     crosses: dict[str, Cross] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        one_of(self.on_bad_label, LABEL_POLICIES, "schema.on_bad_label")
         for name, table in self.tables.items():
             self._check_table(name, table)
         for name, feature in self.features.items():
@@ -126,6 +138,12 @@ class Schema:
     @property
     def sequences(self) -> tuple[str, ...]:
         return tuple(n for n, f in self.features.items() if f.kind == "sequence")
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether a row can be left out, so that how many rows of a batch count is known only once it is read."""
+        policies = ((f.on_null, f.on_non_finite, f.on_out_of_range) for f in self.features.values())
+        return self.on_bad_label == "drop" or any("drop" in found for found in policies)
 
     @property
     def wide(self) -> tuple[str, ...]:
@@ -202,14 +220,18 @@ class Schema:
                 f"{where}: a feature's name must not contain '@' (TorchRec joins feature and table with it)"
             )
         one_of(feature.kind, KINDS, f"{where}.kind")
+        for policy in ("on_null", "on_non_finite", "on_out_of_range"):
+            one_of(getattr(feature, policy), POLICIES, f"{where}.{policy}")
         if feature.kind == "dense":
             if feature.table:
                 raise ValueError(f"{where}: a dense feature has no table; use kind: sparse for ids")
+            if not math.isfinite(feature.offset) or not math.isfinite(feature.scale) or feature.scale == 0:
+                raise ValueError(
+                    f"{where}: offset {feature.offset}, scale {feature.scale}: they must be finite, and scale not 0"
+                )
             return
         one_of(feature.table, self.tables, f"{where}.table")
         one_of(feature.ids, ID_MODES, f"{where}.ids")
-        one_of(feature.on_null, ID_POLICIES, f"{where}.on_null")
-        one_of(feature.on_out_of_range, ID_POLICIES, f"{where}.on_out_of_range")
         rows = self.tables[feature.table].num_embeddings
         if feature.missing_id is not None and not 0 <= feature.missing_id < rows:
             raise ValueError(

@@ -85,6 +85,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean over ranks; the tensor stays as it is."""
+    return all_reduce_sum(tensor.clone()) / dist.get_world_size()
+
+
 def sum_with_gradient(tensor: Tensor) -> Tensor:
     """The sum over ranks, differentiable: what Dice's statistics go through."""
     return _Sum.apply(tensor)

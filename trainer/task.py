@@ -4,8 +4,10 @@ B is the number of rows of this rank. The pipeline traces ``forward`` symbolical
 so it stays straight-line; whatever computes is inside a sub-module.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,11 +26,21 @@ class TaskOutput(NamedTuple):
 
 
 class WeightedLogLoss(nn.Module):
-    """``sum(weights * binary cross-entropy) / normalizer`` in float32."""
+    """``sum(weights * binary cross-entropy) / normalizer`` in float32.
+
+    ``mean_over_ranks`` is put in where normalizers differ between ranks (see ``Batch.normalizer``). A global batch
+    without any row that counts has loss 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean_over_ranks: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
         losses = functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")  # [B]
-        return (losses * weights).sum() / normalizer
+        if self.mean_over_ranks is not None:
+            normalizer = self.mean_over_ranks(normalizer)
+        return (losses * weights).sum() / normalizer.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class ClickTask(nn.Module):

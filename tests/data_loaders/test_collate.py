@@ -8,7 +8,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from data_loaders.batch import Cursor
 from data_loaders.collate import Collator, Piece
-from data_loaders.decode import NO_ID, Bags, Columns, Slot
+from data_loaders.columns import NO_ID, Bags, Columns
+from data_loaders.decode import Slot
 from data_loaders.schema import Layout
 
 LAYOUT = Layout(("a", "bag", "b"), ("c", "past"))

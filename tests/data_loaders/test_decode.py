@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_loaders.decode import NO_ID, Counters, Decoder, RowError
+from data_loaders.column_decoders import Counters, RowError
+from data_loaders.columns import NO_ID
+from data_loaders.decode import Decoder
 from data_loaders.hashing import combine, hash_ids, rows_from_hashes
 from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 
@@ -21,7 +23,9 @@ def decode(schema, table, layout=None, rows=None, **options):
     counters = Counters()
     decoder = Decoder(schema, layout, {f.name: f.type for f in table.schema}, counters, **options)
     tables = table if isinstance(table, list) else [table]
-    columns = decoder(tables, sum(part.num_rows for part in tables), rows)
+    columns = decoder(tables, sum(part.num_rows for part in tables))
+    if rows is not None:
+        columns.shuffle(rows, np.empty(len(rows), np.int64))
     return columns, counters.snapshot(), decoder.slots
 
 
@@ -163,9 +167,12 @@ def test_several_tables_and_a_permutation():
     whole = pa.concat_tables(tables)
     rows = rng.permutation(whole.num_rows)
     decoder = Decoder(SCHEMA, SCHEMA.layout(crosses=True), {f.name: f.type for f in whole.schema}, Counters())
-    reuse = decoder([random_table(rng, 6000)], 6000)
-    columns = decoder(iter([drifted, *tables[1:]]), whole.num_rows, rows, reuse)
-    assert np.shares_memory(columns.ids, reuse.ids) and columns.ids.dtype == np.int32
+    first = decoder([random_table(rng, 6000)], 6000)
+    address = first.ids.ctypes.data
+    del first  # its memory comes again
+    columns = decoder(iter([drifted, *tables[1:]]), whole.num_rows)
+    columns.shuffle(rows, np.empty(whole.num_rows, np.int64))
+    assert columns.ids.ctypes.data == address and columns.ids.dtype == np.int32
     raw = whole.to_pylist()
     sample = rng.choice(whole.num_rows, 200)
     expected = {int(i): by_hand(raw[int(rows[i])]) for i in sample}
@@ -354,12 +361,21 @@ def test_one_history_has_one_length():
         (pa.array([0.5, -1.25], "float16"), [0.5, -1.25]),
         (pa.array([decimal.Decimal("1.25"), decimal.Decimal("-3.5")]), [1.25, -3.5]),
         (pa.array([datetime.datetime(1970, 1, 1, 0, 0, 7)], pa.timestamp("s")), [7]),
-        (pa.array([datetime.date(1970, 1, 11)]), [10]),
+        (pa.array([datetime.date(1970, 1, 11)]), [864000]),
         (pa.array([3, 4]).dictionary_encode(), [3, 4]),
     ],
 )
 def test_dense_from_every_number_type(array, expected):
     assert dense(array)[0].tolist() == expected
+
+
+def test_dense_offset_and_scale():
+    times = pa.array([1_700_000_001_500, None, 1_699_999_999_000], pa.timestamp("ms"))
+    values, _ = dense(times, offset=1.7e9, scale=0.5, fill=-3.0)
+    assert values.tolist() == [0.75, -3.0, -0.5]
+    assert dense(pa.array([2**53 + 2]), offset=2.0**53)[0].tolist() == [2]  # not in float32
+    with pytest.raises(ValueError, match="scale not 0"):
+        Schema(features={"f": Feature("dense", scale=0.0)})
 
 
 def test_dense_fill_and_log():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_loaders import reader
+from data_loaders import reader, shared
 from data_loaders.hashing import hash_ids, rows_from_hashes
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
@@ -138,6 +138,19 @@ def test_resuming_continues_the_stream(tmp_path, shape):
         one.epoch(0, 999)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_go_on_over_epochs(tmp_path, shuffle):
+    write_shape(tmp_path, [(90, 20), (30, 7)])
+    one = loader(tmp_path, shuffle=shuffle)
+    every = [(epoch, batch) for epoch in (2, 3, 4) for batch in stream(one, epoch)]
+    steps = one.steps_per_epoch
+    for start, count in ((0, 0), (0, 3 * steps), (3, 2 * steps), (steps, steps + 1), (2, 1)):
+        taken = list(one.batches(2, start, count))
+        assert [(b.cursor.epoch, ids_of(b)) for b in taken] == every[start : start + count]
+        numbers = [(b.cursor.epoch - 2) * steps + b.cursor.step for b in taken]
+        assert numbers == list(range(start + 1, start + count + 1))
+
+
 def test_epochs_seeds_and_shuffling(tmp_path):
     write_shape(tmp_path, [(500, 30), (400, 1000)])
     streams = [sum(stream(loader(tmp_path, seed=seed), epoch), []) for seed in (0, 1) for epoch in (0, 1)]
@@ -152,28 +165,28 @@ def test_epochs_seeds_and_shuffling(tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_prediction_keeps_the_order_of_the_files(tmp_path, world_size):
     total = write_shape(tmp_path, [(50, 7), (3, 1), (61, 100)])
-    given = {"shards": world_size, "shuffle": False, "batch_size": 6}
+    given = {"shards": world_size, "shuffle": False, "contiguous": True, "batch_size": 6}
     parts = [loader(tmp_path, rank, world_size, **given) for rank in range(world_size)]
     assert sum((sum(stream(one), []) for one in parts), []) == list(range(total))
 
 
 def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_loaders.reader._PIECE", 10)
+    monkeypatch.setattr("data_loaders.reader.PIECE_ROWS", 10)
     total = write_shape(tmp_path, [(300, 300), (500, 450)])
     expected = stream(loader(tmp_path))
     assert sorted(sum(expected, [])) == list(range(total))
-    monkeypatch.setattr("data_loaders.reader.SHARED_BYTES", 0)  # none are read whole for several shards
+    monkeypatch.setattr("data_loaders.shared.SHARED_BYTES", 0)  # none are read whole for several shards
     assert stream(loader(tmp_path)) == expected
     assert stream(loader(tmp_path), 0, 7) == expected[7:]
 
 
 def test_shared_row_groups_are_read_once_and_let_go(tmp_path, monkeypatch):
-    reads, shared = [], []
+    reads, spies = [], []
 
-    class Spy(reader.SharedRowGroups):
-        def __init__(self, row_groups):
-            super().__init__(row_groups)
-            shared.append(self)
+    class Spy(shared.SharedRowGroups):
+        def __init__(self, *given):
+            super().__init__(*given)
+            spies.append(self)
 
     def pieces(self, row_group, *given, original=reader.RowGroups.pieces):
         reads.append(row_group)
@@ -184,7 +197,7 @@ def test_shared_row_groups_are_read_once_and_let_go(tmp_path, monkeypatch):
     write_shape(tmp_path, [(400, 200)])
     stream(loader(tmp_path, shards=8, threads=3))
     assert sorted(reads) == [0, 1]
-    assert not shared[0]._entries and shared[0]._bytes == 0
+    assert not spies[0]._entries and spies[0]._bytes == 0
 
 
 def test_counters_count_each_row_once(tmp_path):
@@ -310,7 +323,7 @@ def loader_of(one):
 
 def test_refusals_before_any_row(tmp_path):
     write(tmp_path / "a.parquet", 0, 40)
-    with pytest.raises(ValueError, match="5 ranks cannot share 4 logical shards: set data.stream.shards to 5 or more"):
+    with pytest.raises(ValueError, match="5 ranks cannot share 4 logical shards: set data.stream.shards to 8"):
         loader(tmp_path, 0, 5)
     with pytest.raises(ValueError, match="18 rows cannot be shared by 4 logical shards"):
         loader(tmp_path, batch_size=18)

@@ -47,7 +47,7 @@ def test_layouts_keys_and_columns():
         ({"features": {"x": Feature("dense", table="user")}}, "a dense feature has no table"),
         ({"features": {"x": Feature("sparse", table="hour", missing_id=24)}}, "rows 0 … 23"),
         ({"features": {"x": Feature("sequence", table="item")}}, "max_length is missing"),
-        ({"features": {"x": Feature("sparse", table="hour", on_null="drop")}}, "valid: missing, error"),
+        ({"features": {"x": Feature("sparse", table="hour", on_null="skip")}}, "valid: missing, error, drop"),
         ({"crosses": {"c": Cross(["user_id"], 10)}}, "at least two"),
         ({"crosses": {"hour": Cross(["user_id", "hour"], 10)}}, "rename the cross"),
         ({"crosses": {"c": Cross(["user_id", "price"], 10)}}, "'price' is not known"),

@@ -1,0 +1,65 @@
+"""Which Arrow types a feature can use: checked on the schemas of all files, before any row is read."""
+
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+
+from data_loaders.arrow import is_integer, is_list, is_text, value_type
+from data_loaders.schema import Layout, Schema
+
+
+def check_types(schema: Schema, layout: Layout, types: Mapping[str, pa.DataType], *, labeled: bool = True) -> None:
+    """Raises ``ValueError`` naming feature, column, the type found and those expected."""
+    for name in schema.dense:
+        where = f"dense feature '{name}'"
+        _expect(where, schema.column(name), types, _is_number, "a number", "use 'kind: sparse' for ids")
+    for key in dict.fromkeys((*layout.pooled, *layout.unpooled)):
+        if key in schema.crosses:
+            for feature in schema.crosses[key].columns:
+                where, expected = f"feature '{feature}' of cross '{key}'", "single integers or strings"
+                _expect(where, schema.column(feature), types, _is_hashable, expected, "cross other features")
+        else:
+            _check_id_type(key, schema, types)
+    if labeled:
+        _expect("the label", schema.label, types, _is_number, "a number, 0 or 1", "correct schema.label")
+        if schema.weight:
+            _expect("the weight", schema.weight, types, _is_number, "a number", "correct schema.weight")
+
+
+def _check_id_type(name: str, schema: Schema, types: Mapping[str, pa.DataType]) -> None:
+    feature, column = schema.features[name], schema.column(name)
+    found = types[column]
+    where = f"{feature.kind} feature '{name}'"
+    if feature.kind == "sequence" and not is_list(found):
+        _expect(where, column, types, is_list, "a list", "use 'kind: sparse' for single ids")
+    element = {column: found.value_type if is_list(found) else found}
+    if feature.ids == "hash":
+        expected = "integers or strings (ids: hash)"
+        _expect(where, column, element, _is_hashable, expected, "write ids as integers or strings")
+    else:
+        text = is_text(value_type(element[column]))
+        remedy = f"set schema.features.{name}.ids to 'hash'" if text else "write ids as integers"
+        _expect(where, column, element, is_integer, "integers (ids: identity)", remedy)
+
+
+def _expect(
+    where: str,
+    column: str,
+    types: Mapping[str, pa.DataType],
+    test: Callable[[pa.DataType], bool],
+    expected: str,
+    remedy: str,
+) -> None:
+    found = types[column]
+    if not (pa.types.is_null(found) or test(value_type(found))):
+        raise ValueError(f"{where}: column '{column}' has type {found}, expected {expected}; {remedy}")
+
+
+def _is_hashable(kind: pa.DataType) -> bool:
+    return is_integer(kind) or is_text(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    times = (pa.types.is_timestamp, pa.types.is_date, pa.types.is_time, pa.types.is_duration)
+    plain = is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return plain or any(check(kind) for check in times)
