@@ -1,11 +1,15 @@
 """A small click log on disk and jobs over it, for the tests that need a whole program."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_loaders import synthetic
 from trainer.compose import Composed, compose
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = Path(__file__).parent / "conf"
 ROWS = {"train": 3000, "valid": 500, "test": 700}
 FP32 = ("precision=fp32", "device=cpu")
@@ -32,3 +36,19 @@ def job(root: Path, *overrides: str) -> Composed:
 
 def arguments(root: Path, *overrides: str) -> Sequence[str]:
     return ["--config-dir", str(CONF), "data=tiny", f"data.root={root}", "batch_size=240", *FP32, *overrides]
+
+
+def train(
+    ranks: int, root: Path, run: Path, *overrides: str, module: str = "trainer.train", first: Sequence[object] = ()
+) -> subprocess.CompletedProcess[str]:
+    """A job on the log in ``root`` into the folder ``run``, as a user starts it: by torchrun, on one rank without.
+    ``first``: arguments of another ``module`` before its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", module, *map(str, first), *arguments(root, f"run.dir={run}", *overrides)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+    )

@@ -15,10 +15,11 @@ from data_loaders import synthetic
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
+from data_loaders.storage import is_uri, root_name
 from trainer import sharding
 from trainer.config import DataConfig, StreamConfig, TrainConfig
 from trainer.dice import Dice
-from trainer.distributed import Ranks, from_first, sum_with_gradient
+from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.embeddings import init_std_of_tables
 from trainer.models import load_model_class
 from trainer.modules import set_autocast
@@ -44,9 +45,12 @@ def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Modul
     return load_model_class(model["name"])(schema, **hyperparameters, device=torch.device("meta"))
 
 
-def build_task(model: nn.Module, precision: str, device: torch.device) -> ClickTask:
-    """Model + loss. Dense arithmetic in bf16 where asked for; Dice's statistics over all ranks."""
+def build_task(model: nn.Module, precision: str, device: torch.device, *, may_drop: bool) -> ClickTask:
+    """Model + loss. Dense arithmetic in bf16 where asked for; Dice's statistics over all ranks, and, where rows may be
+    dropped, the number of rows a loss is the mean of."""
     task = ClickTask(model)
+    if may_drop:
+        task.loss.mean_over_ranks = mean_over_ranks
     set_autocast(task, autocast_dtype(precision, device))
     for module in task.modules():
         if isinstance(module, Dice):
@@ -56,7 +60,7 @@ def build_task(model: nn.Module, precision: str, device: torch.device) -> ClickT
 
 def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
     """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
-    task = build_task(model, config.precision, ranks.device)
+    task = build_task(model, config.precision, ranks.device, may_drop=config.data.schema.may_drop)
     plan = sharding.make_plan(
         task,
         config.sharding,
@@ -70,19 +74,26 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     sharded = sharding.shard(task, plan, ranks.device)
     sharding.initialize_tables(sharded, config.seed, init_std_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
-    torch.manual_seed(config.seed + 7919 * (1 + ranks.rank))  # dropout differs by rank from here on
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     return Built(sharded, optimizer, pipeline, sharding.plan_summary(plan, sharded, config.optim))
 
 
 def build_train_loader(
-    data: DataConfig, layout: Layout, batch_size: int, seed: int, ranks: Ranks
-) -> tuple[Loader, str]:
-    """The training stream and the fingerprint of its files."""
-    manifest = scan(data, "train", layout)
+    data: DataConfig,
+    layout: Layout,
+    batch_size: int,
+    seed: int,
+    ranks: Ranks,
+    manifest: Manifest | None = None,
+    *,
+    record_origin: bool = False,
+) -> tuple[Loader, Manifest]:
+    """The training stream and the files it reads: ``manifest``, or else all that ``data.train`` names."""
+    manifest = manifest or scan(data, "train", layout)
     stream = data.stream
     order = {"batch_size": batch_size, "shards": stream.shards, "shuffle": stream.shuffle, "seed": seed}
-    return _build_loader(manifest, data.schema, layout, stream, ranks, **order), manifest.fingerprint
+    loader = _build_loader(manifest, data.schema, layout, stream, ranks, **order, record_origin=record_origin)
+    return loader, manifest
 
 
 def build_ordered_loader(
@@ -97,7 +108,7 @@ def build_ordered_loader(
 ) -> Loader:
     """File order, each rank a contiguous part: for evaluation and prediction."""
     whole = -(-batch_size // ranks.world_size) * ranks.world_size
-    order = {"batch_size": whole, "shards": ranks.world_size, "shuffle": False, "seed": 0}
+    order = {"batch_size": whole, "shards": ranks.world_size, "shuffle": False, "contiguous": True, "seed": 0}
     return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled)
 
 
@@ -131,11 +142,14 @@ def scan(data: DataConfig, split: str, layout: Layout) -> Manifest:
 
 
 def ensure_synthetic(data: DataConfig) -> None:
-    """Writes the synthetic click log where ``data.root`` does not hold it yet (rank 0; the others wait)."""
+    """Writes the synthetic click log where ``data.root`` does not hold it yet (rank 0; the others wait). Raises
+    ``ValueError`` unless that is a local folder."""
     if data.synthetic is None:
         return
+    if is_uri(root := root_name(data.root)):
+        raise ValueError(f"data.root is '{root}', but a synthetic log is written to a local folder: give one")
     rows = {"train": data.synthetic.train_rows, "valid": data.synthetic.valid_rows, "test": data.synthetic.test_rows}
-    folder, seed = Path(data.root), data.synthetic.seed
+    folder, seed = Path(root), data.synthetic.seed
 
     probability = data.probability or "click_probability"
 

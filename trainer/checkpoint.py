@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from trainer.config import CheckpointConfig
 from trainer.distributed import Ranks, from_first, on_all_ranks
 from trainer.progress import Progress
-from trainer.run_folder import write_json
+from trainer.run_folder import write_json, write_text
 
 MANIFEST = "MANIFEST.json"
 FACTS = "state.json"
@@ -39,7 +40,9 @@ class Checkpoints:
     """Saves at its own cadence and loads the newest whole checkpoint of a folder.
 
     ``tensors`` are saved and loaded through DCP, sharded as they lie; ``identity`` is what must not change between
-    saving and resuming (schema, model, batch size, data …), compared key by key on load.
+    saving and resuming (schema, model, batch size …), compared key by key on load; ``texts`` are further files of every
+    checkpoint, by name. ``before_commit`` runs on every rank of a save: what a checkpoint vouches for and does not hold
+    itself must be on disk when it returns; an ``OSError`` there fails the save.
     """
 
     def __init__(
@@ -49,14 +52,14 @@ class Checkpoints:
         tensors: dict[str, Stateful],
         identity: dict[str, Any],
         ranks: Ranks,
+        *,
+        texts: Mapping[str, str] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.config, self.tensors, self.identity, self.ranks = folder, config, tensors, identity, ranks
+        self.texts, self.before_commit = texts or {}, before_commit
         self._last_step = -1
         self._last_time = time.monotonic()
-
-    def clean(self) -> None:
-        """Removes what a crashed save left behind. Only the run that owns the folder may call it."""
-        from_first(lambda: _clean(self.folder))
 
     def maybe_save(self, progress: Progress) -> None:
         """Saves when ``every_steps`` or ``every_minutes`` is due; rank 0's clock decides for all."""
@@ -70,9 +73,10 @@ class Checkpoints:
             self.save(progress)
 
     def save(self, progress: Progress) -> Path:
-        """Writes ``step-N``; all ranks together. Raises ``OSError`` on every rank when any rank could not write."""
+        """Writes ``step-N``; all ranks together. A ``step-N`` that this run neither wrote nor loaded is a damaged one that
+        was passed over: it is replaced. Raises ``OSError`` on every rank when any rank could not write."""
         final = self.folder / f"step-{progress.step}"
-        if self._last_step == progress.step or from_first(final.exists):
+        if self._last_step == progress.step:
             return final
         part = Path(from_first(lambda: str(_fresh(self.folder, "tmp", final.name))))
         self._agree(self._write_tensors(part), part)
@@ -94,7 +98,7 @@ class Checkpoints:
             raise ValueError(f"checkpoint {path}: {problem}")
         facts = json.loads((path / FACTS).read_text())
         if progress is not None:
-            self._check_identity(path, facts["identity"])
+            check_identity(path, facts["identity"], self.identity)
         state = {name: stateful.state_dict() for name, stateful in self.tensors.items()}
         _check_keys(path, state, all_parts=progress is not None)
         dcp.load(state, checkpoint_id=str(path))
@@ -114,6 +118,7 @@ class Checkpoints:
         try:
             # One thread: with more, DCP's writer can report success after a failed write.
             dcp.save(state, storage_writer=dcp.FileSystemWriter(part, thread_count=1, overwrite=False))
+            self.before_commit()
         except CheckpointException as error:  # a BaseException, so `except Exception` would miss it
             return next((f"{type(e).__name__}: {e}" for e in (f[0] for f in error.failures.values())), str(error))
         except OSError as error:
@@ -123,13 +128,17 @@ class Checkpoints:
     def _commit(self, part: Path, final: Path, progress: Progress) -> str | None:
         try:
             write_json(part / FACTS, self._facts(progress))
+            for name, text in self.texts.items():
+                write_text(part / name, text)
             files = [path for path in sorted(part.iterdir()) if path.is_file()]
             write_json(part / MANIFEST, {path.name: _fingerprint(path) for path in files})
             for path in (*files, part / MANIFEST):
-                _fsync(path)
-            _fsync(part)
+                fsync(path)
+            fsync(part)
+            if final.exists():
+                _remove(final)
             os.rename(part, final)
-            _fsync(self.folder)
+            fsync(self.folder)
             self._prune()
         except OSError as error:
             return str(error)
@@ -150,19 +159,14 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for path in committed(self.folder)[self.config.keep :]:
-            trash = _fresh(self.folder, "trash", path.name)
-            os.rename(path, trash)
-            shutil.rmtree(trash)
+            _remove(path)
 
-    def _check_identity(self, path: Path, saved: dict[str, Any]) -> None:
-        current = json.loads(json.dumps(self.identity))
-        changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
-        if changed:
-            shown = "; ".join(f"{key}: {_difference(saved.get(key), current.get(key))}" for key in changed)
-            raise ValueError(
-                f"checkpoint {path} belongs to another job ({shown}): restore these settings, or start anew with another "
-                "run.dir"
-            )
+
+def clean(folder: Path) -> None:
+    """Removes what a crashed save left behind in ``folder``. Only the run that owns it may call this, on one rank."""
+    for path in folder.iterdir():
+        if OURS_TO_CLEAN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -195,6 +199,40 @@ def verify(path: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"not a whole checkpoint ({error})"
     return None
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """``progress``, ``identity`` and ``world_size`` of a committed checkpoint. Raises ``ValueError`` as ``read_text``."""
+    return json.loads(read_text(path, FACTS))
+
+
+def read_text(path: Path, name: str) -> str:
+    """One text file of a committed checkpoint, held against its manifest; tensors are not looked at. Raises
+    ``ValueError`` where the checkpoint lacks it or it is damaged."""
+    try:
+        expected = json.loads((path / MANIFEST).read_text())
+        if name not in expected:
+            raise ValueError(
+                f"checkpoint {path} has no {name}: another version of this program wrote it; start anew with another "
+                "run.dir"
+            )
+        if _fingerprint(path / name) != expected[name]:
+            raise ValueError(f"checkpoint {path}: {name} differs from {MANIFEST}: damaged or replaced")
+        return (path / name).read_text()
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
+
+
+def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises ``ValueError``, with every difference, unless a job goes on as the one that saved ``path``."""
+    current = json.loads(json.dumps(current))
+    changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
+    if changed:
+        shown = "; ".join(f"{key}: {_difference(saved.get(key), current.get(key))}" for key in changed)
+        raise ValueError(
+            f"checkpoint {path} belongs to another job ({shown}): restore these settings, or start anew with another "
+            "run.dir"
+        )
 
 
 def _check_keys(path: Path, state: dict[str, dict[str, Any]], all_parts: bool) -> None:
@@ -236,13 +274,15 @@ def _fresh(folder: Path, prefix: str, name: str) -> Path:
     return folder / f".{prefix}-{name}-{secrets.token_hex(4)}"
 
 
-def _clean(folder: Path) -> None:
-    for path in folder.iterdir():
-        if OURS_TO_CLEAN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+def _remove(path: Path) -> None:
+    """Renamed first, so that no half of a checkpoint is ever seen under its name."""
+    trash = _fresh(path.parent, "trash", path.name)
+    os.rename(path, trash)
+    shutil.rmtree(trash)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Returns once a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -35,7 +35,8 @@ class RunConfig:
 @dataclass
 class StreamConfig:
     """How rows are read. ``shards``: logical shards, each a fixed part of every global batch; with ``seed`` they alone
-    fix the order of rows, whatever the number of ranks. ``shuffle_rows``: rows in the shuffle buffer over all ranks."""
+    fix the order of rows, whatever the number of ranks. ``shuffle: false`` takes rows in order of files (time), a batch
+    after the other. ``shuffle_rows``: rows in the shuffle buffer over all ranks."""
 
     shards: int = 64
     shuffle: bool = True
@@ -60,14 +61,20 @@ class SyntheticConfig:
 
 @dataclass
 class DataConfig:
-    """``train``, ``valid`` and ``test`` are paths, folders or globs under ``root``. ``probability`` names a column with
-    the true click probability, where the data has one (synthetic): the best possible AUC is then reported."""
+    """``train``, ``valid`` and ``test`` are paths, folders or globs under ``root``, a folder or a URI (``s3://…``).
+    ``probability`` names a column with the true click probability, where the data has one (synthetic): the best possible
+    AUC is then reported.
+
+    ``new_since`` is the folder of an earlier run, or of one of its checkpoints: of the files of ``train`` only those are
+    trained that it and the runs before it (their own ``new_since``) have not seen. They are known by their paths under
+    ``root``."""
 
     name: str = ""
     root: str = "???"  # OmegaConf's mark of a mandatory value
     train: list[str] = field(default_factory=list)
     valid: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
+    new_since: str | None = None
     probability: str | None = None
     synthetic: SyntheticConfig | None = None
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -205,10 +212,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class DebugConfig:
+    """``ledger``: write down which rows each step trained, as Parquet in ``ledger/`` of the run folder
+    (``trainer/ledger.py``)."""
+
+    ledger: bool = False
+
+
+@dataclass
 class TrainConfig:
     """The whole job. ``batch_size`` is global: rows of one step over all ranks. ``steps`` ends the run early, even
-    within an epoch. ``precision`` is that of the dense part (``auto``: bf16 where the hardware multiplies bf16
-    matrices)."""
+    within an epoch (and with it the decay of a learning rate). ``precision`` is that of the dense part (``auto``: bf16
+    where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the newest whole checkpoint of
+    ``run.dir``; ``never`` refuses a folder that holds any."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
@@ -217,6 +233,7 @@ class TrainConfig:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
     device: str = "auto"
     precision: str = "auto"
     seed: int = 1
@@ -252,6 +269,22 @@ class TrainConfig:
         for table in (*self.optim.by_table, *self.sharding.by_table):
             if not table.startswith("wide_"):
                 one_of(table, self.data.schema.tables, "optim.by_table / sharding.by_table")
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
+        shards = self.data.stream.shards
+        if world_size <= shards:
+            return
+        larger = [n for n in range(world_size, self.batch_size + 1) if self.batch_size % n == 0][:3]
+        remedy = (
+            f"data.stream.shards={' or '.join(map(str, larger))} (they divide batch_size={self.batch_size})"
+            if larger
+            else f"batch_size={world_size} and data.stream.shards={world_size} or more"
+        )
+        raise ValueError(
+            f"{world_size} ranks cannot share data.stream.shards={shards} logical shards: start at most {shards} ranks, or "
+            f"use {remedy}"
+        )
 
 
 def positive(value: float, where: str) -> None:

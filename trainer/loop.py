@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
 from data_loaders.loader import Loader
 from trainer.checkpoint import Checkpoints
+from trainer.distributed import Ranks
+from trainer.ledger import Ledger
 from trainer.progress import Progress
 from trainer.reporting import Reporter
 from trainer.scoring import Evaluator
@@ -16,42 +20,45 @@ def run(
     pipeline: TrainPipelineSparseDist,
     batches: Iterator[Batch],
     progress: Progress,
+    ledger: Ledger,
     reporter: Reporter,
     checkpoints: Checkpoints,
     evaluator: Evaluator,
+    before_step: Callable[[int], None],
     on_first_step: Callable[[], None],
 ) -> None:
     """Trains until ``batches`` end. Every event keeps its own cadence.
 
-    ``on_first_step`` runs after the first step, when the pipeline has rewritten the model.
+    ``before_step`` gets the number of steps made so far; ``on_first_step`` runs after the first step, when the pipeline
+    has rewritten the model.
     """
     while True:
+        before_step(progress.step)
         try:
             outputs = pipeline.progress(batches)
         except StopIteration:
             return
         on_first_step()
         progress.advance(outputs.cursor)
+        ledger.record(outputs.cursor, progress.step)
         reporter.update(outputs, progress)
         reporter.maybe_report(progress)
         checkpoints.maybe_save(progress)
         evaluator.maybe_evaluate(progress)
 
 
+def seed_dropout(seed: int, ranks: Ranks, step: int) -> None:
+    """Makes what a step draws a matter of (seed, rank, step) alone: a run that goes on draws what it would have drawn."""
+    drawn = np.random.SeedSequence((seed, ranks.rank, step)).generate_state(1, np.uint64)
+    # Not torch.manual_seed, which is slow: it asks every kind of device.
+    on_gpu = ranks.device.type == "cuda"
+    generator = torch.cuda.default_generators[ranks.device.index] if on_gpu else torch.default_generator
+    generator.manual_seed(int(drawn[0]))
+
+
 def batches_from(loader: Loader, progress: Progress, total_steps: int) -> Iterator[Batch]:
     """The batches still to train, from ``progress`` on, over epochs, up to ``total_steps`` optimizer steps."""
-    left = total_steps - progress.step
     epoch, start = progress.epoch, progress.epoch_step
-    while left > 0:
-        if start >= loader.steps_per_epoch:
-            epoch, start = epoch + 1, 0
-        stream = loader.epoch(epoch, start)
-        try:
-            for batch in stream:
-                yield batch
-                left -= 1
-                if left == 0:
-                    return
-        finally:
-            stream.close()
-        start = loader.steps_per_epoch
+    if start >= loader.steps_per_epoch:
+        epoch, start = epoch + 1, 0
+    return loader.batches(epoch, start, total_steps - progress.step)

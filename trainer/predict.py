@@ -1,6 +1,9 @@
 """Writes click probabilities for Parquet input, row order kept.
 
 ``torchrun … -m trainer.predict RUN_FOLDER --input FILE_OR_FOLDER … --output predictions.parquet [--keep COLUMN …]``
+
+Every input row has its row in the output. The column ``prediction`` is its click probability, null where a policy of the
+schema (``on_null: drop`` and the like) leaves the row out. Input may lie in an object store: ``s3://bucket/new/*.parquet``.
 """
 
 import argparse
@@ -9,20 +12,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from data_loaders.arrow import value_type
 from data_loaders.manifest import Manifest
+from data_loaders.reader import Handle, RowGroups
 from trainer import build
 from trainer.distributed import from_first
 from trainer.process import guarded
 from trainer.scoring import score
 from trainer.trained import Trained, opened
 
-PREDICTION = pa.field("prediction", pa.float32(), nullable=False)
+PREDICTION = pa.field("prediction", pa.float32())
+_PIECE = 1 << 16  # rows
 
 
 @record
@@ -31,22 +36,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument(
-        "--input", nargs="+", required=True, help="Parquet files, folders or globs; a label is not needed"
+        "--input",
+        nargs="+",
+        required=True,
+        help="Parquet files, folders, globs or addresses such as s3://bucket/folder; a label is not needed",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the Parquet file to write")
+    parser.add_argument(
+        "--root",
+        default=".",
+        help="what --input is relative to, as data.root; the working folder by default. Options of an object store "
+        "follow its '?': s3://bucket/folder?endpoint_override=…",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="the Parquet file to write; 'prediction' is null in rows that the schema's policies leave out",
+    )
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
     )
     parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
+    if PREDICTION.name in options.keep:
+        parser.error(f"--keep {PREDICTION.name}: the output's own column has that name")
     guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
     with opened(options.run, options.checkpoint, options.overrides) as trained:
-        # Paths are the caller's own here, relative to the working folder and not to data.root.
         columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
-        manifest = from_first(lambda: Manifest.scan(options.input, ".", columns))
+        manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
         part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
         write_part(trained, manifest, part)
         parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
@@ -67,7 +87,8 @@ def write_part(trained: Trained, manifest: Manifest, path: Path) -> None:
     with pq.ParquetWriter(path, pa.schema([PREDICTION])) as writer:
         for outputs in score(trained.built.pipeline, loader):
             probabilities = torch.sigmoid(outputs.logits[: outputs.cursor.local_rows].float()).cpu().numpy()
-            writer.write_batch(pa.record_batch([pa.array(probabilities)], schema=pa.schema([PREDICTION])))
+            column = pa.array(probabilities, mask=outputs.cursor.dropped)
+            writer.write_batch(pa.record_batch([column], schema=pa.schema([PREDICTION])))
 
 
 def merge(parts: Sequence[Path], manifest: Manifest, keep: Sequence[str], output: Path) -> int:
@@ -75,10 +96,10 @@ def merge(parts: Sequence[Path], manifest: Manifest, keep: Sequence[str], output
     unfinished = output.with_name(f".{output.name}.part")
     predictions = _Reader(parts)
     rows = 0
-    with pq.ParquetWriter(unfinished, pa.schema([*_fields(manifest, keep), PREDICTION])) as writer:
-        for count, columns in _kept(manifest, keep):
-            table = pa.table([*columns, pa.array(predictions.take(count))], schema=writer.schema)
-            writer.write_table(table)
+    schema = _kept_schema(manifest, keep)
+    with pq.ParquetWriter(unfinished, schema.append(PREDICTION)) as writer:
+        for count, columns in _kept(manifest, schema):
+            writer.write_table(pa.table([*columns, predictions.take(count)], schema=writer.schema))
             rows += count
     assert rows == manifest.num_rows, (rows, manifest.num_rows)
     os.replace(unfinished, output)
@@ -91,32 +112,35 @@ class _Reader:
     """Predictions of all parts as one stream."""
 
     def __init__(self, parts: Sequence[Path]) -> None:
-        self._batches = (batch.column(0).to_numpy() for part in parts for batch in pq.ParquetFile(part).iter_batches())
-        self._left = np.empty(0, dtype=np.float32)
+        self._batches = (batch.column(0) for part in parts for batch in pq.ParquetFile(part).iter_batches())
+        self._left = pa.array([], PREDICTION.type)
 
-    def take(self, rows: int) -> np.ndarray:
+    def take(self, rows: int) -> pa.Array:
         pieces = [self._left]
         while sum(map(len, pieces)) < rows:
             pieces.append(next(self._batches))
-        joined = np.concatenate(pieces)
-        self._left = joined[rows:]
-        return joined[:rows]
+        joined = pa.concat_arrays(pieces)
+        self._left = joined.slice(rows)
+        return joined.slice(0, rows)
 
 
-def _fields(manifest: Manifest, keep: Sequence[str]) -> list[pa.Field]:
-    schema = pq.read_schema(manifest.files[0].path)
-    return [schema.field(name).remove_metadata() for name in keep]
+def _kept_schema(manifest: Manifest, keep: Sequence[str]) -> pa.Schema:
+    """The kept columns, of types wide enough for all files."""
+    schemas = [
+        pa.schema([(name, value_type(kind)) for name, kind in types.items()]) for _, types in manifest.types(keep)
+    ]
+    return pa.unify_schemas(schemas, promote_options="permissive")
 
 
-def _kept(manifest: Manifest, keep: Sequence[str]) -> Iterator[tuple[int, list[pa.ChunkedArray]]]:
-    """Rows and kept columns of every non-empty row group, in input order."""
-    for file in manifest.files:
-        parquet = pq.ParquetFile(file.path)
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if rows:
-                table = parquet.read_row_group(group, columns=list(keep)) if keep else None
-                yield rows, [table[name] for name in keep]
+def _kept(manifest: Manifest, schema: pa.Schema) -> Iterator[tuple[int, list[pa.ChunkedArray]]]:
+    """Rows and kept columns, piece by piece, in input order."""
+    groups, handle = RowGroups(manifest, schema.names, set()), Handle()
+    for number in range(groups.count):
+        if not schema.names:
+            yield groups.num_rows(number), []
+            continue
+        for table in groups.pieces(number, _PIECE, handle):
+            yield table.num_rows, [table[field.name].cast(field.type) for field in schema]
 
 
 if __name__ == "__main__":

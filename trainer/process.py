@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_loaders.storage import StorageError
 from trainer.compose import UserError
 from trainer.distributed import first_to_say, identity
 
@@ -21,8 +22,8 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 def guarded(job: Callable[[], Any]) -> None:
     """Runs a job and ends the process: it never returns. A mistake of its user ends in one line on stderr and exit code 2,
-    a bug in its traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for
-    other ranks."""
+    storage that keeps failing in one line and exit code 1, which a launcher may answer by starting again, and a bug in its
+    traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for other ranks."""
     quiet_libraries()
     try:
         job()
@@ -36,7 +37,7 @@ def guarded(job: Callable[[], Any]) -> None:
         else:
             # The first rank that ends makes torchrun end the others: it must be the one that speaks.
             time.sleep(PATIENCE_SECONDS)
-        _leave(2)
+        _leave(1 if isinstance(error, StorageError) else 2)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in LOST_PEER):
             raise

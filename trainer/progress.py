@@ -21,6 +21,16 @@ class Progress:
         self.rows += cursor.rows
         self.epoch, self.epoch_step = cursor.epoch, cursor.step
 
+    def begin_epoch(self) -> None:
+        """From the end of an epoch to the start of the next one: the same place, as long as the data stay the same."""
+        self.epoch, self.epoch_step = self.epoch + 1, 0
+
+    def total_steps(self, epochs: int, steps_per_epoch: int, steps: int | None) -> int:
+        """Optimizer steps of the whole run: ``epochs`` of them, the current one and later ones of ``steps_per_epoch``
+        each, or ``steps`` where that is less."""
+        total = self.step - self.epoch_step + max(epochs - self.epoch, 0) * steps_per_epoch
+        return total if steps is None else min(steps, total)
+
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 

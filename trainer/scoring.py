@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
+from data_loaders.reader import Handle, RowGroups
 from trainer.distributed import Ranks, all_reduce_sum, sum_counters
 from trainer.metrics import ClickMetrics
 from trainer.progress import Progress
@@ -94,11 +94,11 @@ class Evaluator:
 def best_possible(manifest: Manifest, label: str, probability: str) -> dict[str, Any]:
     """AUC and log loss of the true click probability, where the data keeps it: no model can do better but by chance."""
     metrics = ClickMetrics()
-    for file in manifest.files:
-        parquet = pq.ParquetFile(file.path)
-        for batch in parquet.iter_batches(1 << 16, columns=[label, probability]):
-            true = torch.tensor(batch.column(probability).to_numpy(), dtype=torch.float64)
-            labels = torch.tensor(batch.column(label).to_numpy(), dtype=torch.float32)
+    groups, handle = RowGroups(manifest, [label, probability], set()), Handle()
+    for number in range(groups.count):
+        for table in groups.pieces(number, 1 << 16, handle):
+            true = torch.tensor(table[probability].to_numpy(), dtype=torch.float64)
+            labels = torch.tensor(table[label].to_numpy(), dtype=torch.float32)
             metrics.update(torch.logit(true, eps=1e-12), labels, torch.ones_like(labels))
     values = metrics.compute()
     return {name: values[name] for name in ("auc", "logloss")}

@@ -6,6 +6,8 @@ evaluate, say how it went.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.order import ORDER_VERSION
-from trainer import build, loop, run_folder, sharding
+from trainer import build, checkpoint, inputs, loop, run_folder, sharding
 from trainer.checkpoint import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, launch_id, process_group
+from trainer.distributed import Ranks, choose_device, from_first, identity, launch_id, process_group
+from trainer.inputs import Inputs, Saved
+from trainer.ledger import Ledger, cut
 from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.reporting import Reporter, print_plan, print_summary
@@ -39,6 +43,7 @@ def start(argv: Sequence[str]) -> None:
         print(yaml.safe_dump(composed.tree, sort_keys=False), end="")
         return
     config = composed.config
+    config.check_world_size(identity()[1])
     model = build.build_model(config.model, config.data.schema, config.seed)
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds) as ranks:
@@ -77,19 +82,37 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
     """Builds and trains; returns what ``metrics.json`` holds."""
     data = config.data
     build.ensure_synthetic(data)
-    loader, fingerprint = build.build_train_loader(data, model.layout, config.batch_size, config.seed, ranks)
-    total_steps = min(config.steps or sys.maxsize, config.epochs * loader.steps_per_epoch)
+    job = job_identity(config, tree)
+    saved = from_first(lambda: resumable(config, folder / "checkpoints", job))
+    chosen = inputs.choose(config, model.layout, saved, ranks)
+    progress = starting_point(saved, chosen)
+    loader, _ = build.build_train_loader(
+        data,
+        model.layout,
+        config.batch_size,
+        config.seed,
+        ranks,
+        chosen.manifest,
+        record_origin=config.debug.ledger,
+    )
+    total_steps = progress.total_steps(config.epochs, loader.steps_per_epoch, config.steps)
     held_out = held_out_loaders(config, model.layout, ranks)
     built = build.build(config, model, ranks, loader.local_batch_size, total_steps)
     if ranks.is_first:
         run_folder.write_json(folder / "plan.json", built.plan_rows)
         print_plan(built.plan_rows)
 
-    progress = Progress()
-    identity = job_identity(config, tree, fingerprint)
-    tensors = {"model": built.task, "optimizer": built.optimizer}
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint, tensors, identity, ranks)
-    resume(config, checkpoints, progress, ranks)
+    ledger = Ledger(folder / "ledger", chosen.manifest, ranks.rank)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        config.checkpoint,
+        {"model": built.task, "optimizer": built.optimizer},
+        job,
+        ranks,
+        texts={inputs.DATA: chosen.dumps()} if ranks.is_first else {},
+        before_commit=ledger.flush,
+    )
+    resume(saved, checkpoints, ledger.folder, recording=config.debug.ledger, ranks=ranks)
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(folder / "config.yaml", tree)
     reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
@@ -97,9 +120,10 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
         built.pipeline, held_out.get("valid"), config.evaluation.every_steps, loader.steps_per_epoch, reporter, ranks
     )
     batches = loop.batches_from(loader, progress, total_steps)
+    seed = partial(loop.seed_dropout, config.seed, ranks)
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
     try:
-        loop.run(built.pipeline, batches, progress, reporter, checkpoints, evaluator, check)
+        loop.run(built.pipeline, batches, progress, ledger, reporter, checkpoints, evaluator, seed, check)
     finally:
         batches.close()
         reporter.close()
@@ -120,13 +144,14 @@ def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str
     }
 
 
-def job_identity(config: TrainConfig, tree: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread."""
+def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread.
+    (The data are a matter of their own: ``trainer.inputs``.)"""
     stream = config.data.stream
     return {
         "model": tree["model"],
         "schema": tree["data"]["schema"],
-        "data": fingerprint,
+        "new_since": config.data.new_since,
         "seed": config.seed,
         "batch_size": config.batch_size,
         "stream": {"shards": stream.shards, "shuffle": stream.shuffle, "shuffle_rows": stream.shuffle_rows},
@@ -134,15 +159,40 @@ def job_identity(config: TrainConfig, tree: dict[str, Any], fingerprint: str) ->
     }
 
 
-def resume(config: TrainConfig, checkpoints: Checkpoints, progress: Progress, ranks: Ranks) -> None:
-    """Goes on from the newest whole checkpoint of the run folder, if ``resume=auto`` and there is one."""
-    checkpoints.clean()
-    path = checkpoints.newest() if config.resume == "auto" else None
+def resumable(config: TrainConfig, folder: Path, identity: dict[str, Any]) -> Saved | None:
+    """The newest whole checkpoint in ``folder``; None where there is none. Raises ``ValueError`` where it belongs to
+    another job, and where ``resume=never`` meets a checkpoint."""
+    checkpoint.clean(folder)
+    if config.resume == "never" and (found := checkpoint.committed(folder)):
+        raise ValueError(
+            f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
+            "another run.dir, or take its checkpoints away"
+        )
+    path = checkpoint.newest(folder)
     if path is None:
+        return None
+    checkpoint.check_identity(path, checkpoint.read_facts(path)["identity"], identity)
+    return Saved.at(path, config.data.root)
+
+
+def starting_point(saved: Saved | None, chosen: Inputs) -> Progress:
+    progress = Progress() if saved is None else replace(saved.progress)
+    if progress.epoch < chosen.first_epoch:  # its files are of this epoch on, so the last one is over
+        progress.begin_epoch()
+    return progress
+
+
+def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recording: bool, ranks: Ranks) -> None:
+    """Goes on from ``saved``, if there is one. The ledger loses the steps that will be trained again."""
+    step = saved.progress.step if saved else 0
+    recorded = from_first(lambda: cut(ledger, step))
+    if saved is None:
         return
-    checkpoints.load(path, progress)
+    checkpoints.load(saved.path, saved.progress)
     if ranks.is_first:
-        print(f"Resumed from {path}: step {progress.step}, {progress.rows:,} rows trained", flush=True)
+        print(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained", flush=True)
+        if recording and recorded < step:
+            print(f"warning: steps {recorded + 1} to {step} are not in the ledger: debug.ledger was off", flush=True)
 
 
 def final_metrics(
@@ -155,6 +205,7 @@ def final_metrics(
     ranks: Ranks,
 ) -> dict[str, Any]:
     train_metrics = {"step": progress.step, "epoch": progress.epoch, **reporter.training_metrics()}
+    reporter.write("final", train_metrics, progress)
     final: dict[str, Any] = {"train": train_metrics}
     if "valid" in held_out:
         final["valid"] = evaluator.evaluate(progress)

@@ -1,0 +1,69 @@
+"""Predictions of several ranks and kept columns of several files become one file, row by row."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_loaders.batch import Cursor
+from data_loaders.manifest import Manifest
+from trainer import predict
+
+
+def write(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=3)
+
+
+def write_parts(folder, monkeypatch, *, logits, dropped):
+    """As two ranks write them, in batches of 4 rows, the last one padded."""
+    halves = np.array_split(np.arange(len(logits)), 2)
+    paths = []
+    for rank, rows in enumerate(halves):
+        outputs = []
+        for start in range(0, len(rows), 4):
+            part = rows[start : start + 4]
+            found = torch.zeros(4)
+            found[: len(part)] = logits[part]
+            mask = dropped[part] if dropped[part].any() else None
+            outputs.append(SimpleNamespace(logits=found, cursor=Cursor(0, 1, 8, len(part), mask)))
+        monkeypatch.setattr(predict, "score", lambda *_: iter(outputs))
+        monkeypatch.setattr(predict.build, "build_ordered_loader", lambda *_, **__: None)
+        evaluation, data = SimpleNamespace(batch_size=4), SimpleNamespace(schema=None, stream=None)
+        config = SimpleNamespace(evaluation=evaluation, batch_size=4, data=data)
+        trained = SimpleNamespace(config=config, built=SimpleNamespace(pipeline=None), layout=None, ranks=None)
+        paths.append(folder / f"part-{rank}")
+        predict.write_part(trained, None, paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("keep", [[], ["when.day", "id", "name", "hour"]])
+def test_rows_keep_their_order_and_dropped_ones_are_null(tmp_path, monkeypatch, keep):
+    days = pa.array([None, *({"day": i} for i in range(6))], pa.struct([("day", pa.int64())]))
+    ids, names = pa.array(range(7), "int32"), pa.array(list("abcdefg"))
+    write(tmp_path / "in" / "hour=1" / "a.parquet", id=ids, name=names.dictionary_encode(), when=days)
+    write(tmp_path / "in" / "hour=2" / "b.parquet", id=pa.array(range(7, 11)), name=names[:4], when=days[:4])
+    manifest = Manifest.scan(["in"], str(tmp_path), keep)
+    logits = torch.linspace(-3, 3, 11)
+    dropped = np.arange(11) % 4 == 2
+    parts = write_parts(tmp_path, monkeypatch, logits=logits, dropped=dropped)
+    assert predict.merge(parts, manifest, keep, tmp_path / "out.parquet") == 11
+    assert not any(part.exists() for part in parts)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == [*keep, "prediction"]
+    expected = [None if left else p for left, p in zip(dropped, logits.sigmoid().tolist())]
+    assert table["prediction"].to_pylist() == expected
+    if keep:
+        assert table["id"].to_pylist() == list(range(11)) and table.schema.field("id").type == pa.int64()
+        assert table["name"].to_pylist() == list("abcdefgabcd")
+        assert table["hour"].to_pylist() == [1] * 7 + [2] * 4
+        assert table["when.day"].to_pylist() == [None, 0, 1, 2, 3, 4, 5, None, 0, 1, 2]
+
+
+def test_the_output_s_own_column_cannot_be_kept(capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["run", "--input", "x", "--output", "y", "--keep", "prediction"])
+    assert "--keep prediction: the output's own column has that name" in capsys.readouterr().err
