@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
         if "--print-config" in overrides:
             os.execv(sys.executable, [sys.executable, "-m", options.module, *overrides])
-        device = check_config(options.module, overrides)
+        device, check_world_size = check_config(options.module, overrides)
         num_ranks = choose_num_ranks(options.nproc_per_node, device)
+        check_world_size(num_ranks)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -68,14 +69,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(list(argv))
 
 
-def check_config(module: str, overrides: Sequence[str]) -> str:
-    """The device the job asks for: auto, cpu or cuda. Raises ``ValueError`` for a configuration that cannot work."""
+def check_config(module: str, overrides: Sequence[str]) -> tuple[str, Callable[[int], None]]:
+    """The device the job asks for (auto, cpu or cuda), and a check of the number of ranks. Both raise ``ValueError`` for
+    what cannot work."""
     if module == "trainer.train":
         from trainer.compose import compose
 
-        return compose(overrides).config.device
+        config = compose(overrides).config
+        return config.device, config.check_world_size
     named = [value.removeprefix("device=") for value in overrides if value.startswith("device=")]
-    return named[-1] if named else "auto"
+    return named[-1] if named else "auto", lambda num_ranks: None
 
 
 def choose_num_ranks(requested: str, device: str) -> int:

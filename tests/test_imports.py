@@ -17,7 +17,9 @@ LEVELS = (
     ("trainer.models",),
     ("trainer.task", "trainer.progress"),
     ("trainer.sharding", "trainer.optim", "trainer.checkpoint", "trainer.metrics", "trainer.distributed"),
+    ("trainer.ledger",),
     ("trainer.build", "trainer.loop"),
+    ("trainer.inputs",),
     ("trainer.train",),
 )
 
