@@ -45,6 +45,7 @@ class Collator:
         self._batch_size = batch_size
         self._may_drop = may_drop
         self._buffers = Buffers()
+        self._kept_lengths: dict[tuple[int, int], torch.Tensor] = {}
 
     def __call__(self, pieces: list[Piece], normalizer: float, cursor: Cursor) -> Batch:
         """``pieces`` hold ``cursor.local_rows`` rows, possibly none."""
@@ -92,19 +93,17 @@ class Collator:
 
     def _jagged(self, name: str, keys: list[str], pieces: list[Piece], rows: int) -> KeyedJaggedTensor:
         slots = [self._slots[key] for key in keys]
-        lengths = self._buffers.empty(f"{name} lengths", (len(keys), self._batch_size), np.int64)  # [K, B]
-        lengths[:, rows:] = 0
         singles = [slot.index for slot in slots if not slot.bag]
         ids = self._single_ids(name, singles, pieces, rows)  # [keys of single ids, real]
-        if len(ids) == len(keys) and not (any(slot.optional for slot in slots) and (ids == NO_ID).any()):
-            lengths[:, :rows] = 1
-            values, length_per_key = ids.reshape(-1), [rows] * len(keys)
+        if not keys or (len(ids) == len(keys) and all(piece.columns.complete for piece in pieces)):
+            lengths = self._ones(len(keys), rows)
+            values, length_per_key = torch.from_numpy(ids.reshape(-1)), [rows] * len(keys)
         else:
-            values, length_per_key = self._mixed(name, slots, ids, pieces, lengths[:, :rows])
+            values, lengths, length_per_key = self._mixed(name, slots, ids, pieces, rows)
         return KeyedJaggedTensor(
             keys=keys,
-            values=torch.from_numpy(values),
-            lengths=torch.from_numpy(lengths.reshape(-1)),
+            values=values,
+            lengths=lengths,
             stride=self._batch_size,
             length_per_key=length_per_key,
             offset_per_key=[0, *itertools.accumulate(length_per_key)],
@@ -117,25 +116,41 @@ class Collator:
         ids = self._buffers.empty(f"{name} ids", (stop - first, rows), np.int64)
         return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in pieces], axis=1, out=ids)
 
+    def _ones(self, keys: int, rows: int) -> torch.Tensor:
+        """Lengths [K * B] where each real row has one id of each key: the same for nearly all batches, so made once, and
+        only read."""
+        if (keys, rows) not in self._kept_lengths:
+            lengths = torch.zeros(keys, self._batch_size, dtype=torch.int64)  # [K, B]
+            lengths[:, :rows] = 1
+            self._kept_lengths[keys, rows] = lengths.view(-1)
+        return self._kept_lengths[keys, rows]
+
     def _mixed(
-        self, name: str, slots: list[Slot], ids: NDArray[np.int64], pieces: list[Piece], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], list[int]]:
-        """Values of all keys and how many each has, where some have no id or several; writes ``lengths`` [K, real]."""
+        self, name: str, slots: list[Slot], ids: NDArray[np.int64], pieces: list[Piece], rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Values of all keys, lengths [K * B], and how many values each key has, where some have no id or several."""
+        lengths = self._buffers.empty(f"{name} lengths", (len(slots), self._batch_size), np.int64)  # [K, B]
+        lengths[:, rows:] = 0
+        complete = all(piece.columns.complete for piece in pieces)
         singles = iter(ids)
         parts: list[list[NDArray[np.integer]]] = [
-            _bag_values(pieces, slot.index, out) if slot.bag else [_present(next(singles), out, slot.optional)]
-            for slot, out in zip(slots, lengths)
+            _bag_values(pieces, slot.index, out) if slot.bag else [_present(next(singles), out, complete)]
+            for slot, out in zip(slots, lengths[:, :rows])
         ]
         length_per_key = [sum(map(len, found)) for found in parts]
         values = self._buffers.empty(f"{name} values", (sum(length_per_key),), np.int64)
-        return np.concatenate([part for found in parts for part in found], out=values), length_per_key
+        np.concatenate([part for found in parts for part in found], out=values)
+        return torch.from_numpy(values), torch.from_numpy(lengths.reshape(-1)), length_per_key
 
 
-def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64], optional: bool) -> NDArray[np.int64]:
+def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64], complete: bool) -> NDArray[np.int64]:
     """The ids that are there; writes their lengths, 1 or 0."""
-    present = ids != NO_ID if optional else None
-    lengths[:] = 1 if present is None else present
-    return ids if present is None or present.all() else ids[present]
+    if complete:
+        lengths[:] = 1
+        return ids
+    present = ids != NO_ID
+    lengths[:] = present
+    return ids[present]
 
 
 def _bag_values(pieces: list[Piece], index: int, lengths: NDArray[np.int64]) -> list[NDArray[np.integer]]:

@@ -49,14 +49,15 @@ class Bags:
 @dataclass
 class Columns:
     """R decoded rows: ``numbers`` float32 [D + 0 … 2, R], the dense features, then label and weight where they are
-    read; ``ids`` int32 or int64 [S, R], ``NO_ID`` where there is none; ``bags``: one each of J keys; ``dropped`` bool
-    [R]: rows that a policy left out, which have no ids (None: none)."""
+    read; ``ids`` int32 or int64 [S, R], ``NO_ID`` where there is none (nowhere, if ``complete``); ``bags``: one each of J
+    keys; ``dropped`` bool [R]: rows that a policy left out, which have no ids (None: none)."""
 
     num_dense: int
     numbers: NDArray[np.float32]
     ids: NDArray[np.integer]
     bags: list[Bags]
     dropped: NDArray[np.bool_] | None = None
+    complete: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -70,20 +71,33 @@ class Columns:
             self.ids[:, start:stop],
             [bag.between(start, stop) for bag in self.bags],
             None if self.dropped is None else self.dropped[start:stop],
+            self.complete,
         )
 
-    def shuffle(self, rows: NDArray[np.int64], spare: NDArray[np.int64]) -> None:
-        """Puts rows into the order of ``rows``, a permutation of all. In place, with ``spare`` [at least R] for a line:
-        new memory costs more than a copy."""
-        for matrix in (self.numbers, self.ids):
-            shuffled = spare.view(matrix.dtype)[: self.num_rows]
-            for line in matrix:
-                # mode="clip" writes straight into ``out``; the default checks all indices before it touches it.
-                np.take(line, rows, out=shuffled, mode="clip")
-                line[:] = shuffled
-        self.bags = [bag.take(rows) for bag in self.bags]
-        if self.dropped is not None:
-            self.dropped = self.dropped[rows]
+    def fill(self, parts: list["Columns"], rows: NDArray[np.int64] | None, spare: NDArray[np.int64]) -> None:
+        """Writes the rows of all parts, one after the other, in the order of ``rows``, a permutation of them (None: as they
+        come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far."""
+        for name in ("numbers", "ids"):
+            lines = getattr(self, name)
+            natural = spare.view(lines.dtype)[: self.num_rows]
+            for index, line in enumerate(lines):
+                found = [getattr(part, name)[index] for part in parts]
+                np.concatenate(found, out=line if rows is None else natural)
+                if rows is not None:
+                    # mode="clip" writes straight into ``out``; the default checks all indices before it touches it.
+                    np.take(natural, rows, out=line, mode="clip")
+        bags = [concat_bags(list(found)) for found in zip(*(part.bags for part in parts))]
+        self.bags = bags if rows is None else [bag.take(rows) for bag in bags]
+        self.complete = all(part.complete for part in parts)
+        dropped = dropped_of(parts)
+        self.dropped = dropped if rows is None or dropped is None else dropped[rows]
+
+
+def dropped_of(parts: list[Columns]) -> NDArray[np.bool_] | None:
+    """``dropped`` of all parts, one after the other."""
+    if all(part.dropped is None for part in parts):
+        return None
+    return np.concatenate([np.zeros(p.num_rows, bool) if p.dropped is None else p.dropped for p in parts])
 
 
 def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -92,9 +106,9 @@ def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     return offsets
 
 
-def concat_bags(parts: list[Bags], dtype: type) -> Bags:
-    """All lists one after the other; of ``parts`` there may be none."""
+def concat_bags(parts: list[Bags]) -> Bags:
+    """All lists one after the other."""
     if len(parts) == 1:
         return parts[0]
-    lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)])
-    return Bags(offsets_of(lengths), np.concatenate([np.zeros(0, dtype), *(part.values for part in parts)]))
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return Bags(offsets_of(lengths), np.concatenate([part.values for part in parts]))

@@ -1,6 +1,7 @@
 """Arrow tables to ``Columns``: the decoders of all columns, put together by schema and layout."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ from data_loaders.column_decoders import (
 )
 from data_loaders.column_types import check_types
 from data_loaders.columns import NO_ID, Bags, Columns, concat_bags
+from data_loaders.plain import PlainColumns
 from data_loaders.schema import Layout, Schema
-from data_loaders.uniform import UniformColumns
 
 _JOIN_ROWS = 1 << 11
 _PADDING = 80
@@ -36,12 +37,10 @@ _LOG_ROWS = 1 << 14  # below PyTorch's threshold for several threads
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a key's ids lie: ``Columns.bags[index]`` if ``bag``, else ``Columns.ids[index]``; ``optional``: there may
-    be ``NO_ID`` among them."""
+    """Where a key's ids lie: ``Columns.bags[index]`` if ``bag``, else ``Columns.ids[index]``."""
 
     bag: bool
     index: int
-    optional: bool = False
 
 
 class Decoder:
@@ -84,20 +83,20 @@ class Decoder:
         self._histories = [group for group in histories if len(group) > 1]
         for group in self._histories:
             check_history(group)
-        self._uniform = UniformColumns(self._numbers, self._singles)
+        self._plain = PlainColumns(self._numbers, self._singles)
         self._buffers = Buffers()
         # Half the memory and time of a shuffle; batches are int64.
         self._dtype = np.int32 if max(rows) <= np.iinfo(np.int32).max else np.int64
 
     def _add_key(self, key: str, schema: Schema, types: Mapping[str, pa.DataType], counters: Counters) -> None:
         if key in schema.crosses:
-            self.slots[key] = Slot(False, len(self._singles), schema.may_drop)
+            self.slots[key] = Slot(False, len(self._singles))
             self._singles.append(CrossIds(key, schema))
         elif schema.features[key].kind == "sequence" or is_list(types[schema.column(key)]):
             self.slots[key] = Slot(True, len(self._bags))
             self._bags.append(ListIds(key, schema, counters))
         else:
-            self.slots[key] = Slot(False, len(self._singles), schema.missing_id(key) is None or schema.may_drop)
+            self.slots[key] = Slot(False, len(self._singles))
             self._singles.append(SingleIds(key, schema, counters))
 
     @property
@@ -105,31 +104,48 @@ class Decoder:
         """Whether most of the work is one copy: plain columns only, no hashing, no lists."""
         return not self._bags and all(line.plain for line in (*self._numbers, *self._singles))
 
-    def __call__(self, parts: Iterable[pa.Table | Columns], count: int, purpose: str = "") -> Columns:
-        """The ``count`` rows of all tables, one table after the other, and of columns decoded before.
+    def __call__(self, tables: Iterable[pa.Table], count: int, purpose: str = "") -> Columns:
+        """The ``count`` rows of all tables, one table after the other.
 
         Each table is decoded as it comes, while it lies in the CPU's cache. The memory is that of columns of the same
         ``purpose`` that are no longer in use.
         """
-        filling = _Filling(self, self._columns(count, purpose))
-        for part in parts:
-            filling.add(part)
-        return filling.finish()
+        columns = self.empty(count, purpose)
+        columns.complete = True
+        bags: list[list[Bags]] = []
+        stop = 0
+        for table in _joined(tables):
+            source = Source(table, stop)
+            try:
+                bags.append(self._decode(source, columns))
+            except RowError as error:
+                raise RowError(str(error), source.start + error.row) from error
+            stop = source.stop
+        assert stop == count, (stop, count)
+        columns.bags = [concat_bags(list(found)) for found in zip(*bags)] if bags else self._no_bags()
+        return columns
 
-    def _columns(self, count: int, purpose: str) -> Columns:
+    def empty(self, count: int, purpose: str) -> Columns:
+        """Columns of ``count`` rows to write to, without bags."""
         # Lines a power of two apart would share a few sets of the CPU's cache.
         width = count + _PADDING
         numbers = self._buffers.empty(f"{purpose} numbers", (len(self._numbers), width), np.float32)
         ids = self._buffers.empty(f"{purpose} ids", (len(self._singles), width), self._dtype)
-        return Columns(self.num_dense, numbers[:, :count], ids[:, :count], [])
+        return Columns(self.num_dense, numbers[:, :count], ids[:, :count], self._no_bags())
 
-    def decode(self, source: Source, columns: Columns) -> list[Bags]:
+    def _no_bags(self) -> list[Bags]:
+        return [Bags(np.zeros(1, np.int64), np.empty(0, self._dtype)) for _ in self._bags]
+
+    def _decode(self, source: Source, columns: Columns) -> list[Bags]:
         """Writes the source's rows of both matrices, and returns its bags."""
-        done = self._uniform(source.table, source.start, columns.numbers, columns.ids)
+        done = self._plain(source.table, source.start, columns.numbers, columns.ids)
         lines = zip((*self._numbers, *self._singles), (*columns.numbers, *columns.ids))
         for number, (column, line) in enumerate(lines):
             if number not in done:
-                column.decode(source, line[source.start : source.stop])
+                part = line[source.start : source.stop]
+                column.decode(source, part)
+                if part.dtype == self._dtype and columns.complete:
+                    columns.complete = not (part == NO_ID).any()
         for index in self._log1p:
             _log1p(columns.numbers[index, source.start : source.stop])
         lists = {bag.name: lists_of(source.array(bag.column)) for bag in self._bags}
@@ -139,68 +155,28 @@ class Decoder:
             check_events(group, lists, removed, source.dropped)
         return bags if source.dropped is None else self._drop(source, source.dropped, columns, bags)
 
-    def concat(self, parts: list[list[Bags]]) -> list[Bags]:
-        """All rows' bags, from those of consecutive parts."""
-        return [concat_bags([part[index] for part in parts], self._dtype) for index in range(len(self._bags))]
-
     def _drop(self, source: Source, dropped: NDArray[np.bool_], columns: Columns, bags: list[Bags]) -> list[Bags]:
         """What is dropped has no ids, and numbers that do no harm."""
         self._counters.add("rows.dropped", dropped.sum())
         if columns.dropped is None:
             columns.dropped = np.zeros(columns.num_rows, bool)
         columns.dropped[source.start : source.stop] = dropped
+        columns.complete = False
         columns.numbers[:, source.start : source.stop][:, dropped] = 0
         columns.ids[:, source.start : source.stop][:, dropped] = NO_ID
         return [bag.without(dropped) for bag in bags]
 
 
-class _Filling:
-    """Columns being filled. Joins neighbouring tables while they are small, which costs a copy and saves a decoding of
-    each; never tables of different types, which files may have."""
-
-    def __init__(self, decoder: Decoder, columns: Columns) -> None:
-        self._decoder, self._columns = decoder, columns
-        self._bags: list[list[Bags]] = []
-        self._waiting: list[pa.Table] = []
-        self._stop = 0
-
-    def add(self, part: pa.Table | Columns) -> None:
-        if isinstance(part, Columns):
-            self._decode_waiting()
-            self._copy(part)
-            return
-        if self._waiting and part.schema != self._waiting[0].schema:
-            self._decode_waiting()
-        self._waiting.append(part)
-        if sum(table.num_rows for table in self._waiting) >= _JOIN_ROWS:
-            self._decode_waiting()
-
-    def finish(self) -> Columns:
-        self._decode_waiting()
-        assert self._stop == self._columns.num_rows, (self._stop, self._columns.num_rows)
-        self._columns.bags = self._decoder.concat(self._bags)
-        return self._columns
-
-    def _decode_waiting(self) -> None:
-        tables, self._waiting = self._waiting, []
-        if not tables:
-            return
-        source = Source(tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks(), self._stop)
-        try:
-            self._bags.append(self._decoder.decode(source, self._columns))
-        except RowError as error:
-            raise RowError(str(error), source.start + error.row) from error
-        self._stop = source.stop
-
-    def _copy(self, part: Columns) -> None:
-        columns, start = self._columns, self._stop
-        self._stop = start + part.num_rows
-        columns.numbers[:, start : self._stop] = part.numbers
-        columns.ids[:, start : self._stop] = part.ids
-        self._bags.append(part.bags)
-        if part.dropped is not None:
-            columns.dropped = np.zeros(columns.num_rows, bool) if columns.dropped is None else columns.dropped
-            columns.dropped[start : self._stop] = part.dropped
+def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Joins neighbours while they are small, which costs a copy and saves a decoding of each; never tables of different
+    types, which files may have."""
+    waiting: list[pa.Table] = []
+    for table in itertools.chain(tables, [None]):
+        full = sum(each.num_rows for each in waiting) >= _JOIN_ROWS
+        if waiting and (table is None or full or table.schema != waiting[0].schema):
+            yield waiting[0] if len(waiting) == 1 else pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+        waiting.append(table)
 
 
 def _log1p(line: NDArray[np.float32]) -> None:

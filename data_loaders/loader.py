@@ -4,10 +4,10 @@ The unit of work is one block (see ``order``) of a few logical shards. All shard
 the same step, so while the batches of one block are assembled, the next block is read and decoded.
 
 Memory is bounded. A rank holds at most two blocks decoded, that is 2 · (``shuffle_rows`` rounded up to whole steps) /
-world size rows; for each of its shards one open row group (the pages being read, and part of an Arrow piece of 8192
-rows; of a remote file at most 32 MiB as it lies in the file, or 64 KiB a column where that is more); at most 1 GiB of
-row groups that its shards share (small data only); and the batches that wait or are in use. The memory of blocks and
-batches is used again and again.
+world size rows; for each of its shards one open row group (the pages being read; of a remote file at most 32 MiB as it
+lies in the file, or 64 KiB a column where that is more) and the rest of a run of 16384 rows; at most 1 GiB of row groups
+that its shards share (small data only; twice that for a moment where two epochs meet); and the batches that wait or are
+in use. The memory of all this is used again and again.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_loaders.batch import Batch, Cursor
+from data_loaders.buffers import Buffers
 from data_loaders.collate import Collator, Piece
 from data_loaders.column_decoders import Counters, RowError
 from data_loaders.column_types import check_types
@@ -32,12 +33,15 @@ from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
 from data_loaders.manifest import Manifest
 from data_loaders.order import EpochOrder, Order, Segment, Unit
-from data_loaders.reader import RowGroups, StreamReader
+from data_loaders.reader import RowGroups, TableStream
 from data_loaders.schema import Layout, Schema
-from data_loaders.shared import SharedRowGroups
+from data_loaders.streams import ColumnStream, SharedRowGroups, located
 
 _Item = Batch | BaseException | None  # in the queue; None: the epoch is over
-_UNIT_ROWS = 1 << 15  # small blocks of several shards are decoded together, up to so many rows
+import os
+
+_UNIT_ROWS = 1 << 16
+_BLOCKS_AHEAD = int(os.environ.get("BA", 2))  # small blocks of several shards are decoded together, up to so many rows
 
 
 class Loader:
@@ -165,15 +169,13 @@ class Loader:
         tasks = self._tasks(epoch, start_step, steps)
         task = next(tasks, None)
         prepared = task.submit(pool) if task else []
-        line = np.empty(0, np.int64)
         while task:
             parts = [future.result() for future in prepared]
             following = next(tasks, None)
+            # Not before: what a block shares with the next one is decided when all of it has been read.
             prepared = following.submit(pool) if following else []
-            rows = max(int(part.ends[-1]) for part in parts)
-            line = line if len(line) >= rows else np.empty(rows, np.int64)
             for part in parts:
-                part.finish(line)
+                part.finish()
             for step in task.steps:
                 yield self._batch(task.epoch, step, [p for p in parts if p.unit.first <= step < p.unit.stop])
             task = following
@@ -221,30 +223,26 @@ class _Task:
         return self.blocks.submit(pool, self.block)
 
 
-@dataclass
 class _Part:
-    """A unit that has been read. ``decode`` gives its columns, ``order`` the order in which steps take its rows (None: as
-    they lie); ``ends`` says how many are taken after each step, ``origin`` which they are in the manifest, where that is
-    recorded."""
+    """A unit that has been read. ``make`` gives its rows in the order in which steps take them, and which they are in the
+    manifest, where that is recorded; ``ends`` says how many are taken after each step."""
 
-    unit: Unit
-    decode: Callable[[], Columns]
-    order: Callable[[], NDArray[np.int64] | None]
-    ends: NDArray[np.int64]
-    origin: NDArray[np.int64] | None
-    columns: Columns | None = None
+    def __init__(
+        self, unit: Unit, ends: NDArray[np.int64], make: Callable[[], tuple[Columns, NDArray[np.int64] | None]]
+    ) -> None:
+        self.unit = unit
+        self.columns: Columns | None = None
+        self.origin: NDArray[np.int64] | None = None
+        self._ends = ends
+        self._make: Callable[[], tuple[Columns, NDArray[np.int64] | None]] | None = make
 
-    def finish(self, line: NDArray[np.int64]) -> None:
-        """Puts the rows into their order. ``line``: memory [rows of the unit or more]."""
-        self.columns = self.decode()
-        rows = self.order()
-        if rows is not None:
-            self.columns.shuffle(rows, line)
-            self.origin = None if self.origin is None else self.origin[rows]
+    def finish(self) -> None:
+        self.columns, self.origin = self._make()
+        self._make = None  # lets go of what it was made from
 
     def piece(self, step: int) -> Piece:
         index = step - self.unit.first
-        return Piece(self.columns, int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+        return Piece(self.columns, int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
 
 
 class _Blocks:
@@ -266,7 +264,8 @@ class _Blocks:
         self._threads = threads
         self._record_origin = record_origin
         self._shared = SharedRowGroups(row_groups, decoder)
-        self._readers: dict[tuple[int, int], StreamReader] = {}  # by unit and stream
+        self._streams: dict[tuple[int, int], TableStream | ColumnStream] = {}  # by unit and stream
+        self._line = Buffers()
         self._first_rows = np.cumsum(order.order.row_groups) - order.order.row_groups
 
     def submit(self, pool: ThreadPoolExecutor, block: int) -> list[Future[_Part]]:
@@ -282,53 +281,56 @@ class _Blocks:
         ]
 
     def _prepare(self, index: int, unit: Unit, streams: list[list[Segment]]) -> _Part:
-        """What is left to the assembling thread is what costs it less than reading costs this one: permutations, and
-        decoding where that is only a copy."""
         ends = self._order.ends(unit)
-        segments = [segment for stream in streams for segment in stream]
-        parts, count = self._read(index, streams), int(ends[-1])
-        in_order = self._order.order.kind != "shuffled"
-        if (in_order and self._decoder.is_light) or self._shared.holds(segments):
-            decode = partial(self._decode, list(parts), count, segments)
+        count = int(ends[-1])
+        if self._order.order.kind != "shuffled" and self._decoder.is_light:
+            # To decode is to copy then, and to copy once is enough.
+            tables = [
+                table for number, segments in enumerate(streams) for table in self._tables(index, number, segments)
+            ]
+            make = partial(self._decode, tables, count, streams)
         else:
-            decode = partial(_same, self._decode(parts, count, segments))
-        origin = self._origin(segments) if self._record_origin else None
-        return _Part(unit, decode, partial(self._order.rows, unit), ends, origin)
+            parts = [part for number, segments in enumerate(streams) for part in self._columns(index, number, segments)]
+            make = partial(self._fill, parts, count, unit, streams)
+        return _Part(unit, ends, make)
 
-    def _decode(self, parts: Iterable[pa.Table | Columns], count: int, segments: list[Segment]) -> Columns:
+    def _tables(self, unit: int, number: int, segments: list[Segment]) -> Iterator[pa.Table]:
+        stream = self._streams.setdefault((unit, number), TableStream(self._row_groups))
+        for segment in segments:
+            yield from stream.tables(segment.row_group, segment.start, segment.stop)
+
+    def _columns(self, unit: int, number: int, segments: list[Segment]) -> Iterator[Callable[[], Columns]]:
+        if (unit, number) not in self._streams:
+            self._streams[unit, number] = ColumnStream(self._row_groups, self._decoder, self._shared, unit + number)
+        for segment in segments:
+            yield from self._streams[unit, number].read(segment)
+
+    def _decode(
+        self, tables: list[pa.Table], count: int, streams: list[list[Segment]]
+    ) -> tuple[Columns, NDArray[np.int64] | None]:
+        segments = [segment for stream in streams for segment in stream]
         try:
-            return self._decoder(parts, count, "unit")
+            columns = self._decoder(tables, count, "unit")
         except RowError as error:
-            raise ValueError(f"{self._locate(segments, error.row)}: {error}") from error
+            raise located(error, self._row_groups, segments) from error
+        return columns, self._origin(segments) if self._record_origin else None
 
-    def _read(self, unit: int, streams: list[list[Segment]]) -> Iterator[pa.Table | Columns]:
-        for stream, segments in enumerate(streams):
-            if (unit, stream) not in self._readers:
-                self._readers[unit, stream] = StreamReader(self._row_groups)
-            reader = self._readers[unit, stream]
-            for segment in segments:
-                columns = self._shared.take(segment, reader.handle)
-                if columns is None:
-                    yield from reader.read(segment)
-                else:
-                    yield columns
+    def _fill(
+        self, parts: list[Callable[[], Columns]], count: int, unit: Unit, streams: list[list[Segment]]
+    ) -> tuple[Columns, NDArray[np.int64] | None]:
+        rows = self._order.rows(unit)
+        columns = self._decoder.empty(count, "unit")
+        if parts:
+            columns.fill([part() for part in parts], rows, self._line.empty("line", (count,), np.int64))
+        if not self._record_origin:
+            return columns, None
+        origin = self._origin([segment for stream in streams for segment in stream])
+        return columns, origin if rows is None else origin[rows]
 
     def _origin(self, segments: list[Segment]) -> NDArray[np.int64]:
         firsts = (self._first_rows[segment.row_group] for segment in segments)
         parts = [first + np.arange(segment.start, segment.stop) for first, segment in zip(firsts, segments)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
-
-    def _locate(self, segments: list[Segment], row: int) -> str:
-        for segment in segments:
-            if row < segment.stop - segment.start:
-                path, index = self._row_groups.place(segment.row_group)
-                return f"'{path}', row group {index}, row {segment.start + row}"
-            row -= segment.stop - segment.start
-        raise AssertionError("a row outside the block")
-
-
-def _same(columns: Columns) -> Columns:
-    return columns
 
 
 def _dropped(pieces: list[Piece]) -> NDArray[np.bool_] | None:

@@ -31,11 +31,13 @@ ORDERS = ("shuffled", "time", "contiguous")
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of row group ``row_group``, an index over all files."""
+    """Rows [start, stop) of row group ``row_group``, an index over all files. ``limit``: how far its rows are the same
+    stream's, and no other's of any rank: the row group's end, or else ``stop``."""
 
     row_group: int
     start: int
     stop: int
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,13 @@ class EpochOrder:
         """Where a unit's rows lie, by stream: what one reader goes through in order, block after block. Row groups
         without rows are left out."""
         order = self.order
-        if order.kind == "shuffled":
-            return [self._between(*order.shard_range(shard, unit.first, unit.stop)) for shard in unit.shards]
-        if order.kind == "contiguous":
-            assert len(unit.shards) == 1
-            return [self._between(*order.shard_range(unit.shards[0], unit.first, unit.stop))]
-        parts = (self._between(*self._step_range(unit.shards, step)) for step in range(unit.first, unit.stop))
-        return [[segment for part in parts for segment in part]]
+        if order.kind != "time":
+            assert order.kind == "shuffled" or len(unit.shards) == 1
+            whole = (order.shard_range(shard, 0, order.steps_per_epoch) for shard in unit.shards)
+            ranges = (order.shard_range(shard, unit.first, unit.stop) for shard in unit.shards)
+            return [self._between(*found, of_shard) for found, of_shard in zip(ranges, whole)]
+        ranges = (self._step_range(unit.shards, step) for step in range(unit.first, unit.stop))
+        return [[segment for found in ranges for segment in self._between(*found, (0, 0))]]
 
     def rest(self, row_group: int, shards: range, block: int) -> list[Segment]:
         """What these shards take of a row group in this block and later ones, in order; not for the order ``time``, where
@@ -156,7 +158,7 @@ class EpochOrder:
         start = end - int(order.row_groups[row_group])
         ranges = (order.shard_range(shard, order.block_steps(block).start, order.steps_per_epoch) for shard in shards)
         inside = ((max(since, start) - start, min(to, end) - start) for since, to in ranges)
-        return [Segment(row_group, since, to) for since, to in inside if since < to]
+        return [Segment(row_group, since, to, to) for since, to in inside if since < to]
 
     def ends(self, unit: Unit) -> NDArray[np.int64]:
         """int64 [steps]: how many of a unit's rows are taken after each of its steps."""
@@ -180,16 +182,17 @@ class EpochOrder:
         by_step = taken.reshape(len(unit.shards), steps, order.rows_per_step).swapaxes(0, 1).ravel()
         return by_step if sizes.sum() == taken.size else by_step[by_step >= 0]
 
-    def _between(self, position: int, stop: int) -> list[Segment]:
-        """Rows [position, stop) of the concatenation."""
+    def _between(self, position: int, stop: int, stream: tuple[int, int]) -> list[Segment]:
+        """Rows [position, stop) of the concatenation, part of a stream that has all rows between two places of it."""
         # side="right" skips row groups that end where the range starts, empty ones among them.
         index = int(np.searchsorted(self._ends, position, side="right"))
         found = []
         while position < stop:
             row_group, end = int(self._sequence[index]), int(self._ends[index])
-            rows, until = int(self.order.row_groups[row_group]), min(end, stop)
+            start, until = end - int(self.order.row_groups[row_group]), min(end, stop)
+            limit = end if stream[0] <= start and end <= stream[1] else until
             if until > position:
-                found.append(Segment(row_group, position - (end - rows), until - (end - rows)))
+                found.append(Segment(row_group, position - start, until - start, limit - start))
             position, index = until, index + 1
         return found
 

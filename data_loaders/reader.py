@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from data_loaders.arrow import is_list, is_text
 from data_loaders.manifest import File, Manifest, column_type, find_column, footer_digest, parse_footer, read_footer
-from data_loaders.order import Segment
 from data_loaders.storage import Storage, StorageError, is_transient, is_uri
 
 REMOTE_BYTES = 1 << 25  # of one open remote file
@@ -238,41 +237,30 @@ class Handle:
         self._parquet = None
 
 
-class StreamReader:
+class TableStream:
     """One stream of segments, which come in the order of their row groups; used by one thread at a time."""
 
     def __init__(self, row_groups: RowGroups) -> None:
         self._row_groups = row_groups
-        self._stream: _Stream | None = None
+        self._row_group = -1
+        self._pieces: Iterator[pa.Table] = iter(())
+        self._position = 0  # of the first row of ``_rest``, or else of the next piece
+        self._rest: pa.Table | None = None
         self.handle = Handle()
 
-    def read(self, segment: Segment) -> Iterator[pa.Table]:
-        if self._stream is None or self._stream.row_group != segment.row_group:
-            pieces = self._row_groups.pieces(segment.row_group, PIECE_ROWS, self.handle)
-            self._stream = _Stream(segment.row_group, pieces)
-        yield from self._stream.read(segment)
-        if segment.stop == self._row_groups.num_rows(segment.row_group):
-            self._stream = None
-
-
-class _Stream:
-    """A row group being read from its start."""
-
-    def __init__(self, row_group: int, pieces: Iterator[pa.Table]) -> None:
-        self.row_group = row_group
-        self._pieces = pieces
-        self._position = 0  # of the first row of ``_rest``
-        self._rest: pa.Table | None = None
-
-    def read(self, segment: Segment) -> Iterator[pa.Table]:
-        """The segment's rows; those before it are skipped."""
-        assert segment.start >= self._position, "segments come in order"
-        while self._position < segment.stop:
+    def tables(self, row_group: int, start: int, stop: int) -> Iterator[pa.Table]:
+        """Rows [start, stop) of a row group. Within it, calls come in order; rows between them are skipped."""
+        if row_group != self._row_group:
+            self._row_group, self._position, self._rest = row_group, 0, None
+            self._pieces = self._row_groups.pieces(row_group, PIECE_ROWS, self.handle)
+        assert start >= self._position, "segments come in order"
+        while self._position < stop:
             piece = next(self._pieces, None) if self._rest is None else self._rest
             assert piece is not None, "the footer counts more rows than the row group has"
             first, end = self._position, self._position + piece.num_rows
-            start, stop = max(first, segment.start), min(end, segment.stop)
             self._rest = piece.slice(stop - first) if stop < end else None
-            self._position = stop if self._rest is not None else end
-            if stop > start:
-                yield piece.slice(start - first, stop - start)
+            self._position = min(stop, end)
+            if self._position > max(first, start):
+                yield piece.slice(max(first, start) - first, self._position - max(first, start))
+        if stop == self._row_groups.num_rows(row_group):
+            self._row_group = -1  # lets go of the last piece

@@ -16,7 +16,7 @@ LAYOUT = Layout(("a", "bag", "b"), ("c", "past"))
 SLOTS = {
     "a": Slot(False, 0),
     "bag": Slot(True, 0),
-    "b": Slot(False, 1, optional=True),
+    "b": Slot(False, 1),
     "c": Slot(False, 2),
     "past": Slot(True, 1),
 }
@@ -85,7 +85,8 @@ def test_single_ids_alone_take_the_short_way():
     batch = collate(pieces, 7, Layout(("c",), ()))
     assert batch.sequence is None
     assert lists(batch.sparse) == {"c": expected(pieces, "c", 7)}
-    pieces[0].columns.ids[1] = 4  # no id is missing although one may be
+    pieces[0].columns.ids[1] = 4
+    pieces[0].columns.complete = True
     batch = collate(pieces, 7, Layout(("a", "b"), ("c",)))
     assert lists(batch.sparse) == {key: expected(pieces, key, 7) for key in "ab"}
     assert lists(batch.sequence) == {"c": expected(pieces, "c", 7)}

@@ -17,23 +17,21 @@ from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 TABLES = {"t": Table(50), "h": Table(1000)}
 
 
-def decode(schema, table, layout=None, rows=None, **options):
+def decode(schema, table, layout=None, **options):
     """Columns, counts, and each key's slot."""
     layout = layout or schema.layout(crosses=True)
     counters = Counters()
     decoder = Decoder(schema, layout, {f.name: f.type for f in table.schema}, counters, **options)
     tables = table if isinstance(table, list) else [table]
     columns = decoder(tables, sum(part.num_rows for part in tables))
-    if rows is not None:
-        columns.shuffle(rows, np.empty(len(rows), np.int64))
     return columns, counters.snapshot(), decoder.slots
 
 
-def one(feature, array, rows=None, **tables):
+def one(feature, array, **tables):
     """One feature's values: a list of ids, or of lists of ids; and the counts."""
     schema = Schema(tables={**TABLES, **tables}, features={"f": feature})
     table = pa.table({"label": pa.array([0] * len(array)), feature.column or "f": array})
-    columns, counts, slots = decode(schema, table, rows=rows)
+    columns, counts, slots = decode(schema, table)
     slot = slots["f"]
     if not slot.bag:
         return columns.ids[slot.index].tolist(), counts
@@ -170,9 +168,14 @@ def test_several_tables_and_a_permutation():
     first = decoder([random_table(rng, 6000)], 6000)
     address = first.ids.ctypes.data
     del first  # its memory comes again
-    columns = decoder(iter([drifted, *tables[1:]]), whole.num_rows)
-    columns.shuffle(rows, np.empty(whole.num_rows, np.int64))
-    assert columns.ids.ctypes.data == address and columns.ids.dtype == np.int32
+    natural = decoder(iter([drifted, *tables[1:]]), whole.num_rows)
+    columns = decoder.empty(whole.num_rows, "other")
+    columns.fill(
+        [natural.between(0, 3000), natural.between(3000, 3000), natural.between(3000, whole.num_rows)],
+        rows,
+        np.empty(whole.num_rows, np.int64),
+    )
+    assert natural.ids.ctypes.data == address and columns.ids.dtype == np.int32
     raw = whole.to_pylist()
     sample = rng.choice(whole.num_rows, 200)
     expected = {int(i): by_hand(raw[int(rows[i])]) for i in sample}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_loaders import reader, shared
+from data_loaders import reader, streams
 from data_loaders.hashing import hash_ids, rows_from_hashes
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
@@ -175,7 +175,7 @@ def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
     total = write_shape(tmp_path, [(300, 300), (500, 450)])
     expected = stream(loader(tmp_path))
     assert sorted(sum(expected, [])) == list(range(total))
-    monkeypatch.setattr("data_loaders.shared.SHARED_BYTES", 0)  # none are read whole for several shards
+    monkeypatch.setattr("data_loaders.streams.SHARED_BYTES", 0)  # none are read whole for several shards
     assert stream(loader(tmp_path)) == expected
     assert stream(loader(tmp_path), 0, 7) == expected[7:]
 
@@ -183,7 +183,7 @@ def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
 def test_shared_row_groups_are_read_once_and_let_go(tmp_path, monkeypatch):
     reads, spies = [], []
 
-    class Spy(shared.SharedRowGroups):
+    class Spy(streams.SharedRowGroups):
         def __init__(self, *given):
             super().__init__(*given)
             spies.append(self)

@@ -7,8 +7,8 @@ import pytest
 from data_loaders.column_decoders import Counters, RowError
 from data_loaders.columns import NO_ID
 from data_loaders.decode import Decoder
+from data_loaders.plain import PlainColumns
 from data_loaders.schema import Feature, Schema, Table
-from data_loaders.uniform import UniformColumns
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 
@@ -54,8 +54,8 @@ def test_takes_the_short_way_exactly_where_it_may():
         raw.update(changes)
         table = pa.table(raw)
         _, _, decoder = decoded(raw, schema(on_out_of_range="missing", missing_id=0))
-        uniform = UniformColumns(decoder._numbers, decoder._singles)
-        found = uniform(table, 0, np.zeros((3, 4000), np.float32), np.zeros((3, 4000), np.int32))
+        plain = PlainColumns(decoder._numbers, decoder._singles)
+        found = plain(table, 0, np.zeros((3, 4000), np.float32), np.zeros((3, 4000), np.int32))
         return sorted(["x", "y", "label", "a", "b", "c"][number] for number in found)
 
     values = log(4000)["a"]
@@ -70,7 +70,6 @@ def test_takes_the_short_way_exactly_where_it_may():
     far[3000] = 2**32  # a valid row in its low 32 bits
     assert done(b=pa.array(far)) == ["a", "c", "label", "x", "y"]
     assert done(x=pa.array(values.astype(float)), y=pa.array(values.astype(float))) == everything
-    assert done(x=pa.array(values.astype(float))) == ["a", "b", "c", "label", "y"]  # alone of its type: nothing gained
     hashed = schema(ids="hash")
     _, _, decoder = decoded(log(10), hashed)
     assert [line.plain for line in decoder._singles] == [False] * 3
