@@ -38,10 +38,7 @@ from data_loaders.schema import Layout, Schema
 from data_loaders.streams import ColumnStream, SharedRowGroups, located
 
 _Item = Batch | BaseException | None  # in the queue; None: the epoch is over
-import os
-
-_UNIT_ROWS = 1 << 16
-_BLOCKS_AHEAD = int(os.environ.get("BA", 2))  # small blocks of several shards are decoded together, up to so many rows
+_UNIT_ROWS = 1 << 16  # small blocks of several shards are prepared together, up to so many rows
 
 
 class Loader:

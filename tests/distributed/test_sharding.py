@@ -27,7 +27,11 @@ CPU = torch.device("cpu")
 DIMS = {"wide_item": 4, "user": 8, "item": 16, "wide_user": 4, "clicked": 8}
 ROWS = {"wide_item": 7, "user": 11, "item": 7, "wide_user": 11, "clicked": 13}
 FEATURES = {
-    "wide_item": ["item"], "user": ["user", "friends"], "item": ["item"], "wide_user": ["user"], "clicked": ["clicks"]
+    "wide_item": ["item"],
+    "user": ["user", "friends"],
+    "item": ["item"],
+    "wide_user": ["user"],
+    "clicked": ["clicks"],
 }
 TOP_WEIGHT = torch.linspace(-1.0, 1.0, 32)  # of the dense layer: [user 8, friends 8, item 16]
 
@@ -65,10 +69,14 @@ class TinyModel(nn.Module):
         self.bags = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
-                    name=name, num_embeddings=rows[name], embedding_dim=DIMS[name], feature_names=FEATURES[name],
+                    name=name,
+                    num_embeddings=rows[name],
+                    embedding_dim=DIMS[name],
+                    feature_names=FEATURES[name],
                     pooling=pooling.get(name, PoolingType.SUM),
                 )
-                for name in DIMS if name != "clicked"
+                for name in DIMS
+                if name != "clicked"
             ],
             device=meta,
         )
@@ -96,9 +104,13 @@ def make_batch(rank: int, world_size: int, step: int, size: int = 6, rows: Mappi
 
     labels = torch.randint(0, 2, (size,), generator=generator).float()
     return Batch(
-        dense=torch.zeros(size, 0), sparse=jagged(["user", "friends", "item"], ["user", "user", "item"]),
-        sequence=jagged(["clicks"], ["clicked"]), labels=labels, weights=torch.ones(size),
-        normalizer=torch.tensor(float(size)), cursor=Cursor(0, step + 1, size * world_size, size),
+        dense=torch.zeros(size, 0),
+        sparse=jagged(["user", "friends", "item"], ["user", "user", "item"]),
+        sequence=jagged(["clicks"], ["clicked"]),
+        labels=labels,
+        weights=torch.ones(size),
+        normalizer=torch.tensor(float(size)),
+        cursor=Cursor(0, step + 1, size * world_size, size),
     )
 
 
@@ -120,8 +132,14 @@ def reference_loss(tables: Mapping[str, Tensor], top: Tensor, batch: Batch, sequ
 
 
 def build(
-    world_size: int, sharding: ShardingConfig, optim: OptimConfig, *, sequence: bool = False,
-    rows: Mapping[str, int] = ROWS, model: nn.Module | None = None, seed: int = 3,
+    world_size: int,
+    sharding: ShardingConfig,
+    optim: OptimConfig,
+    *,
+    sequence: bool = False,
+    rows: Mapping[str, int] = ROWS,
+    model: nn.Module | None = None,
+    seed: int = 3,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """The tiny model, planned, sharded and initialised: deep tables with deviation 0.5, wide ones with 0."""
     model = model or TinyModel(sequence, rows)
@@ -270,7 +288,12 @@ def plan_alone(
     """Rows of the plan's summary by table, for machines of up to 8 ranks."""
     model = TinyModel(True, rows)
     plan = make_plan(
-        model, config, optim, batch_size=1024, device=torch.device(device), world_size=world_size,
+        model,
+        config,
+        optim,
+        batch_size=1024,
+        device=torch.device(device),
+        world_size=world_size,
         local_world_size=min(world_size, 8),
     )
     return {row["table"]: row for row in plan_summary(plan, model, optim)}
@@ -321,7 +344,11 @@ def test_a_plan_for_a_cluster_that_is_not_there() -> None:
     ("config", "optim", "message"),
     [
         (ShardingConfig(by_table={"clicked": "data_parallel"}), OptimConfig(), "by_table.clicked.*sums the ids"),
-        (ShardingConfig(by_table={"wide_usr": "row_wise"}), OptimConfig(), "sharding.by_table: 'wide_usr' .*'wide_user'"),
+        (
+            ShardingConfig(by_table={"wide_usr": "row_wise"}),
+            OptimConfig(),
+            "sharding.by_table: 'wide_usr' .*'wide_user'",
+        ),
         (ShardingConfig(by_table={"clicked": "grid_shard"}), OptimConfig(), "by_table.clicked.*pooled tables only"),
         (ShardingConfig(by_table={"item": "grid_shard"}), OptimConfig(), "by_table.item.*adds up the means"),
         (ShardingConfig(by_table={"wide_user": "column_wise"}), OptimConfig(), "multiples of 4.*possible: table_wise"),
@@ -329,7 +356,8 @@ def test_a_plan_for_a_cluster_that_is_not_there() -> None:
         (ShardingConfig(by_table={"clicked": "row_wise"}), OptimConfig(), "clicked.*8 ranks are too many for 13 rows"),
         (
             ShardingConfig(types=["data_parallel", "table_row_wise"], by_table={"clicked": "row_wise"}),
-            OptimConfig(wide=TableOptimizerConfig("ftrl")), "'wide_item'.*FTRL",
+            OptimConfig(wide=TableOptimizerConfig("ftrl")),
+            "'wide_item'.*FTRL",
         ),
         (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("adam")), "lacks on a CPU: use rowwise_adagrad"),
         (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("sgd", weight_decay=0.1)), "=0.1, which it ignores"),

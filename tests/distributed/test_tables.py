@@ -206,16 +206,20 @@ def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 def test_a_checkpoint_holds_all_optimizer_state_bitwise(tmp_path: Path) -> None:
     folder = str(tmp_path / "checkpoint")
     first, second = run_distributed(_save_and_go_on, 2, folder)
-    assert first["keys"] == second["keys"] == [
-        "dense.head.top.weight.exp_avg",
-        "dense.head.top.weight.exp_avg_sq",
-        "dense.head.top.weight.step",
-        "steps",
-        "tables.bags.embedding_bags.item.weight.step",
-        "tables.bags.embedding_bags.item.weight.sum",
-        "tables.bags.embedding_bags.user.weight.momentum1",
-        "tables.sequences.embeddings.clicked.weight.momentum1",
-    ]
+    assert (
+        first["keys"]
+        == second["keys"]
+        == [
+            "dense.head.top.weight.exp_avg",
+            "dense.head.top.weight.exp_avg_sq",
+            "dense.head.top.weight.step",
+            "steps",
+            "tables.bags.embedding_bags.item.weight.step",
+            "tables.bags.embedding_bags.item.weight.sum",
+            "tables.bags.embedding_bags.user.weight.momentum1",
+            "tables.sequences.embeddings.clicked.weight.momentum1",
+        ]
+    )
     saved = first["saved"]
     assert saved["bags.embedding_bags.wide_user.weight"][:, 2].any()  # FTRL's sums are in the table
     assert saved["tables.bags.embedding_bags.user.weight.momentum1"].any()

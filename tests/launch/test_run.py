@@ -14,7 +14,7 @@ import pytest
 from launch import run as launcher
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORKER = '''
+WORKER = """
 import os, signal, sys, time
 mode, rank, attempt = sys.argv[1], int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
@@ -41,7 +41,7 @@ if mode == "graceful":
 say("ready")
 if mode in ("stubborn", "graceful", "bug") or mode == "killed-once" and attempt == 0:
     time.sleep(100)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,21 @@ from trainer.config import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfi
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, schedule_factor
 
 PLAIN = {
-    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop, "adamax": torch.optim.Adamax, "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam, "adadelta": torch.optim.Adadelta,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adadelta": torch.optim.Adadelta,
 }
 OPTIONS = {
-    "adam": {"betas": [0.8, 0.99], "amsgrad": True}, "sgd": {"momentum": 0.9, "nesterov": True},
-    "rmsprop": {"centered": True, "momentum": 0.5}, "adagrad": {"initial_accumulator_value": 0.3},
+    "adam": {"betas": [0.8, 0.99], "amsgrad": True},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "rmsprop": {"centered": True, "momentum": 0.5},
+    "adagrad": {"initial_accumulator_value": 0.3},
 }
 
 
