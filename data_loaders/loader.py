@@ -87,7 +87,7 @@ class Loader:
         sizes = [rows for file in manifest.files for rows in file.row_groups]
         kind = "shuffled" if shuffle else "contiguous" if contiguous else "time"
         if not shuffle:  # nothing depends on blocks but memory and the work of each thread
-            shuffle_rows = min(shuffle_rows, _UNIT_ROWS * threads * world_size)
+            shuffle_rows = min(shuffle_rows, _UNIT_ROWS // 2 * threads * world_size)
         self._order = Order(
             sizes, kind=kind, shards=shards, batch_size=batch_size, shuffle_rows=shuffle_rows, seed=seed
         )
