@@ -123,44 +123,21 @@ class Loader:
     def counters(self) -> dict[str, int]:
         return self._counters.snapshot()
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> "BatchIterator":
         """Batches from step ``start_step`` to the epoch's end: those that a run not interrupted would have seen."""
         return self.batches(epoch, start_step, self.steps_per_epoch - start_step)
 
-    def batches(self, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int, steps: int) -> "BatchIterator":
         """``steps`` batches from that place on, over as many epochs as it takes; each epoch is prepared while the one
-        before ends.
-
-        What goes wrong in a thread is raised here, with file and row group. ``close()`` of the iterator, or dropping
-        it, ends its threads.
-        """
+        before ends. Reading begins with this call, so that what is built meanwhile need not be waited for twice."""
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step is {start_step}: an epoch has {self.steps_per_epoch} steps")
-        return self._consume(epoch, start_step, steps)
-
-    def _consume(self, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
-        ready: queue.Queue[_Item] = queue.Queue(self._prefetch_batches)
-        stop = threading.Event()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader-decode")
-        arguments = (self._batches(pool, epoch, start_step, steps), ready, stop)
-        producer = threading.Thread(target=_produce, args=arguments, name="loader-assemble", daemon=True)
-        producer.start()
-        try:
-            while (item := self._next(ready)) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            _drain(ready, producer)
-            pool.shutdown(wait=True)
+        batches = self._batches(pool, epoch, start_step, steps)
+        return BatchIterator(batches, pool, self._prefetch_batches, self._waited)
 
-    def _next(self, ready: queue.Queue[_Item]) -> _Item:
-        began = time.perf_counter()
-        item = ready.get()
-        self.wait_seconds += time.perf_counter() - began
-        return item
+    def _waited(self, seconds: float) -> None:
+        self.wait_seconds += seconds
 
     def _batches(self, pool: ThreadPoolExecutor, epoch: int, start_step: int, steps: int) -> Iterator[Batch]:
         tasks = self._tasks(epoch, start_step, steps)
@@ -205,6 +182,43 @@ class Loader:
             cursor = replace(cursor, origin=np.concatenate(found))
         batch = self._collator(pieces, rows / self._world_size, cursor)
         return batch.pin_memory() if self._pin_memory else batch
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches that a thread assembles ahead. What goes wrong in a thread is raised by ``next``, with file and row group.
+    ``close()``, or dropping it, ends its threads."""
+
+    def __init__(
+        self, batches: Iterator[Batch], pool: ThreadPoolExecutor, prefetch: int, waited: Callable[[float], None]
+    ) -> None:
+        self._ready: queue.Queue[_Item] = queue.Queue(prefetch)
+        self._pool = pool
+        self._waited = waited
+        self._stop = threading.Event()
+        arguments = (batches, self._ready, self._stop)
+        self._producer = threading.Thread(target=_produce, args=arguments, name="loader-assemble", daemon=True)
+        self._producer.start()
+
+    def __next__(self) -> Batch:
+        if self._stop.is_set():
+            raise StopIteration
+        began = time.perf_counter()
+        item = self._ready.get()
+        self._waited(time.perf_counter() - began)
+        if isinstance(item, Batch):
+            return item
+        self.close()
+        raise StopIteration if item is None else item
+
+    def close(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            _drain(self._ready, self._producer)
+            self._pool.shutdown(wait=True)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

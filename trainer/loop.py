@@ -7,7 +7,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
-from data_loaders.loader import Loader
+from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint import Checkpoints
 from trainer.distributed import Ranks
 from trainer.ledger import Ledger
@@ -56,7 +56,7 @@ def seed_dropout(seed: int, ranks: Ranks, step: int) -> None:
     generator.manual_seed(int(drawn[0]))
 
 
-def batches_from(loader: Loader, progress: Progress, total_steps: int) -> Iterator[Batch]:
+def batches_from(loader: Loader, progress: Progress, total_steps: int) -> BatchIterator:
     """The batches still to train, from ``progress`` on, over epochs, up to ``total_steps`` optimizer steps."""
     epoch, start = progress.epoch, progress.epoch_step
     if start >= loader.steps_per_epoch:

@@ -97,6 +97,7 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
     )
     total_steps = progress.total_steps(config.epochs, loader.steps_per_epoch, config.steps)
     held_out = held_out_loaders(config, model.layout, ranks)
+    batches = loop.batches_from(loader, progress, total_steps)  # reading begins, while the model is built
     built = build.build(config, model, ranks, loader.local_batch_size, total_steps)
     if ranks.is_first:
         run_folder.write_json(folder / "plan.json", built.plan_rows)
@@ -119,7 +120,6 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
     evaluator = Evaluator(
         built.pipeline, held_out.get("valid"), config.evaluation.every_steps, loader.steps_per_epoch, reporter, ranks
     )
-    batches = loop.batches_from(loader, progress, total_steps)
     seed = partial(loop.seed_dropout, config.seed, ranks)
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
     try:
