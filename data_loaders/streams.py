@@ -9,6 +9,7 @@ would be decompressed again and again. Such a row group is decoded once and kept
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -46,33 +47,40 @@ class SharedRowGroups:
                 self._bytes += size
                 self._entries[row_group] = _Entry(rest, size)
 
-    def take(self, segment: Segment, handle: Handle) -> "list[Callable[[], Columns]] | None":
-        """The segment's rows, in parts to call for, if its row group is shared."""
+    def take(self, segment: Segment, handle: Handle) -> Columns | None:
+        """The segment's rows, if its row group is shared. Raises ``ValueError`` for a value that the schema does not
+        allow, with its place."""
         with self._lock:
             entry = self._entries.get(segment.row_group)
         if entry is None:
             return None
         with entry.lock:
-            if entry.runs is None:
-                entry.runs = list(self._read(entry, handle))
-            parts = [part for run in entry.runs for part in run.parts(segment)]
+            if entry.columns is None:
+                entry.columns = self._decode(entry, handle)
+            first = entry.place(segment)
+            columns = entry.columns.between(first, first + segment.stop - segment.start)
         with self._lock:
-            entry.rows_left -= segment.stop - segment.start
+            entry.rows_left -= columns.num_rows
             if entry.rows_left == 0:
                 del self._entries[segment.row_group]
                 self._bytes -= entry.size
-        return parts
+        return columns
 
-    def _read(self, entry: "_Entry", handle: Handle) -> "Iterator[_Run]":
+    def _decode(self, entry: "_Entry", handle: Handle) -> Columns:
+        try:
+            return self._decoder(self._tables(entry, handle), entry.rows_left, "row group")
+        except RowError as error:
+            raise located(error, self._row_groups, entry.rest) from error
+
+    def _tables(self, entry: "_Entry", handle: Handle) -> Iterator[pa.Table]:
         """The rows of ``rest`` and no others: those are another rank's, or were trained before a run was resumed, and
         must not be counted (again)."""
         position = 0
-        for table in self._row_groups.pieces(entry.rest[0].row_group, PIECE_ROWS, handle):
+        for table in self._row_groups.pieces(entry.row_group, PIECE_ROWS, handle):
             for segment in entry.rest:
                 start, stop = max(segment.start - position, 0), min(segment.stop - position, table.num_rows)
                 if start < stop:
-                    rows = Segment(segment.row_group, position + start, position + stop, position + stop)
-                    yield _Run(self._row_groups, self._decoder, [table.slice(start, stop - start)], rows)
+                    yield table.slice(start, stop - start)
             position += table.num_rows
             if position >= entry.rest[-1].stop:
                 return
@@ -81,42 +89,37 @@ class SharedRowGroups:
 class _Entry:
     def __init__(self, rest: list[Segment], size: int) -> None:
         self.lock = threading.Lock()
+        self.row_group = rest[0].row_group
         self.rest = rest
         self.size = size
         self.rows_left = sum(segment.stop - segment.start for segment in rest)
-        self.runs: list[_Run] | None = None
+        self.columns: Columns | None = None
+
+    def place(self, wanted: Segment) -> int:
+        """Where a part of the rest begins in ``columns``."""
+        before = 0
+        for segment in self.rest:
+            if segment.start <= wanted.start < segment.stop:
+                return before + wanted.start - segment.start
+            before += segment.stop - segment.start
+        raise AssertionError("a part that was not expected")
 
 
 class _Run:
-    """Consecutive rows of a row group that have been read, and are decoded when they are first asked for."""
+    """Rows that have been read, and are decoded when they are first asked for."""
 
-    def __init__(self, row_groups: RowGroups, decoder: Decoder, tables: list[pa.Table], rows: Segment) -> None:
-        self.rows = rows
-        self._row_groups = row_groups
-        self._decoder = decoder
-        self._tables: list[pa.Table] = tables
+    def __init__(self, num_rows: int, decode: Callable[[], Columns]) -> None:
+        self.num_rows = num_rows
+        self._decode: Callable[[], Columns] | None = decode
         self._columns: Columns | None = None
         self._lock = threading.Lock()
 
-    def parts(self, segment: Segment) -> list[Callable[[], Columns]]:
-        """What it has of a segment: none or one, to call for. To call raises ``ValueError`` for a value that the schema
-        does not allow, with its place."""
-        start, stop = max(segment.start, self.rows.start), min(segment.stop, self.rows.stop)
-        if start >= stop:
-            return []
-        if not self._decoder.is_light:
-            self._decoded()  # here, and not in the assembling thread
-        return [lambda: self._decoded().between(start - self.rows.start, stop - self.rows.start)]
-
-    def _decoded(self) -> Columns:
+    def between(self, start: int, stop: int) -> Columns:
         with self._lock:
             if self._columns is None:
-                try:
-                    self._columns = self._decoder(self._tables, self.rows.stop - self.rows.start, "run")
-                except RowError as error:
-                    raise located(error, self._row_groups, [self.rows]) from error
-                self._tables = []
-        return self._columns
+                self._columns = self._decode()
+                self._decode = None  # lets go of what was read
+        return self._columns.between(start, stop)
 
 
 class ColumnStream:
@@ -130,29 +133,42 @@ class ColumnStream:
         # Streams begin a row group with runs of different lengths, or many would need a new one in the same block.
         self._first_run = RUN_ROWS * (1 + number % _PHASES) // _PHASES
         self._run: _Run | None = None
+        self._place = (-1, 0, 0)  # row group and row where what is left of the run begins, and where that is in the run
 
     def read(self, segment: Segment) -> Iterator[Callable[[], Columns]]:
-        """The segment's rows, in parts to call for, as of ``_Run.parts``."""
-        shared = self._shared.take(segment, self._tables.handle)
-        if shared is not None:
-            yield from shared
+        """The segment's rows, in parts to call for. To call raises ``ValueError`` for a value that the schema does not
+        allow, with its place."""
+        columns = self._shared.take(segment, self._tables.handle)
+        if columns is not None:
+            yield lambda: columns
             return
         position = segment.start
         while position < segment.stop:
-            self._run = self._run_at(segment, position)
-            yield from self._run.parts(segment)
-            position = self._run.rows.stop
+            run, first = self._next(segment, position)
+            taken = min(run.num_rows - first, segment.stop - position)
+            position += taken
+            self._run = run if first + taken < run.num_rows else None
+            self._place = (segment.row_group, position, first + taken)
+            yield partial(run.between, first, first + taken)
 
-    def _run_at(self, segment: Segment, position: int) -> _Run:
-        """The run with a row of the segment: the last one, or a new one, which does not go beyond the segment's limit: what
-        lies there must not be counted here."""
-        last = self._run.rows if self._run else None
-        same = last is not None and last.row_group == segment.row_group
-        if same and last.start <= position < last.stop:
-            return self._run
-        stop = min(position + (RUN_ROWS if same else self._first_run), segment.limit)
+    def _next(self, segment: Segment, position: int) -> tuple[_Run, int]:
+        """A run, and where in it the row ``position`` is. It does not go beyond the segment's limit: what lies there must
+        not be counted here."""
+        if self._run is not None and self._place[:2] == (segment.row_group, position):
+            return self._run, self._place[2]
+        begins = segment.row_group != self._place[0]
+        stop = min(position + (self._first_run if begins else RUN_ROWS), segment.limit)
         tables = list(self._tables.tables(segment.row_group, position, stop))
-        return _Run(self._row_groups, self._decoder, tables, Segment(segment.row_group, position, stop, stop))
+        run = _Run(stop - position, partial(self._decode, tables, segment.row_group, position, stop))
+        if not self._decoder.is_light:
+            run.between(0, 0)  # here, and not in the assembling thread
+        return run, 0
+
+    def _decode(self, tables: list[pa.Table], row_group: int, start: int, stop: int) -> Columns:
+        try:
+            return self._decoder(tables, stop - start, "run")
+        except RowError as error:
+            raise located(error, self._row_groups, [Segment(row_group, start, stop, stop)]) from error
 
 
 def located(error: RowError, row_groups: RowGroups, segments: Iterable[Segment]) -> ValueError:
