@@ -55,10 +55,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make setup", description="Makes the virtual environment .venv.")
     parser.add_argument("--device", choices=tuple(STEPS), help="default: as installed, at first cpu")
     parser.add_argument("--torch-index", default="", help="a further package index to look for torch in")
+    parser.add_argument("--spark", action="store_true", help="PySpark too, where Java is found")
     options = parser.parse_args()
     try:
         with _one_at_a_time(ROOT / "requirements"):
             ensure(ROOT, options.device, options.torch_index)
+            if options.spark:
+                ensure_spark(ROOT)
     except InstallError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
@@ -92,6 +95,21 @@ def ensure(root: Path, device: str | None, torch_index: str) -> None:
     install(root, device, torch_index)
     stamp.write_text(" ".join(wanted) + "\n")
     unfinished.unlink(missing_ok=True)
+
+
+def ensure_spark(root: Path) -> None:
+    """PySpark, where it can run. Without it the tests of that engine are skipped, so a failure is no error."""
+    stamp, requirements = root / ".venv" / ".spark", root / "requirements" / "spark.txt"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if shutil.which("java") is None or (stamp.is_file() and stamp.read_text() == wanted):
+        return
+    print("Installing PySpark (Java is here): about 450 MB", flush=True)
+    python = str(root / ".venv" / "bin" / "python")
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", "requirements/spark.txt"]
+    if _run(command, root)[0]:
+        print("note: PySpark could not be installed; the tests of engine=spark are skipped", file=sys.stderr)
+        return
+    stamp.write_text(wanted)
 
 
 def install(root: Path, device: str, torch_index: str) -> None:
