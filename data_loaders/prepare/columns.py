@@ -1,0 +1,49 @@
+"""What steps, splits and histories ask of a table's columns, with the complaints."""
+
+import ibis
+
+from data_loaders.prepare.declaration import TEMPORARY
+from data_loaders.prepare.engine import KEY
+from data_loaders.schema import one_of
+
+MAX_CHILDREN = (
+    65_536  # rows that one row can become in one step: a child's __part is its parent's times that, plus its number
+)
+
+
+def visible(table: ibis.Table) -> list[str]:
+    """The columns that are the user's."""
+    return [column for column in table.columns if not TEMPORARY.match(column)]
+
+
+def check(table: ibis.Table, names: list[str], where: str) -> None:
+    """Raises ``ValueError`` naming the nearest columns for one that the table lacks."""
+    for name in names:
+        one_of(name, visible(table), where)
+
+
+def check_same_types(table: ibis.Table, other: ibis.Table, pairs: dict[str, str], name: str, where: str) -> None:
+    """Columns that are compared, ``table``'s with ``other``'s (called ``name``), must be of one family: integers of any
+    width, or one and the same type. Raises ``ValueError`` otherwise."""
+    for mine, theirs in pairs.items():
+        left, right = table[mine].type(), other[theirs].type()
+        if not (left.is_integer() and right.is_integer()) and left.copy(nullable=True) != right.copy(nullable=True):
+            raise ValueError(
+                f"{where}: '{mine}' is {left} here and '{theirs}' is {right} in '{name}': declare the same type in "
+                "sources, or cast one with a select step"
+            )
+
+
+def key(table: ibis.Table) -> dict[str, ibis.Value]:
+    """``__row`` and ``__part``."""
+    return {name: table[name] for name in KEY}
+
+
+def comparable(value: ibis.Value) -> ibis.Value:
+    """Integers in one width, so that columns of two tables can be put under each other."""
+    return value.cast("int64") if value.type().is_integer() else value
+
+
+def known(value: ibis.Value) -> ibis.Value:
+    """Whether it is a value: neither null nor NaN."""
+    return value.notnull() & ~value.isnan() if value.type().is_floating() else value.notnull()

@@ -1,0 +1,503 @@
+"""How raw logs become training data: sources, examples, split, and the schema extended with how each column is made.
+
+The way of a row
+----------------
+``sources`` are raw files. ``views`` are tables made of sources and earlier views, ``examples`` the rows to train on; both
+start ``from`` a table and take ``steps`` in order. ``split`` says which example is train, valid or test; everything that
+is learnt from data (vocabularies, statistics) is learnt from train alone. ``schema`` is the training schema, where a
+feature's ``make`` says how its column arises and a table's ``vocabulary`` how raw values become rows.
+
+Ids of a vocabulary: 0 is the missing value, 1 a value outside the vocabulary, 2 … the values, most frequent first (ties:
+ascending value). Buckets of numbers: 0 is the missing value, 1 … the buckets, ascending.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_loaders.schema import Cross, Feature, Schema, Table, one_of
+
+FORMATS = ("parquet", "csv", "json")
+ENCODINGS = ("utf-8", "latin-1", "utf-16")
+SPLITS = ("train", "valid", "test")
+ENGINES = ("duckdb", "spark")
+TYPES = (
+    *("int8", "int16", "int32", "int64", "float32", "float64", "string", "boolean", "date", "timestamp"),
+    *("list<int64>", "list<float64>", "list<string>"),
+)
+MISSING_ID, UNKNOWN_ID, FIRST_ID = 0, 1, 2
+TEMPORARY = re.compile(r"^__")
+
+
+@dataclass
+class Source:
+    """Raw files that make one table.
+
+    ``files``: paths, folders or globs under ``input``; read in that order, those of a glob by name. ``format``: parquet,
+    csv (any separator, gzipped or not) or json (one object a line). ``columns``: name -> type (``int32``, ``string``,
+    ``list<int64>`` …), in the order of the file for csv without a header; for parquet it may be left empty (all columns,
+    types as they are). ``null_values``: what stands for a missing value in csv, beside the empty field. ``file_column``
+    names a column to make that holds the path of the row's file. ``quote``: csv's quoting character, empty for none.
+    """
+
+    files: list[str] = field(default_factory=list)
+    format: str = "parquet"
+    columns: dict[str, str] = field(default_factory=dict)
+    separator: str = ","
+    header: bool = True
+    quote: str = '"'
+    null_values: list[str] = field(default_factory=list)
+    encoding: str = "utf-8"
+    file_column: str | None = None
+
+    def check(self, where: str) -> None:
+        if not self.files:
+            raise ValueError(f"{where}.files is empty: name the raw files, relative to input=")
+        one_of(self.format, FORMATS, f"{where}.format")
+        one_of(self.encoding, ENCODINGS, f"{where}.encoding")
+        for name, kind in self.columns.items():
+            one_of(kind, TYPES, f"{where}.columns.{name}")
+        if self.format != "parquet" and not self.columns:
+            raise ValueError(f"{where}.columns is empty: {self.format} files need names and types of their columns")
+
+
+# The steps of a view or of the examples, each a map of one key: {where: "rating > 0"}.
+
+
+@dataclass
+class Explode:
+    """One row for each element of list columns of equal length: ``columns`` maps a list to the column its elements go
+    to, ``position`` names a column for the element's position (from 0). The lists themselves are left out; a row with an
+    empty or missing list vanishes."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    position: str | None = None
+
+
+@dataclass
+class Join:
+    """Adds ``columns`` of ``table`` (all if empty), null where there is no match. ``on``: the key columns, of the same
+    name in both. The keys must be unique in ``table``; otherwise it is an error."""
+
+    table: str = ""
+    on: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Clicks:
+    """Labels impressions with a separate log of clicks: ``label`` becomes 1 where a click of ``table`` has the same
+    ``on`` columns and lies between the impression's ``time`` and ``within`` later, both included, else 0. ``within`` is in
+    the time's own unit, in seconds for timestamps, in days for dates. A click counts for the latest such impression only.
+    ``click_time``: the click log's time, ``time`` by default."""
+
+    table: str = ""
+    on: list[str] = field(default_factory=list)
+    time: str = ""
+    click_time: str | None = None
+    within: float = 0.0
+    label: str = "label"
+
+
+@dataclass
+class Negatives:
+    """Adds ``count`` negative rows behind each row, which is positive: ``label`` is 1 and 0; a negative has another
+    ``item``, one that its ``user`` touched nowhere in ``touched`` (a table with both columns; the table at this step by
+    default). ``strategy``: uniform over the distinct items, or by popularity (an item's share of the touched rows).
+    ``attributes``: columns of the item that change with it, taken from the item's first row in ``touched``. The draws
+    depend on ``seed`` and the row's place alone."""
+
+    user: str = ""
+    item: str = ""
+    count: int = 1
+    strategy: str = "uniform"
+    touched: str | None = None
+    attributes: list[str] = field(default_factory=list)
+    label: str = "label"
+    seed: int = 2024
+
+
+STEPS: dict[str, type] = {
+    "where": str,  # an SQL condition (DuckDB's dialect, translated for other engines)
+    "select": dict,  # {column: SQL expression}: adds or replaces columns
+    "drop": list,  # columns to leave out
+    "explode": Explode,
+    "join": Join,
+    "clicks": Clicks,
+    "negatives": Negatives,
+    "distinct": list,  # one row for each value of these columns: the first in the table's order
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """``name`` of ``STEPS``, ``argument`` of its type; ``where`` is its place in the declaration, for messages."""
+
+    name: str
+    argument: Any
+    where: str
+
+
+@dataclass
+class View:
+    """``start``: the source or view whose rows it takes; ``steps`` change them, in order (see ``STEPS``)."""
+
+    start: str = ""
+    steps: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps = [_with_on(step) for step in self.steps]
+
+    def parsed(self, where: str) -> tuple[Step, ...]:
+        return tuple(_step(step, f"{where}.steps[{number}]") for number, step in enumerate(self.steps))
+
+
+@dataclass
+class History:
+    """The previous events of an example's user, strictly before it: ``events`` (a source or view) with the same ``by``
+    column(s) and a smaller ``time``, the feature's ``max_length`` most recent, oldest first. Events of the same time as
+    the example never count, itself included. Events of the same time among each other keep their order in the log.
+    ``value``: the event's column; ``where``: an SQL condition on events."""
+
+    events: str = ""
+    by: list[str] = field(default_factory=list)
+    time: str = ""
+    value: str = ""
+    where: str | None = None
+
+
+@dataclass
+class Make:
+    """How a feature's column is made. With nothing given it is the raw column of the feature's name.
+
+    ``column``: the raw column. ``numbers``: steps from the raw number to the feature's, in order (see ``NUMBERS``).
+    ``cross``: features or raw columns whose combination is the raw value (null where any part is null). ``history``: see
+    ``History``.
+    """
+
+    column: str | None = None
+    numbers: list[Any] = field(default_factory=list)
+    cross: list[str] = field(default_factory=list)
+    history: History | None = None
+
+    def parsed(self, where: str) -> tuple["Number", ...]:
+        return tuple(_number(step, f"{where}.numbers[{number}]") for number, step in enumerate(self.numbers))
+
+
+# name -> what the argument is. Written as "log1p" or {clip: [0, 100]}.
+NUMBERS = {
+    "fill": "number",  # stands for a missing value
+    "clip": "bounds",  # [low, high], either may be null
+    "log1p": None,  # log(1 + max(x, 0))
+    "log": None,  # natural logarithm; null where x <= 0
+    "minmax": None,  # (x - min) / (max - min) of train, clipped to [0, 1]
+    "standardize": None,  # (x - mean) / standard deviation of train
+    "quantiles": "count",  # to [0, 1] by the cumulative distribution: quantile i of n becomes i / (n - 1), i = 0 … n - 1
+    "buckets": "buckets",  # to a bucket's id: a number of quantile buckets, or the inner boundaries themselves
+    "log2": None,  # Criteo's: x where x <= 2, else 2 + floor(log(x)²); an integer, for a vocabulary
+}
+DISCRETE = ("buckets", "log2")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One step of ``Make.numbers``."""
+
+    name: str
+    argument: Any = None
+
+
+@dataclass
+class Vocabulary:
+    """Which raw values get a row of their own: those seen at least ``min_count`` times in train, at most ``max_size`` of
+    them. ``keep_rare``: the counts of the others are written too, so that a later day can add to them."""
+
+    min_count: int = 1
+    max_size: int | None = None
+    keep_rare: bool = True
+
+
+@dataclass
+class PreparedTable(Table):
+    """A table whose ``num_embeddings`` may be left open: then it has a ``vocabulary`` or its features' buckets."""
+
+    vocabulary: Vocabulary | None = None
+
+
+@dataclass
+class PreparedFeature(Feature):
+    """``make``: how the column arises. ``counted``: whether its values count for the table's vocabulary (sparse: yes;
+    sequence: only if no sparse feature shares the table)."""
+
+    make: Make = field(default_factory=Make)
+    counted: bool | None = None
+
+
+@dataclass
+class PreparedSchema:
+    """The training schema with the extensions. See ``data_loaders.schema.Schema``."""
+
+    label: str = "label"
+    on_bad_label: str = "error"
+    weight: str | None = None
+    embedding_dim: int = 16
+    tables: dict[str, PreparedTable] = field(default_factory=dict)
+    features: dict[str, PreparedFeature] = field(default_factory=dict)
+    crosses: dict[str, Cross] = field(default_factory=dict)
+
+    def members(self, table: str) -> tuple[str, ...]:
+        """The features of a table."""
+        return tuple(name for name, feature in self.features.items() if feature.table == table)
+
+    def numbers(self, feature: str) -> tuple[Number, ...]:
+        return self.features[feature].make.parsed(f"schema.features.{feature}.make")
+
+    def is_bucketed(self, feature: str) -> bool:
+        numbers = self.numbers(feature)
+        return bool(numbers) and numbers[-1].name == "buckets"
+
+    def has_vocabulary(self, table: str) -> bool:
+        """Whether raw values of the table's features go through a vocabulary."""
+        return not self.tables[table].num_embeddings and not any(map(self.is_bucketed, self.members(table)))
+
+    def counted(self, table: str) -> tuple[str, ...]:
+        """The features whose values are counted for a table's vocabulary."""
+        members = self.members(table)
+        shared = any(self.features[name].kind == "sparse" for name in members)
+        chosen = []
+        for name in members:
+            feature = self.features[name]
+            default = feature.kind == "sparse" or not shared
+            if feature.counted if feature.counted is not None else default:
+                chosen.append(name)
+        return tuple(chosen)
+
+    def filled(self, num_embeddings: dict[str, int]) -> Schema:
+        """The plain schema of the prepared columns; ``num_embeddings`` for the tables that left it open."""
+        tables = {
+            name: Table(
+                num_embeddings.get(name, table.num_embeddings), table.embedding_dim, table.pooling, table.init_std
+            )
+            for name, table in self.tables.items()
+        }
+        features = {name: self._filled_feature(name) for name in self.features}
+        return Schema(self.label, self.on_bad_label, self.weight, self.embedding_dim, tables, features, self.crosses)
+
+    def _filled_feature(self, name: str) -> Feature:
+        feature = self.features[name]
+        values = {f.name: getattr(feature, f.name) for f in dataclasses.fields(Feature)}
+        values["column"] = None
+        if feature.table and not self.tables[feature.table].num_embeddings:
+            values |= {"ids": "identity", "missing_id": MISSING_ID}
+        return Feature(**values)
+
+
+@dataclass
+class TimeSplit:
+    """``column`` is compared with two bounds: valid from ``valid`` on, test from ``test`` on (both included; either may
+    be left out). Numbers, or ISO dates (UTC) for a timestamp. Rows without a time are left out."""
+
+    column: str = ""
+    valid: Any = None
+    test: Any = None
+
+
+@dataclass
+class HashSplit:
+    """Shares of the rows, drawn by the hash of ``by``: rows with the same values go the same way."""
+
+    by: list[str] = field(default_factory=list)
+    valid: float = 0.0
+    test: float = 0.0
+    seed: int = 2024
+
+
+@dataclass
+class LastSplit:
+    """The last rows of each ``by``, ordered by ``order`` (ties: the raw order): the last ``test`` are test, the ``valid``
+    before them valid. A whole number is a count, a number below 1 a share (rounded down). Rows with a missing ``by`` are
+    train, a missing ``order`` comes first."""
+
+    by: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    valid: float = 0
+    test: float = 0
+
+
+@dataclass
+class Split:
+    """One of four. ``column``: a column that holds train, valid or test (other values leave the row out). With none given
+    all rows are train."""
+
+    column: str | None = None
+    time: TimeSplit | None = None
+    hash: HashSplit | None = None
+    last: LastSplit | None = None
+
+
+@dataclass
+class Order:
+    """How the rows of each split lie in the output: as in the raw data (default), sorted ``by`` columns (ties: the raw
+    order), or ``shuffle``d with ``seed``."""
+
+    by: list[str] = field(default_factory=list)
+    shuffle: bool = False
+    seed: int = 2024
+
+
+@dataclass
+class Declaration:
+    """All of it. ``keep``: raw columns to copy into the output beside the features (a group for GAUC, a time).
+
+    Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
+    """
+
+    name: str = "prepared"
+    sources: dict[str, Source] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
+    examples: View = field(default_factory=View)
+    split: Split = field(default_factory=Split)
+    order: Order = field(default_factory=Order)
+    keep: list[str] = field(default_factory=list)
+    schema: PreparedSchema = field(default_factory=PreparedSchema)
+
+    def check(self) -> None:
+        """Everything that can be known before a file is opened."""
+        for name, source in self.sources.items():
+            source.check(f"sources.{name}")
+        known = list(self.sources)
+        for name, view in (*self.views.items(), ("examples", self.examples)):
+            where = "examples" if view is self.examples else f"views.{name}"
+            if name in known:
+                raise ValueError(f"{where}: a source or view has the same name; rename one")
+            self._check_view(where, view, known)
+            known.append(name)
+        self._check_split()
+        self._check_schema(known[:-1])
+
+    def _check_view(self, where: str, view: View, known: list[str]) -> None:
+        one_of(view.start, known, f"{where}.start")
+        for step in view.parsed(where):
+            for key in ("table", "touched"):
+                table = getattr(step.argument, key, None)
+                if table is not None:
+                    one_of(table, known, f"{step.where}.{step.name}.{key}")
+
+    def _check_split(self) -> None:
+        given = [f.name for f in dataclasses.fields(Split) if getattr(self.split, f.name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"split has {' and '.join(given)}: give one of them")
+        for kind in (self.split.hash, self.split.last):
+            if kind is None:
+                continue
+            if not kind.by:
+                raise ValueError("split: 'by' is empty: name the columns that rows are split by")
+            if min(kind.valid, kind.test) < 0 or max(kind.valid, kind.test) < 1 <= kind.valid + kind.test:
+                raise ValueError(f"split: valid {kind.valid} and test {kind.test} leave nothing to train on")
+        if self.split.hash and self.split.hash.valid + self.split.hash.test >= 1:
+            raise ValueError("split.hash: valid and test are shares of the rows, below 1 together")
+        if self.order.shuffle and self.order.by:
+            raise ValueError("order has both by and shuffle: give one of them")
+
+    def _check_schema(self, tables: list[str]) -> None:
+        schema = self.schema
+        if not schema.features:
+            raise ValueError("schema.features is empty: declare at least one feature")
+        for name, feature in schema.features.items():
+            where = f"schema.features.{name}"
+            if TEMPORARY.match(name):
+                raise ValueError(f"{where}: names that begin with '__' are the program's own; rename the feature")
+            self._check_make(where, name, feature, tables)
+        for name in schema.tables:
+            self._check_table(name)
+        # The rest is the training schema's own; two rows stand for the number not known yet.
+        schema.filled({name: FIRST_ID for name, table in schema.tables.items() if not table.num_embeddings})
+
+    def _check_make(self, where: str, name: str, feature: PreparedFeature, tables: list[str]) -> None:
+        make, numbers = feature.make, self.schema.numbers(name)
+        if feature.column:
+            raise ValueError(f"{where}.column: name the raw column with make: {{column: {feature.column}}}")
+        if bool(make.cross) + bool(make.history) + bool(make.column) > 1:
+            raise ValueError(f"{where}.make: give one of column, cross and history")
+        if make.cross and len(make.cross) < 2:
+            raise ValueError(f"{where}.make.cross has one column: a cross needs at least two")
+        if make.cross and feature.kind != "sparse":
+            raise ValueError(f"{where}.make.cross: a combination is an id, so the feature must have kind: sparse")
+        if make.history:
+            one_of(make.history.events, tables, f"{where}.make.history.events")
+            if feature.kind != "sequence" or not (make.history.by and make.history.time and make.history.value):
+                raise ValueError(f"{where}.make.history: it needs kind: sequence, by, time and value")
+        if numbers and (make.cross or make.history or feature.kind == "sequence"):
+            raise ValueError(f"{where}.make.numbers: only a single raw number can be transformed")
+        for number in numbers[:-1]:
+            if number.name in DISCRETE:
+                raise ValueError(f"{where}.make.numbers: {number.name} makes ids, so it must be the last step")
+        if numbers and (numbers[-1].name in DISCRETE) != (feature.kind == "sparse"):
+            wanted = "end with buckets or log2" if feature.kind == "sparse" else "not end with buckets or log2"
+            raise ValueError(f"{where}.make.numbers: those of a {feature.kind} feature must {wanted}")
+
+    def _check_table(self, name: str) -> None:
+        table, members = self.schema.tables[name], self.schema.members(name)
+        where = f"schema.tables.{name}"
+        if not members:
+            raise ValueError(f"{where}: no feature uses the table; remove it")
+        bucketed = [member for member in members if self.schema.is_bucketed(member)]
+        if bucketed and (len(members) > 1 or table.vocabulary):
+            raise ValueError(f"{where}: the buckets of '{bucketed[0]}' need a table of their own, without a vocabulary")
+        if table.vocabulary and table.num_embeddings:
+            raise ValueError(f"{where} has num_embeddings and vocabulary: give one of them")
+        if table.vocabulary and table.vocabulary.min_count < 1:
+            raise ValueError(f"{where}.vocabulary.min_count is {table.vocabulary.min_count}: it must be at least 1")
+
+
+def _with_on(value: Any) -> Any:
+    """YAML 1.1 reads a key ``on`` without quotes as the boolean true."""
+    if not isinstance(value, dict):
+        return value
+    return {"on" if key is True else key: _with_on(inner) for key, inner in value.items()}
+
+
+def _step(step: Any, where: str) -> Step:
+    if not isinstance(step, dict) or len(step) != 1:
+        raise ValueError(f"{where}: a step is a map of one key, such as {{where: 'rating > 0'}}")
+    ((name, argument),) = step.items()
+    one_of(name, STEPS, where)
+    kind = STEPS[name]
+    if not dataclasses.is_dataclass(kind):
+        if not isinstance(argument, kind):
+            raise ValueError(f"{where}.{name}: expected {kind.__name__}, found {type(argument).__name__}")
+        return Step(name, argument, where)
+    return Step(name, _dataclass(kind, argument, f"{where}.{name}"), where)
+
+
+def _dataclass(kind: type, values: Any, where: str) -> Any:
+    valid = {f.name: f for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a map with keys of {', '.join(valid)}")
+    for key in values:
+        one_of(key, valid, where)
+    made = kind(**values)
+    for key, spec in valid.items():
+        if getattr(made, key) in ("", [], {}) and spec.default_factory is list and key == "on":
+            raise ValueError(f"{where}.on is empty: name the key columns")
+        if isinstance(getattr(made, key), str) and not getattr(made, key) and key != "label":
+            raise ValueError(f"{where}.{key} is missing")
+    return made
+
+
+def _number(step: Any, where: str) -> Number:
+    name, argument = (step, None) if isinstance(step, str) else next(iter(step.items()))
+    one_of(name, NUMBERS, where)
+    wanted = NUMBERS[name]
+    good = {
+        None: argument is None,
+        "number": isinstance(argument, (int, float)),
+        "count": isinstance(argument, int) and argument >= 2,
+        "bounds": isinstance(argument, list) and len(argument) == 2,
+        "buckets": (isinstance(argument, int) and argument >= 2)
+        or (isinstance(argument, list) and argument == sorted(set(argument)) and len(argument) > 0),
+    }[wanted]
+    if not good:
+        raise ValueError(f"{where}.{name}: {argument!r} does not fit; expected {wanted or 'no argument'}")
+    return Number(name, argument)

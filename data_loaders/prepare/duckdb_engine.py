@@ -1,0 +1,197 @@
+"""DuckDB: one machine, memory bounded, what does not fit goes to disk."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import duckdb
+import ibis
+import pyarrow as pa
+
+from data_loaders.prepare import csv_header
+from data_loaders.prepare.declaration import Source
+from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
+from data_loaders.prepare.writer import ahead, write_file, write_parts
+from data_loaders.storage import Storage
+
+# DuckDB counts its own buffers; Python, Arrow batches on their way and the Parquet writer come on top.
+_SHARE = 0.65
+_BATCH_ROWS = 65_536
+_TYPES = {
+    "int8": "TINYINT",
+    "int16": "SMALLINT",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "string": "VARCHAR",
+    "boolean": "BOOLEAN",
+    "date": "DATE",
+    "timestamp": "TIMESTAMP",
+    "list<int64>": "BIGINT[]",
+    "list<float64>": "DOUBLE[]",
+    "list<string>": "VARCHAR[]",
+}
+
+
+class DuckDBEngine(Engine):
+    name = "duckdb"
+    chunk_rows = 4_000_000
+
+    def __init__(self, work: Path, memory: int, threads: int, options: dict[str, str]) -> None:
+        super().__init__(work)
+        self._spill = Path(tempfile.mkdtemp(prefix="spill-", dir=_made(work)))
+        limit = f"{int(memory * _SHARE / 1e6)}MB"
+        self.backend = ibis.duckdb.connect(
+            threads=threads, memory_limit=limit, temp_directory=str(self._spill), **options
+        )
+
+    def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
+        files = [stat.name for stat in Storage.at(root).expand(source.files)]
+        if source.format == "parquet":
+            return self._rows(name, source, files, files, optional)
+        copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(files)]
+        return self._rows(name, source, copies, files, optional)
+
+    def store(self, table: ibis.Table, name: str) -> ibis.Table:
+        path = self.work / f"{name}.parquet"
+        if not path.exists():
+            unfinished = _made(path.parent) / f".{path.name}.unfinished"
+            table.to_parquet(unfinished, compression="snappy")
+            os.replace(unfinished, path)
+        return self.backend.read_parquet(path)
+
+    def write(self, chunks: Iterable[ibis.Table], folder: Path, schema: pa.Schema, keys: list[str]) -> int:
+        return write_parts(ahead(self._batches(chunks, schema, keys)), folder, schema)
+
+    def write_file(self, table: ibis.Table, path: Path, schema: pa.Schema, keys: list[str]) -> int:
+        return write_file(ahead(self._batches([table], schema, keys)), path, schema)
+
+    def explain(self, error: Exception) -> Exception | None:
+        if not isinstance(error, duckdb.Error):
+            return None
+        message = " ".join(str(error).split())[:400]
+        if "No space left" in message or "failed to offload data block" in message:
+            return EngineError(
+                f"the disk is full: free space and run the same command again, which goes on ({message})"
+            )
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return EngineError(f"memory_limit is too small for DuckDB: raise it, or lower threads ({message})")
+        if isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
+            return ValueError(message)
+        return EngineError(message)
+
+    def close(self) -> None:
+        self.backend.disconnect()
+        shutil.rmtree(self._spill, ignore_errors=True)
+
+    def _batches(self, chunks: Iterable[ibis.Table], schema: pa.Schema, keys: list[str]) -> Iterator[pa.RecordBatch]:
+        for chunk in chunks:
+            ordered = chunk.order_by([chunk[key] for key in keys]).select(schema.names)
+            yield from self.backend.to_pyarrow_batches(ordered, chunk_size=_BATCH_ROWS)
+
+    def _rows(
+        self, name: str, source: Source, files: list[str], origins: list[str], optional: frozenset[str]
+    ) -> ibis.Table:
+        """The Parquet files, with the place of each row; ``origins`` are the raw files they come from."""
+        listed = ", ".join(map(_quoted, files))
+        scan = f"read_parquet([{listed}], union_by_name = true)"
+        present = self._present(scan)
+        wanted = declared_columns(name, source, present, origins[0], optional)
+        columns = [_cast(source, column) for column in wanted]
+        absent = [column for column in source.columns if column not in wanted]
+        columns += [f"CAST(NULL AS {_TYPES[source.columns[column]]}) AS {_identifier(column)}" for column in absent]
+        if source.file_column:
+            cases = " ".join(f"WHEN {number} THEN {_quoted(file)}" for number, file in enumerate(origins))
+            columns.append(f"CASE file_index {cases} END AS {_identifier(source.file_column)}")
+        place = f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
+        return self.backend.sql(
+            f"SELECT {', '.join(columns)}, {place} AS {ROW}, 0::BIGINT AS {PART} FROM {scan}", dialect="duckdb"
+        )
+
+    def _present(self, scan: str) -> list[str]:
+        try:
+            return list(self.backend.sql(f"SELECT * FROM {scan}", dialect="duckdb").columns)
+        except duckdb.Error as error:
+            raise ValueError(f"a Parquet file cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+    def _copy(self, name: str, source: Source, file: str, number: int, optional: frozenset[str]) -> str:
+        """A text file as Parquet, rows in the file's order: later steps read single columns of it many times."""
+        path = self.work / "raw" / name / f"{number:05}.parquet"
+        if not path.exists():
+            unfinished = _made(path.parent) / f".{path.name}.unfinished"
+            try:
+                self.backend.con.execute(
+                    f"COPY ({_scan(name, source, file, optional)}) TO {_quoted(str(unfinished))} "
+                    "(FORMAT parquet, COMPRESSION snappy, DICTIONARY_SIZE_LIMIT 20000)"
+                )
+            except duckdb.Error as error:
+                raise _bad_file(name, file, error) from error
+            os.replace(unfinished, path)
+        return str(path)
+
+
+def _cast(source: Source, column: str) -> str:
+    if column not in source.columns:
+        return _identifier(column)
+    return f"CAST({_identifier(column)} AS {_TYPES[source.columns[column]]}) AS {_identifier(column)}"
+
+
+def _scan(name: str, source: Source, file: str, optional: frozenset[str]) -> str:
+    declared = {column: _TYPES[kind] for column, kind in source.columns.items()}
+    if source.format == "json":
+        columns = _struct(declared)
+        return f"SELECT * FROM read_json({_quoted(file)}, format = 'newline_delimited', columns = {columns})"
+    names = csv_header.columns(name, file, source, optional)
+    chosen = ", ".join(map(_identifier, declared_columns(name, source, names, f"'{file}'", optional)))
+    declared = {column: declared.get(column, "VARCHAR") for column in names}
+    options = {
+        "columns": _struct(declared),
+        "auto_detect": "false",
+        "header": str(source.header).lower(),
+        "delim": _quoted(source.separator),
+        "quote": _quoted(source.quote),
+        "escape": _quoted(source.quote),
+        "nullstr": "[" + ", ".join(map(_quoted, ["", *source.null_values])) + "]",
+        "encoding": _quoted(source.encoding),
+    }
+    return f"SELECT {chosen} FROM read_csv({_quoted(file)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
+
+
+def _bad_file(name: str, file: str, error: duckdb.Error) -> Exception:
+    """One line for a file that is not as declared; other errors as they are."""
+    text = str(error)
+    line = re.search(r"(?:CSV Error on Line|in line|Line): ?(\d+)", text)
+    place = f"sources.{name}: {file}" + (f", line {line.group(1)}" if line else "")
+    value = re.search(r'Error when converting column "(.+?)"\. Could not convert string "(.*?)" to \'(\w+)\'', text)
+    if value:
+        kinds = {engine: ours for ours, engine in _TYPES.items()}
+        column, found, kind = value.groups()
+        return ValueError(
+            f"{place}: column '{column}' holds {found!r}, which is not {kinds.get(kind, kind)}: declare another type "
+            f"(sources.{name}.columns.{column}=string), or name what stands for a missing value "
+            f"(sources.{name}.null_values=[{found}])"
+        )
+    if isinstance(error, (duckdb.InvalidInputException, duckdb.ConversionException)):
+        return ValueError(f"{place}: {' '.join(text.split())[:300]}")
+    return error
+
+
+def _struct(columns: dict[str, str]) -> str:
+    return "{" + ", ".join(f"{_quoted(name)}: {_quoted(kind)}" for name, kind in columns.items()) + "}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,115 @@
+"""The engine that runs the expressions: DuckDB on one machine, Spark on a cluster.
+
+Every transformation of this package is an Ibis expression, written once. An engine only moves data: it reads raw files,
+stores intermediate tables, and writes the output. That is all that is written twice.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pyarrow as pa
+
+from data_loaders.prepare.declaration import Source
+from data_loaders.schema import one_of
+
+ROW, PART, SPLIT = "__row", "__part", "__split"
+KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
+FILE_SHIFT = 40  # __row is (number of the file) · 2^40 + place in the file
+
+
+class EngineError(RuntimeError):
+    """The engine could not finish, though nothing was declared wrongly: a full disk, too little memory, a lost worker.
+    Nothing that was there before is lost; the same command goes on with what is already stored."""
+
+
+class Engine(ABC):
+    """Tables that it returns belong to ``backend`` and are lazy, unless said otherwise."""
+
+    name: str
+    backend: Any
+    chunk_rows: int | None  # rows that one call of ``write`` should get at a time; None: all at once
+
+    def __init__(self, work: Path) -> None:
+        """``work``: the folder of intermediate tables. What an interrupted run stored there is used again."""
+        self.work = work
+        self._views = 0
+
+    @abstractmethod
+    def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
+        """The declared columns of a source, with ``__row`` and ``__part`` (0); one of ``optional`` that the files lack is
+        null. Raises ``ValueError``: file, column and line of what does not fit the declaration."""
+
+    @abstractmethod
+    def store(self, table: ibis.Table, name: str) -> ibis.Table:
+        """Computes a table once and keeps it as Parquet in the work folder; returns a table that reads it."""
+
+    @abstractmethod
+    def write(self, chunks: Iterable[ibis.Table], folder: Path, schema: pa.Schema, keys: list[str]) -> int:
+        """Writes the columns of ``schema`` to Parquet files in ``folder``, whose names sort in the order of the rows: chunk
+        after chunk, each sorted by ``keys``. Returns the number of rows. Raises ``ValueError`` where a column that
+        ``schema`` calls not null has a null."""
+
+    @abstractmethod
+    def write_file(self, table: ibis.Table, path: Path, schema: pa.Schema, keys: list[str]) -> int:
+        """The same for one table and one file, which is there for no rows too."""
+
+    @abstractmethod
+    def explain(self, error: Exception) -> Exception | None:
+        """The ``ValueError`` or ``EngineError`` to raise in place of the engine's own error; None for other errors."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine; intermediate tables stay."""
+
+    def fetch(self, table: ibis.Table) -> pa.Table:
+        """A small result."""
+        return self.backend.to_pyarrow(table)
+
+    def sql(self, table: ibis.Table, select: str) -> ibis.Table:
+        """``select``: a query in DuckDB's dialect, in which the table is called ``rows``."""
+        self._views += 1
+        name = f"rows_{id(self)}_{self._views}"
+        self.backend.create_view(name, table, overwrite=True)
+        return self.backend.sql(f"WITH rows AS (SELECT * FROM {name}) {select}", dialect="duckdb")
+
+
+def make_engine(name: str, work: Path, *, memory_limit: str, threads: int, options: dict[str, str]) -> Engine:
+    """``memory_limit``: such as 4GB, of the whole process. ``options``: settings of the engine's own. Raises ``ValueError``
+    for an engine that is not installed."""
+    one_of(name, ("duckdb", "spark"), "engine")
+    memory = parse_bytes(memory_limit)
+    if name == "duckdb":
+        from data_loaders.prepare.duckdb_engine import DuckDBEngine
+
+        return DuckDBEngine(work, memory, threads, options)
+    from data_loaders.prepare.spark_engine import SparkEngine
+
+    return SparkEngine(work, memory, threads, options)
+
+
+def parse_bytes(text: str) -> int:
+    """``4GB``, ``4GiB``, ``500MB`` -> bytes. Raises ``ValueError``."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKmMgGtT]?)(i?)[bB]?\s*", str(text))
+    try:
+        number = float(found.group(1))
+    except (AttributeError, ValueError):
+        raise ValueError(f"memory_limit={text}: write a size such as 4GB or 800MB") from None
+    base = 1024 if found.group(3) else 1000
+    return int(number * base ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def declared_columns(
+    name: str, source: Source, present: Iterable[str], where: str, optional: frozenset[str] = frozenset()
+) -> list[str]:
+    """The columns to read: those declared, or all. Raises ``ValueError`` for one that is not ``present``, unless it is
+    ``optional``."""
+    present = list(present)
+    for column in source.columns:
+        if column not in optional:
+            one_of(column, present, f"sources.{name}.columns: {where} lacks a column")
+    wanted = [column for column in source.columns if column in present]
+    return wanted or [column for column in present if not column.startswith("__")]

@@ -1,0 +1,154 @@
+"""The output folder: made beside its place, renamed into it when whole.
+
+::
+
+    OUTPUT/
+      train/ valid/ test/        part-00000.parquet …
+      vocabulary/<table>.parquet raw value, id, count, unseen (days since it was last seen); rare/: values without an id
+      statistics.json            what number transforms learnt from train
+      preparation.yaml           the declaration, complete
+      data/<name>.yaml           the filled-in data set: --config-dir OUTPUT data=<name>
+      report.json                rows, positives, vocabularies, seconds
+
+Until then all of it lies in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command goes on there.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_loaders.prepare import compose
+from data_loaders.prepare.declaration import Declaration
+from data_loaders.schema import Schema
+
+STATISTICS, DECLARATION, REPORT = "statistics.json", "preparation.yaml", "report.json"
+
+
+class Folder:
+    """A context: ``made`` is the output in the making, ``tables`` the intermediate tables. Raises ``ValueError`` where
+    the output exists already, or another process is making it."""
+
+    def __init__(self, output: Path, overwrite: bool) -> None:
+        self.output = Path(output).expanduser().absolute()
+        self.overwrite = overwrite
+        self._work = self.output.with_name(f".{self.output.name}.unfinished")
+        self.made, self.tables = self._work / "output", self._work / "tables"
+        self._lock: Any = None
+
+    def __enter__(self) -> "Folder":
+        self._check_place()
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self._work / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ValueError(f"output={self.output}: another process is preparing it; wait for it or end it") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def resume(self, fingerprint: str) -> None:
+        """Keeps the intermediate tables of an interrupted run of the same declaration and files; begins anew otherwise."""
+        mark = self._work / "fingerprint"
+        if not mark.is_file() or mark.read_text() != fingerprint:
+            shutil.rmtree(self.tables, ignore_errors=True)
+            write_whole(mark, fingerprint)
+        shutil.rmtree(self.made, ignore_errors=True)
+        self.made.mkdir()
+
+    def commit(self) -> None:
+        """The output appears, whole, in the place of an older one."""
+        _sync(self.made)
+        old = self.output.with_name(f".{self.output.name}.old")
+        if self.output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(self.output, old)
+        os.rename(self.made, self.output)
+        _sync_folder(self.output.parent)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _check_place(self) -> None:
+        old = self.output.with_name(f".{self.output.name}.old")
+        if old.exists() and not self.output.exists():
+            os.rename(old, self.output)  # a kill between the two renames of commit
+        if not self.output.exists():
+            return
+        if not self.output.is_dir() or any(self.output.iterdir()) and not (self.output / REPORT).is_file():
+            raise ValueError(f"output={self.output} exists and is not a prepared data set: name another place")
+        if any(self.output.iterdir()) and not self.overwrite:
+            raise ValueError(f"output={self.output} exists already: name another place, or replace it: overwrite=true")
+
+
+def write_facts(
+    folder: Folder,
+    declaration: Declaration,
+    statistics: dict[str, Any],
+    report: dict[str, Any],
+    schema: Schema,
+    splits: list[str],
+) -> None:
+    """Everything but the rows and vocabularies."""
+    made = folder.made
+    write_whole(made / STATISTICS, json.dumps(statistics, indent=1) + "\n")
+    write_whole(made / DECLARATION, _yaml(compose.to_plain(declaration)))
+    data = {
+        "name": declaration.name,
+        "root": str(folder.output),
+        **{name: [name] if name in splits else [] for name in ("train", "valid", "test")},
+        "prepared": "${.root}",
+        "schema": _without_defaults(schema),
+    }
+    (made / "data").mkdir()
+    head = "# Made by data_loaders.prepare. Train on it: --config-dir <this file's folder's folder> data=<this file's name>\n"
+    write_whole(made / "data" / f"{declaration.name}.yaml", head + _yaml(data))
+    write_whole(made / REPORT, json.dumps(report, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _yaml(tree: Any) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _without_defaults(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        empty = type(value)() if not isinstance(value, Schema) else None
+        found = {}
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            if empty is None or inner != getattr(empty, field.name):
+                found[field.name] = _without_defaults(inner)
+        return found
+    return {key: _without_defaults(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _sync(folder: Path) -> None:
+    """Everything below reaches the disk before the rename makes it visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

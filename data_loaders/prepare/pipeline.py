@@ -1,0 +1,367 @@
+"""The order of events: raw files -> examples -> what is learnt from train -> encoded rows -> one folder, whole or not at all.
+
+``prepare`` makes a new data set; ``transform`` makes rows to score with what an earlier ``prepare`` saved. Both go through
+the same expressions, so the same raw row gives the same features, bit for bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pyarrow as pa
+
+from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
+from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
+from data_loaders.prepare.engine import KEY, PART, ROW, SPLIT, Engine, make_engine
+from data_loaders.prepare.prepared import Prepared
+from data_loaders.prepare.progress import Progress
+from data_loaders.prepare.references import label_columns, raw_columns
+from data_loaders.storage import Storage
+
+_BLOCK = 65_536  # rows of a source that chunks of the output are cut by
+
+
+@dataclass
+class Options:
+    """``input``: the folder (or URI) of the raw files. ``output``: the folder to make. ``extend``: the folder of an
+    earlier day, whose ids and statistics stay. ``engine_options``: settings of the engine's own."""
+
+    input: str
+    output: Path
+    engine: str = "duckdb"
+    memory_limit: str = "4GB"
+    threads: int = 2
+    extend: Path | None = None
+    overwrite: bool = False
+    engine_options: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(declaration: Declaration, options: Options, progress: Progress) -> dict[str, Any]:
+    """Makes ``options.output``; returns its report. Raises ``ValueError`` for what the user can mend, ``OSError`` and the
+    engine's errors for the rest; either way nothing that was there before has changed."""
+    previous = Prepared.open(options.extend) if options.extend else None
+    if previous:
+        previous.check_extends(declaration)
+    with outputs.Folder(options.output, options.overwrite) as folder:
+        folder.resume(_fingerprint(declaration, options, previous))
+        with _opened(options, folder) as engine:
+            report = _Preparation(declaration, engine, folder, previous, progress).run(options.input)
+        folder.commit()
+    return report
+
+
+def transform(prepared: Prepared, options: Options, progress: Progress, keep: tuple[str, ...] = ()) -> int:
+    """Raw rows to score, made into ``options.output`` with saved vocabularies and statistics; a label is not needed. Steps
+    that only make labels are left out, and no row is split off. Rows lie in raw order. ``keep``: further columns of the
+    examples to copy. Returns the number of rows; raises as ``prepare``."""
+    declaration = prepared.declaration
+    with outputs.Folder(options.output, options.overwrite) as folder:
+        folder.resume(_fingerprint(declaration, options, prepared))
+        with _opened(options, folder) as engine:
+            rows = _score(prepared, engine, folder, options.input, progress, keep)
+            outputs.write_whole(folder.made / outputs.REPORT, json.dumps({"rows": rows}) + "\n")
+        folder.commit()
+    return rows
+
+
+@contextmanager
+def _opened(options: Options, folder: outputs.Folder) -> Iterator[Engine]:
+    """An engine, whose errors become ours."""
+    engine = make_engine(
+        options.engine,
+        folder.tables,
+        memory_limit=options.memory_limit,
+        threads=options.threads,
+        options=options.engine_options,
+    )
+    try:
+        yield engine
+    except Exception as error:
+        told = engine.explain(error)
+        if told is None:
+            raise
+        raise told from error
+    finally:
+        engine.close()
+
+
+def _score(
+    prepared: Prepared, engine: Engine, folder: outputs.Folder, root: str, progress: Progress, keep: tuple[str, ...]
+) -> int:
+    declaration = prepared.declaration
+    optional = label_columns(declaration)
+    tables = _tables(declaration, engine, root, progress, optional)
+    examples = steps.apply_steps(
+        engine, tables[declaration.examples.start], declaration.examples.parsed("examples"), tables, scoring=True
+    )
+    vocabularies = {table: engine.backend.read_parquet(path) for table, path in prepared.vocabularies().items()}
+    encoder = _Encoder(declaration, engine, prepared.statistics, vocabularies, tables)
+    schema = declaration.schema
+    kept = (*keep, *(column for column in declaration.keep if column not in keep and column in examples.columns))
+    examples = engine.store(examples.drop(*({schema.label} & set(examples.columns) - set(kept))), "examples")
+    with progress.step("rows to score"):
+        histories = encoder.histories(examples)
+        chunks = (encoder.encode(chunk, histories, kept) for chunk in _chunks(engine, examples))
+        empty = encoder.encode(examples.limit(0), histories, kept)
+        return engine.write(chunks, folder.made, _arrow_schema(empty, declaration, kept), list(KEY))
+
+
+class _Preparation:
+    """One run of ``prepare``."""
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        engine: Engine,
+        folder: outputs.Folder,
+        previous: Prepared | None,
+        progress: Progress,
+    ) -> None:
+        self.declaration, self.schema = declaration, declaration.schema
+        self.engine, self.folder, self.previous, self.progress = engine, folder, previous, progress
+
+    def run(self, root: str) -> dict[str, Any]:
+        tables = _tables(self.declaration, self.engine, root, self.progress)
+        with self.progress.step("examples"):
+            examples = self._examples(tables)
+            rows, positives = self._count(examples)
+        train = examples.filter(examples[SPLIT] == "train")
+        with self.progress.step("statistics"):
+            fitted = self._statistics(train)
+        vocabularies, reports = self._vocabularies(train, fitted)
+        encoder = _Encoder(self.declaration, self.engine, fitted, vocabularies, tables)
+        with self.progress.step("histories") if encoder.has_histories else nullcontext():
+            histories = encoder.histories(examples)
+        for name in SPLITS:
+            if rows.get(name):
+                with self.progress.step(f"rows of {name}"):
+                    self._write(name, examples.filter(examples[SPLIT] == name), encoder, histories)
+        report = {"rows": rows, "positives": positives, "vocabularies": reports, "seconds": self.progress.seconds}
+        self._write_facts(fitted, report, [name for name in SPLITS if rows.get(name)])
+        return report
+
+    def _examples(self, tables: dict[str, ibis.Table]) -> ibis.Table:
+        """The rows of all splits, with the columns that something needs."""
+        view = self.declaration.examples
+        parsed = view.parsed("examples")
+        examples = steps.apply_steps(self.engine, tables[view.start], parsed, tables)
+        examples = split.assign(examples, self.declaration.split)
+        examples = examples.filter(examples[SPLIT].notnull())
+        examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT)
+        in_rows = all(step.name in ("where", "select", "drop") for step in parsed)
+        # What each row tells by itself is quicker computed again than copied.
+        if in_rows and not self.declaration.split.last:
+            return examples
+        return self.engine.store(examples, "examples")
+
+    def _count(self, examples: ibis.Table) -> tuple[dict[str, int], dict[str, int | None]]:
+        """Rows and positive rows by split. Raises ``ValueError`` for none to train on, and for missing labels."""
+        label = self.schema.label
+        if label not in examples.columns:
+            raise ValueError(
+                f"schema.label is '{label}', which the examples do not have: make it with a step, such as "
+                f"{{select: {{{label}: 'rating >= 4'}}}} (they have: {', '.join(_visible(examples)[:20])})"
+            )
+        counts = examples.group_by(SPLIT).aggregate(
+            rows=examples.count(),
+            missing=examples[label].isnull().sum(),
+            positives=(examples[label].cast("float64") == 1).sum(),
+        )
+        found = {row[SPLIT]: row for row in self.engine.fetch(counts).to_pylist()}
+        rows = {name: found[name]["rows"] for name in SPLITS if name in found}
+        unknown = sorted(set(found) - set(SPLITS))
+        if unknown:
+            raise ValueError(f"split.column holds {unknown[0]!r}: it must hold train, valid or test")
+        missing = sum(row["missing"] or 0 for row in found.values())
+        if missing and self.schema.on_bad_label == "error":
+            raise ValueError(
+                f"label '{label}' is missing in {missing:,} row(s): leave them out with a step, "
+                f"{{where: '{label} IS NOT NULL'}}, or keep them for the trainer to drop: schema.on_bad_label=drop"
+            )
+        if not rows.get("train"):
+            raise ValueError(
+                f"no row is left to train on (rows by split: {rows or 'none'}): check examples.steps, split and the input"
+            )
+        return rows, {name: found[name]["positives"] for name in rows}
+
+    def _statistics(self, train: ibis.Table) -> statistics.Statistics:
+        return self.previous.statistics if self.previous else statistics.fit(self.engine, train, self.schema)
+
+    def _vocabularies(
+        self, train: ibis.Table, fitted: statistics.Statistics
+    ) -> tuple[dict[str, ibis.Table], dict[str, Any]]:
+        made, reports = {}, {}
+        for table in self.schema.tables:
+            if not self.schema.has_vocabulary(table):
+                continue
+            with self.progress.step(f"vocabulary {table}"):
+                before = self.previous.vocabulary(self.engine, table) if self.previous else None
+                built = vocabulary.build(self.engine, table, self.schema, train, before, statistics=fitted)
+                made[table], reports[table] = built.table, built.report
+                self._write_vocabulary(table, built)
+        return made, reports
+
+    def _write_vocabulary(self, table: str, built: vocabulary.Built) -> None:
+        value = pa.field(
+            "value", ibis.Schema({"value": built.table.schema()["value"]}).to_pyarrow().field(0).type, False
+        )
+        fields = [value, *(pa.field(n, t, False) for n, t in (("id", pa.int32()), ("count", pa.int64())))]
+        whole = pa.schema([*fields, pa.field("unseen", pa.int32(), False)])
+        self.engine.write_file(built.table, self.folder.made / "vocabulary" / f"{table}.parquet", whole, ["id"])
+        if built.rare is not None:
+            rare = pa.schema([value, pa.field("count", pa.int64(), False)])
+            path = self.folder.made / "vocabulary" / "rare" / f"{table}.parquet"
+            self.engine.write_file(built.rare, path, rare, ["value"])
+
+    def _write(self, name: str, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table]) -> None:
+        order = self.declaration.order
+        keys, extra = list(KEY), ()
+        if order.by:
+            extra = tuple(f"__order_{number}" for number in range(len(order.by)))
+            examples = examples.mutate(**{key: examples[column] for key, column in zip(extra, order.by)})
+        elif order.shuffle:
+            extra = ("__order_0",)
+            examples = examples.mutate(__order_0=number_hash.of_row(examples, order.seed))
+        chunks = [examples] if extra else _chunks(self.engine, examples)
+        keep = (*self.declaration.keep, *extra)
+        schema = _arrow_schema(
+            encoder.encode(examples.limit(0), histories, keep), self.declaration, self.declaration.keep
+        )
+        encoded = (encoder.encode(chunk, histories, keep) for chunk in chunks)
+        self.engine.write(encoded, self.folder.made / name, schema, [*extra, *keys])
+
+    def _write_facts(self, fitted: statistics.Statistics, report: dict[str, Any], splits: list[str]) -> None:
+        sizes = {name: FIRST_ID + found["values"] for name, found in report["vocabularies"].items()}
+        sizes |= fitted.num_embeddings(self.schema)
+        outputs.write_facts(self.folder, self.declaration, fitted.to_dict(), report, self.schema.filled(sizes), splits)
+
+
+class _Encoder:
+    """Examples -> prepared columns, with what was learnt from train."""
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        engine: Engine,
+        fitted: statistics.Statistics,
+        vocabularies: dict[str, ibis.Table],
+        tables: dict[str, ibis.Table],
+    ) -> None:
+        self.schema, self.engine = declaration.schema, engine
+        self.fitted, self.vocabularies, self.tables = fitted, vocabularies, tables
+
+    @property
+    def has_histories(self) -> bool:
+        return any(feature.make.history for feature in self.schema.features.values())
+
+    def histories(self, examples: ibis.Table) -> dict[str, ibis.Table]:
+        """A table (``__row``, ``__part``, ids) for each feature that is a history."""
+        groups: dict[str, list[str]] = {}
+        for name, feature in self.schema.features.items():
+            made = feature.make.history
+            if made:
+                groups.setdefault(json.dumps([made.events, made.by, made.time, made.where]), []).append(name)
+        found = {}
+        for members in groups.values():
+            spec = self.schema.features[members[0]].make.history
+            wanted = {
+                name: (self.schema.features[name].make.history.value, self.schema.features[name].max_length)
+                for name in members
+            }
+            built = history.build(self.engine, examples, self.tables[spec.events], spec, wanted, self._encode_events)
+            found |= dict.fromkeys(members, built)
+        return found
+
+    def _encode_events(self, feature: str, events: ibis.Table, column: str) -> ibis.Table:
+        return encode.with_ids(events, column, feature, self.schema, self.vocabularies)
+
+    def encode(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> ibis.Table:
+        return encode.encode(examples, self.schema, self.fitted, self.vocabularies, histories, tuple(keep))
+
+
+def _tables(
+    declaration: Declaration,
+    engine: Engine,
+    root: str,
+    progress: Progress,
+    optional: frozenset[str] = frozenset(),
+) -> dict[str, ibis.Table]:
+    """Sources and views by name. Columns in ``optional`` may be missing from the files: they are then null."""
+    tables: dict[str, ibis.Table] = {}
+    for name, source in declaration.sources.items():
+        with progress.step(f"source {name}"):
+            tables[name] = _read(engine, name, source, root, optional)
+    for name, view in declaration.views.items():
+        with progress.step(f"view {name}"):
+            parsed = view.parsed(f"views.{name}")
+            tables[name] = engine.store(steps.apply_steps(engine, tables[view.start], parsed, tables), f"views/{name}")
+    return tables
+
+
+def _read(engine: Engine, name: str, source: Source, root: str, optional: frozenset[str]) -> ibis.Table:
+    try:
+        return engine.read(name, source, root, optional)
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.root", "input")) from error
+
+
+def _chunks(engine: Engine, examples: ibis.Table) -> Iterator[ibis.Table]:
+    """The rows in pieces that follow each other in raw order, of about ``engine.chunk_rows`` rows."""
+    if engine.chunk_rows is None:
+        yield examples
+        return
+    block = (examples[ROW] // _BLOCK).cast("int64")
+    counts = engine.fetch(examples.group_by(__block=block).aggregate(rows=examples.count()).order_by("__block"))
+    first, rows = None, 0
+    for number, count in zip(counts["__block"].to_pylist(), counts["rows"].to_pylist()):
+        if first is not None and rows + count > engine.chunk_rows:
+            yield _between(examples, first, number)
+            first, rows = None, 0
+        first, rows = (number if first is None else first), rows + count
+    if first is not None:
+        yield _between(examples, first, None)
+
+
+def _between(examples: ibis.Table, first: int, end: int | None) -> ibis.Table:
+    chosen = examples.filter(examples[ROW] >= first * _BLOCK)
+    return chosen if end is None else chosen.filter(chosen[ROW] < end * _BLOCK)
+
+
+def _arrow_schema(encoded: ibis.Table, declaration: Declaration, keep: tuple[str, ...] | list[str]) -> pa.Schema:
+    """Types of the output. What we make is never null; raw columns that pass through stay as they are."""
+    schema, found = declaration.schema, encoded.schema().to_pyarrow()
+    fields = []
+    for name in (schema.label, schema.weight, *schema.features, *keep):
+        if name is None or name not in found.names or any(field.name == name for field in fields):
+            continue
+        kind = found.field(name).type
+        if name in schema.features:
+            fields.append(encode.output_field(name, schema, kind))
+        elif name == schema.label:
+            whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+            fields.append(pa.field(name, pa.int8() if whole else pa.float32(), schema.on_bad_label == "drop"))
+        else:
+            fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+def _visible(table: ibis.Table) -> list[str]:
+    return [column for column in table.columns if not column.startswith("__")]
+
+
+def _fingerprint(declaration: Declaration, options: Options, previous: Prepared | None) -> str:
+    """Changes whenever stored intermediate tables would."""
+    storage = Storage.at(options.input)
+    files = []
+    for source in declaration.sources.values():
+        try:
+            files += [(stat.name, stat.size, stat.mtime_ns) for stat in storage.expand(source.files)]
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.root", "input")) from None
+    facts = [compose.to_plain(declaration), files, options.engine, previous.identity if previous else None]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

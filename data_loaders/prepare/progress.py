@@ -1,0 +1,26 @@
+"""What is being done, and how long it took: one line a step."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Progress:
+    """Prints to ``stderr``; ``seconds`` keeps what each step took."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
+        self._start = time.monotonic()
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        if not self.quiet and sys.stderr.isatty():
+            print(f"         {what} …", end="\r", file=sys.stderr, flush=True)
+        yield
+        now = time.monotonic()
+        self.seconds[what] = round(now - began, 3)
+        if not self.quiet:
+            print(f"{now - self._start:7.1f} s  {what} ({now - began:.1f} s)", file=sys.stderr, flush=True)
