@@ -401,7 +401,7 @@ def prepare(
 # Installation
 
 
-def set_up(folder: Path) -> None:
+def set_up(folder: Path, requirements: Iterable[str] = REQUIREMENTS) -> None:
     """Makes an environment with the peers that takes torch, NumPy and pyarrow from this one: pip finds them installed and
     is held to their versions, so no CUDA build of torch is fetched."""
     venv.create(folder, with_pip=True, clear=True)
@@ -410,7 +410,7 @@ def set_up(folder: Path) -> None:
     held = folder / "constraints.txt"
     held.write_text("".join(f"{package}=={version(package)}\n" for package in KEPT))
     pip = [python(folder), "-m", "pip", "install", "--disable-pip-version-check", "--constraint", str(held)]
-    subprocess.run([*pip, *REQUIREMENTS], check=True)
+    subprocess.run([*pip, *requirements], check=True)
 
 
 def python(folder: Path | None) -> str | None:
