@@ -67,7 +67,10 @@ class DataConfig:
 
     ``new_since`` is the folder of an earlier run, or of one of its checkpoints: of the files of ``train`` only those are
     trained that it and the runs before it (their own ``new_since``) have not seen. They are known by their paths under
-    ``root``."""
+    ``root``.
+
+    ``prepared`` is the output folder of ``data_loaders.prepare`` that the files come from: with its vocabularies and
+    statistics ``trainer.predict --raw`` turns raw rows into the same features."""
 
     name: str = ""
     root: str = "???"  # OmegaConf's mark of a mandatory value
@@ -75,6 +78,7 @@ class DataConfig:
     valid: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
     new_since: str | None = None
+    prepared: str | None = None
     probability: str | None = None
     synthetic: SyntheticConfig | None = None
     stream: StreamConfig = field(default_factory=StreamConfig)

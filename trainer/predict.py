@@ -4,10 +4,14 @@
 
 Every input row has its row in the output. The column ``prediction`` is its click probability, null where a policy of the
 schema (``on_null: drop`` and the like) leaves the row out. Input may lie in an object store: ``s3://bucket/new/*.parquet``.
+
+With ``--raw`` the one input is a folder of raw files, laid out as the recipe of ``data_loaders.prepare`` says; they go
+through the vocabularies and statistics that the training data were made with (``data.prepared``).
 """
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,23 +61,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
     )
     parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
+    parser.add_argument(
+        "--raw", action="store_true", help="--input is a folder of raw files, as for data_loaders.prepare"
+    )
+    parser.add_argument("--memory-limit", default="4GB", help="with --raw: memory for preparing the rows")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
     if PREDICTION.name in options.keep:
         parser.error(f"--keep {PREDICTION.name}: the output's own column has that name")
+    if options.raw and len(options.input) > 1:
+        parser.error("--raw: --input is one folder, which holds the recipe's files")
     guarded(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
     with opened(options.run, options.checkpoint, options.overrides) as trained:
         columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
+        if options.raw:
+            made = from_first(lambda: str(prepare_raw(trained.config.data.prepared, options)))
+            options.input, options.root = [made], "."
         manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
         part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
         write_part(trained, manifest, part)
         parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
         torch.distributed.barrier()
         rows = from_first(lambda: merge(parts, manifest, options.keep, options.output))
+        if options.raw and trained.ranks.is_first:
+            shutil.rmtree(made)
         if trained.ranks.is_first:
             print(f"{rows:,} predictions written to {options.output}", flush=True)
+
+
+def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
+    """The raw rows as training-ready Parquet, in a folder beside the output. Raises ``ValueError``."""
+    if prepared is None:
+        raise ValueError(
+            "data.prepared is not set, so the vocabularies of the training data are not known: name the output folder of "
+            "data_loaders.prepare, data.prepared=DIR"
+        )
+    # Imported here: Ibis takes a second to load, and only raw rows need it.
+    from data_loaders.prepare.pipeline import Options, transform
+    from data_loaders.prepare.prepared import Prepared
+    from data_loaders.prepare.progress import Progress
+
+    folder = options.output.absolute().with_name(f".{options.output.name}.prepared")
+    wanted = Options(
+        options.input[0], folder, memory_limit=options.memory_limit, threads=os.cpu_count() or 1, overwrite=True
+    )
+    transform(Prepared.open(prepared), wanted, Progress(), tuple(options.keep))
+    return folder
 
 
 def write_part(trained: Trained, manifest: Manifest, path: Path) -> None:
