@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_loaders.prepare import csv_header
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
+from data_loaders.prepare.engine import FILE, FILE_SHIFT, PART, PLACE, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.writer import ahead, write_file, write_parts
 from data_loaders.storage import Storage
 
@@ -108,9 +108,9 @@ class DuckDBEngine(Engine):
             cases = " ".join(f"WHEN {number} THEN {_quoted(file)}" for number, file in enumerate(origins))
             columns.append(f"CASE file_index {cases} END AS {_identifier(source.file_column)}")
         place = f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
-        return self.backend.sql(
-            f"SELECT {', '.join(columns)}, {place} AS {ROW}, 0::BIGINT AS {PART} FROM {scan}", dialect="duckdb"
-        )
+        columns += [f"{place} AS {ROW}", f"0::BIGINT AS {PART}"]
+        columns += [f"file_index::BIGINT AS {FILE}", f"file_row_number AS {PLACE}"]
+        return self.backend.sql(f"SELECT {', '.join(columns)} FROM {scan}", dialect="duckdb")
 
     def _present(self, scan: str) -> list[str]:
         try:

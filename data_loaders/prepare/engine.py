@@ -18,6 +18,8 @@ from data_loaders.schema import one_of
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
 KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
+# The two halves of __row, where an engine skips what it need not read by them, but not by their sum.
+FILE, PLACE = "__file", "__place"
 FILE_SHIFT = 40  # __row is (number of the file) · 2^40 + place in the file
 
 

@@ -22,3 +22,15 @@ def of_number(value: ibis.Value, seed: int) -> ibis.Value:
 def of_row(table: ibis.Table, seed: int) -> ibis.Value:
     """The same for a row's key."""
     return of_number(table["__row"] + of_number(table["__part"], seed), seed + 1)
+
+
+def share(value: ibis.Value, seed: int) -> ibis.Value:
+    """int64 in [0, 2^31 - 1), for dividing rows into shares: one round, as it is computed for each row in every pass."""
+    low = (value % _PRIME + _PRIME) % _PRIME
+    mixed = (low * _FACTORS[1] + seed % _PRIME) % _PRIME
+    return mixed * mixed % _PRIME * _FACTORS[0] % _PRIME
+
+
+def bound(part: float) -> int:
+    """The number below which a ``part`` of all ``share``s lie."""
+    return round(part * _PRIME)

@@ -125,11 +125,11 @@ def _yaml(tree: Any) -> str:
 
 def _without_defaults(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        empty = type(value)() if not isinstance(value, Schema) else None
+        empty = type(value)()
         found = {}
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
-            if empty is None or inner != getattr(empty, field.name):
+            if inner != getattr(empty, field.name) or field.name == "label":
                 found[field.name] = _without_defaults(inner)
         return found
     return {key: _without_defaults(inner) for key, inner in value.items()} if isinstance(value, dict) else value

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
 from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
-from data_loaders.prepare.engine import KEY, PART, ROW, SPLIT, Engine, make_engine
+from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine, make_engine
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import label_columns, raw_columns
@@ -152,7 +152,8 @@ class _Preparation:
         examples = steps.apply_steps(self.engine, tables[view.start], parsed, tables)
         examples = split.assign(examples, self.declaration.split)
         examples = examples.filter(examples[SPLIT].notnull())
-        examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT)
+        halves = [column for column in (FILE, PLACE) if column in examples.columns]
+        examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT, *halves)
         in_rows = all(step.name in ("where", "select", "drop") for step in parsed)
         # What each row tells by itself is quicker computed again than copied.
         if in_rows and not self.declaration.split.last:
@@ -329,7 +330,26 @@ def _chunks(engine: Engine, examples: ibis.Table) -> Iterator[ibis.Table]:
 
 def _between(examples: ibis.Table, first: int, end: int | None) -> ibis.Table:
     chosen = examples.filter(examples[ROW] >= first * _BLOCK)
-    return chosen if end is None else chosen.filter(chosen[ROW] < end * _BLOCK)
+    if end is not None:
+        chosen = chosen.filter(chosen[ROW] < end * _BLOCK)
+    if PLACE in examples.columns:
+        chosen = _skipping(chosen, first, end)
+    return chosen
+
+
+def _skipping(chosen: ibis.Table, first: int, end: int | None) -> ibis.Table:
+    """The same rows, so asked for that the engine need not read the others."""
+    per_file = (1 << FILE_SHIFT) // _BLOCK
+    file = first // per_file
+    chosen = chosen.filter(chosen[FILE] >= file)
+    if end is None:
+        return chosen
+    last = (end - 1) // per_file
+    chosen = chosen.filter(chosen[FILE] <= last)
+    if last == file:
+        places = chosen[PLACE]
+        chosen = chosen.filter(places >= first % per_file * _BLOCK, places < ((end - 1) % per_file + 1) * _BLOCK)
+    return chosen
 
 
 def _arrow_schema(encoded: ibis.Table, declaration: Declaration, keep: tuple[str, ...] | list[str]) -> pa.Schema:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ibis
 
-from data_loaders.prepare import columns
+from data_loaders.prepare import columns, number_hash
 from data_loaders.prepare.declaration import SPLITS, HashSplit, LastSplit, Split, TimeSplit
 from data_loaders.prepare.engine import KEY, SPLIT
 
@@ -71,7 +71,15 @@ def _bound(time: ibis.Value, value: Any, where: str) -> Any:
 
 
 def _by_hash(table: ibis.Table, split: HashSplit) -> ibis.Value:
-    parts = [_text(_column(table, name, "split.hash.by"), name) for name in split.by]
+    values = [_column(table, name, "split.hash.by") for name in split.by]
+    if len(values) == 1 and values[0].type().is_signed_integer():
+        number = number_hash.share(values[0].cast("int64").fill_null(-1), split.seed)
+        return ibis.cases(
+            (number < number_hash.bound(split.test), "test"),
+            (number < number_hash.bound(split.test + split.valid), "valid"),
+            else_="train",
+        )
+    parts = [_text(value, name) for value, name in zip(values, split.by)]
     text = ibis.literal(f"{split.seed}{_UNIT}") + ibis.literal(_UNIT).join(parts)
     digits = text.hexdigest("md5")[:_DIGITS]
     return ibis.cases(
