@@ -1,6 +1,7 @@
 """From raw files to predictions, as a user goes: prepare, train, score raw rows; and the next day's."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import yaml
 
 from data_loaders.prepare import compose
 from data_loaders.prepare.__main__ import main
+from data_loaders.prepare.outputs import Folder
 from data_loaders.prepare.pipeline import Options, prepare, transform
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
@@ -178,3 +180,42 @@ def test_mistakes_end_in_one_line_and_leave_nothing(shop, tmp_path, capfd, argum
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_leaves_nothing_half_and_the_same_command_finishes(shop, tmp_path):
+    arguments = [f"recipe={shop}/shop.yaml", f"input={shop}/raw", f"output={tmp_path}/out"]
+    command = [sys.executable, "-m", "data_loaders.prepare", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "vocabulary user" in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
+    stored = tmp_path / ".out.unfinished" / "tables" / "raw" / "log" / "00000.parquet"
+    before = stored.stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(
+            Folder, "commit", lambda self, commit=Folder.commit: (seen.append(stored.stat().st_mtime_ns), commit(self))
+        )
+        assert main(arguments) == 0
+    assert seen == [before], "what was stored is used again"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    for split in ("train", "valid", "test"):
+        assert rows(tmp_path / "out", split).equals(rows(shop / "day1", split))
+
+
+def test_a_full_disk_is_one_line_and_the_old_output_stays(shop, tmp_path, capfd):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        (small / "out").mkdir()
+        (small / "out" / "report.json").write_text("yesterday")
+        write_log(tmp_path / "raw", rows=200_000)
+        arguments = [f"recipe={shop}/shop.yaml", f"input={tmp_path}/raw", f"output={small}/out", "overwrite=true"]
+        assert main(arguments) == 1
+        assert "error: the disk is full" in capfd.readouterr().err
+        assert (small / "out" / "report.json").read_text() == "yesterday"
+    finally:
+        subprocess.run(["umount", small], check=True)

@@ -13,9 +13,18 @@ import pyarrow as pa
 
 from data_loaders.prepare import csv_header
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import FILE, FILE_SHIFT, PART, PLACE, ROW, Engine, EngineError, declared_columns
+from data_loaders.prepare.engine import (
+    FILE,
+    FILE_SHIFT,
+    PART,
+    PLACE,
+    ROW,
+    Engine,
+    EngineError,
+    declared_columns,
+    raw_files,
+)
 from data_loaders.prepare.writer import ahead, write_file, write_parts
-from data_loaders.storage import Storage
 
 # DuckDB counts its own buffers; Python, Arrow batches on their way and the Parquet writer come on top.
 _SHARE = 0.65
@@ -50,7 +59,7 @@ class DuckDBEngine(Engine):
         )
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
-        files = [stat.name for stat in Storage.at(root).expand(source.files)]
+        files = raw_files(name, source, root)
         if source.format == "parquet":
             return self._rows(name, source, files, files, optional)
         copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(files)]

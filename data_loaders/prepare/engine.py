@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from data_loaders.prepare.declaration import Source
 from data_loaders.schema import one_of
+from data_loaders.storage import Storage
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
 KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
@@ -102,6 +103,19 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"memory_limit={text}: write a size such as 4GB or 800MB") from None
     base = 1024 if found.group(3) else 1000
     return int(number * base ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def raw_files(name: str, source: Source, root: str) -> list[str]:
+    """Full names of a source's files, in order. Raises ``ValueError`` for none, and for a file that is there packed as well
+    as unpacked: its rows would count twice."""
+    files = [stat.name for stat in Storage.at(root).expand(source.files)]
+    for file in files:
+        if file + ".gz" in files:
+            raise ValueError(
+                f"sources.{name}.files: both {file} and {file}.gz are there, so each row would count twice: move one away, "
+                f"or name one (sources.{name}.files=[{file.rsplit('/', 1)[-1]}])"
+            )
+    return files
 
 
 def declared_columns(

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from data_loaders.prepare import csv_header, writer
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
-from data_loaders.storage import Storage
+from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns, raw_files
 
 _TYPES = {
     "int8": "tinyint",
@@ -55,7 +54,7 @@ class SparkEngine(Engine):
         self.backend = ibis.pyspark.connect(self.session)
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
-        files = [stat.name for stat in Storage.at(root).expand(source.files)]
+        files = raw_files(name, source, root)
         try:
             if source.format == "parquet":
                 return self._placed(source, self._parquet(name, source, files, optional), files)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import make_engine, parse_bytes
+from data_loaders.prepare.engine import make_engine, parse_bytes, raw_files
 
 COLUMNS = {"id": "int64", "name": "string", "price": "float64"}
 ROWS = [(1, "ä", 1.5), (2, None, None), (-3, "", -2.0), (2**60, 'a "b", c', 0.25)]
@@ -132,3 +132,10 @@ def test_mistakes_in_options_are_named(tmp_path):
         make_engine("duckdb", tmp_path, memory_limit="lots", threads=1, options={})
     with pytest.raises(ValueError, match="did you mean 'duckdb'"):
         make_engine("duckdbb", tmp_path, memory_limit="1GB", threads=1, options={})
+
+
+def test_a_file_beside_its_packed_self_is_refused(tmp_path):
+    for ending in ("", ".gz"):
+        (tmp_path / f"train.txt{ending}").write_text("1")
+    with pytest.raises(ValueError, match="each row would count twice"):
+        raw_files("log", Source(files=["train.txt*"]), str(tmp_path))
