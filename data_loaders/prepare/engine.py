@@ -13,7 +13,7 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare.declaration import Source
+from data_loaders.prepare.declaration import ENGINES, Source
 from data_loaders.schema import one_of
 from data_loaders.storage import Storage
 
@@ -83,7 +83,7 @@ class Engine(ABC):
 def make_engine(name: str, work: Path, *, memory_limit: str, threads: int, options: dict[str, str]) -> Engine:
     """``memory_limit``: such as 4GB, of the whole process. ``options``: settings of the engine's own. Raises ``ValueError``
     for an engine that is not installed."""
-    one_of(name, ("duckdb", "spark"), "engine")
+    one_of(name, ENGINES, "engine")
     memory = parse_bytes(memory_limit)
     if name == "duckdb":
         from data_loaders.prepare.duckdb_engine import DuckDBEngine
