@@ -20,7 +20,7 @@ from data_loaders.storage import Storage
 ROW, PART, SPLIT = "__row", "__part", "__split"
 KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
 # The two halves of __row, where an engine skips what it need not read by them, but not by their sum.
-FILE, PLACE = "__file", "__place"
+FILE, PLACE = "__source_file", "__source_place"
 FILE_SHIFT = 40  # __row is (number of the file) · 2^40 + place in the file
 
 

@@ -17,7 +17,7 @@ ROWS = [(1, "ä", 1.5), (2, None, None), (-3, "", -2.0), (2**60, 'a "b", c', 0.2
 
 
 def rows_of(engine, table):
-    halves = {"__file", "__place"} & set(table.columns)  # DuckDB's, for skipping rows
+    halves = {"__source_file", "__source_place"} & set(table.columns)  # DuckDB's, for skipping rows
     return engine.fetch(table.drop(*halves).order_by("__row")).to_pylist()
 
 
