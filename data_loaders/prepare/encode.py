@@ -1,6 +1,7 @@
-"""Examples to the columns to train on, with what was learnt from train: one query, the same for training and scoring.
+"""Examples to the columns to train on, with what was learnt from train: the same for training and scoring.
 
-Single values find their ids by a left join with their vocabulary, all in one SELECT: each row is read and written once.
+Single values find their ids by a left join with their vocabulary: a few columns at a time where the engine can lay tables
+side by side, since each join of a long chain moves the columns of all the others; else all in one SELECT.
 Lists are taken apart, joined, and put together again in order.
 
 A missing single id is ``MISSING_ID``. A missing list is empty; a missing element is left out of a bag, and ``MISSING_ID`` in
@@ -18,6 +19,8 @@ from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID, PreparedFea
 from data_loaders.prepare.engine import KEY
 from data_loaders.prepare.statistics import Statistics
 
+Join = tuple[ibis.Table, list[tuple[str, str]]]  # a table, and the pairs of columns (ours, its) to compare
+
 
 def encode(
     examples: ibis.Table,
@@ -32,15 +35,27 @@ def encode(
 
     A column of ``keep`` with a feature's name is the feature. Raises ``ValueError`` for raw columns that are missing or of
     a kind that cannot be encoded."""
-    copied = [name for name in (schema.label, schema.weight) if name in examples.columns]
-    kept = [name for name in dict.fromkeys(keep) if name not in (*schema.features, *copied, *KEY)]
-    columns.check(examples, [name for name in kept if not name.startswith("__")], "keep")
-    encoding = _Encoding(examples, schema, statistics, vocabularies)
-    for name in (*KEY, *copied, *kept):
-        encoding.made[name] = examples[name]
-    for name in schema.features:
-        encoding.add(name, histories)
-    return encoding.table([*KEY, *copied, *schema.features, *kept])
+    encoding, names = _begun(examples, schema, statistics, vocabularies, histories, keep)
+    return encoding.table(names, list(encoding.single))
+
+
+def encode_apart(
+    examples: ibis.Table,
+    schema: PreparedSchema,
+    statistics: Statistics,
+    vocabularies: dict[str, ibis.Table],
+    histories: dict[str, ibis.Table],
+    keep: Sequence[str] = (),
+    *,
+    joins_at_once: int,
+) -> list[ibis.Table]:
+    """The same columns in several tables of the same rows, which share ``__row`` and ``__part`` alone: the first holds all
+    that is not a single id from a vocabulary, each other one at most ``joins_at_once`` of those."""
+    encoding, names = _begun(examples, schema, statistics, vocabularies, histories, keep)
+    single = list(encoding.single)
+    groups = [single[i : i + joins_at_once] for i in range(0, len(single), joins_at_once)]
+    rest = encoding.table([name for name in names if name not in encoding.single], [])
+    return [rest, *(encoding.table([*KEY, *group], group) for group in groups)]
 
 
 def with_ids(
@@ -79,9 +94,29 @@ def output_field(feature: str, schema: PreparedSchema, kind: pa.DataType) -> pa.
     return pa.field(feature, kind, nullable)
 
 
+def _begun(
+    examples: ibis.Table,
+    schema: PreparedSchema,
+    statistics: Statistics,
+    vocabularies: dict[str, ibis.Table],
+    histories: dict[str, ibis.Table],
+    keep: Sequence[str],
+) -> tuple["_Encoding", list[str]]:
+    """With the names of the output's columns."""
+    copied = [name for name in (schema.label, schema.weight) if name in examples.columns]
+    kept = [name for name in dict.fromkeys(keep) if name not in (*schema.features, *copied, *KEY)]
+    columns.check(examples, [name for name in kept if not name.startswith("__")], "keep")
+    encoding = _Encoding(examples, schema, statistics, vocabularies)
+    for name in (*KEY, *copied, *kept):
+        encoding.made[name] = examples[name]
+    for name in schema.features:
+        encoding.add(name, histories)
+    return encoding, [*KEY, *copied, *schema.features, *kept]
+
+
 class _Encoding:
-    """``made``: columns made of the examples alone. ``joins``: tables to join to them, with the pairs of columns to compare.
-    ``ids``: how a column is made of both."""
+    """``made``: columns made of the examples alone. ``joins``: tables to join to them, with the pairs of columns to compare;
+    ``single``: those that one feature's single values need. ``ids``: how a column is made of both."""
 
     def __init__(
         self,
@@ -93,7 +128,8 @@ class _Encoding:
         self.examples, self.schema, self.learnt = examples, schema, statistics.steps
         self.vocabularies = vocabularies
         self.made: dict[str, ibis.Value] = {}
-        self.joins: list[tuple[ibis.Table, list[tuple[str, str]]]] = []
+        self.joins: list[Join] = []
+        self.single: dict[str, Join] = {}
         self.ids: dict[str, Callable[[ibis.Table], ibis.Value]] = {}
         self._histories: list[ibis.Table] = []
 
@@ -114,11 +150,17 @@ class _Encoding:
             _check_family(feature, spec, raw, self.vocabularies[spec.table].value)
             (self._add_list if raw.type().is_array() else self._add_single)(feature, raw)
 
-    def table(self, names: Sequence[str]) -> ibis.Table:
-        joined = self.examples.select(**self.made)
-        for other, pairs in self.joins:
+    def table(self, names: Sequence[str], single: Sequence[str]) -> ibis.Table:
+        """The columns ``names``, of which ``single`` have a vocabulary to be joined."""
+        rest = any(name not in (*KEY, *single) for name in names)
+        raw = {_raw_name(name) for name in self.single}
+        wanted = {*KEY, *map(_raw_name, single)}
+        joined = self.examples.select(
+            **{name: value for name, value in self.made.items() if name in wanted or (rest and name not in raw)}
+        )
+        for other, pairs in [*(self.joins if rest else []), *(self.single[name] for name in single)]:
             joined = joined.left_join(other, pairs)
-        return joined.select(**{name: self.ids[name] if name in self.ids else joined[name] for name in names})
+        return joined.select(**{name: self.ids[name](joined) if name in self.ids else joined[name] for name in names})
 
     def _column(self, feature: str) -> ibis.Value:
         return raw_values.column(self.examples, self.schema, feature)
@@ -136,14 +178,15 @@ class _Encoding:
 
     def _add_single(self, feature: str, raw: ibis.Value) -> None:
         spec = self.schema.features[feature]
-        raw_name, known, found = f"__raw_{feature}", f"__known_{feature}", f"__id_{feature}"
+        raw_name, known, found = _raw_name(feature), f"__known_{feature}", f"__id_{feature}"
         self.made[raw_name] = raw
-        self.joins.append((self.vocabularies[spec.table].select(**{known: "value", found: "id"}), [(raw_name, known)]))
+        vocabulary = self.vocabularies[spec.table].select(**{known: "value", found: "id"})
+        self.single[feature] = (vocabulary, [(raw_name, known)])
         self.ids[feature] = lambda joined: _or_unknown(joined[raw_name], joined[found], spec)
 
     def _add_list(self, feature: str, raw: ibis.Value) -> None:
         spec = self.schema.features[feature]
-        name, absent = f"__list_{feature}", f"__raw_{feature}"
+        name, absent = f"__list_{feature}", f"__absent_{feature}"
         self._join_on_key(self._list(spec, raw).rename(**{name: "__ids"}))
         self.ids[feature] = lambda joined: _or_empty(joined[name])
         if spec.on_null != "missing":
@@ -173,6 +216,10 @@ class _Encoding:
     def _join_on_key(self, table: ibis.Table) -> None:
         keys = [(key, f"{key}_{len(self.joins)}") for key in KEY]
         self.joins.append((table.rename(**{theirs: mine for mine, theirs in keys}), keys))
+
+
+def _raw_name(feature: str) -> str:
+    return f"__raw_{feature}"
 
 
 def _is_unchanged(schema: PreparedSchema, feature: str) -> bool:

@@ -34,7 +34,8 @@ class Engine(ABC):
 
     name: str
     backend: Any
-    chunk_rows: int | None  # rows that one call of ``write`` should get at a time; None: all at once
+    chunk_bytes: int | None  # integer columns that ``write`` should get at a time, in their memory; None: all at once
+    joins_at_once: int | None  # columns of one table of a chunk; None: a chunk is one table
 
     def __init__(self, work: Path) -> None:
         """``work``: the folder of intermediate tables. What an interrupted run stored there is used again."""
@@ -51,9 +52,18 @@ class Engine(ABC):
         """Computes a table once and keeps it as Parquet in the work folder; returns a table that reads it."""
 
     @abstractmethod
-    def write(self, chunks: Iterable[ibis.Table], folder: Path, schema: pa.Schema, keys: list[str]) -> int:
+    def write(
+        self,
+        chunks: Iterable[list[ibis.Table]],
+        folder: Path,
+        schema: pa.Schema,
+        keys: list[str],
+        by: str | None = None,
+    ) -> int:
         """Writes the columns of ``schema`` to Parquet files in ``folder``, whose names sort in the order of the rows: chunk
-        after chunk, each sorted by ``keys``. Returns the number of rows. Raises ``ValueError`` where a column that
+        after chunk, each sorted by ``keys``. The tables of a chunk hold columns of the same rows, which ``keys`` tell
+        apart; all but the first are held in memory. ``by``: a column of the first that names each row's
+        folder in ``folder``. Returns the number of rows. Raises ``ValueError`` where a column that
         ``schema`` calls not null has a null."""
 
     @abstractmethod

@@ -128,10 +128,10 @@ def _stored_blocks(
 
 def _portions(engine: Engine, events: ibis.Table, history: History, ids: int) -> list[ibis.Table]:
     """A power of two of them. Engines hash in ways of their own; nothing but the portion depends on it."""
-    if engine.chunk_rows is None:
+    if engine.chunk_bytes is None:
         return [events]
     rows = engine.fetch(events.aggregate(rows=events.count())).to_pylist()[0]["rows"]
-    count = 1 << (rows * ids // (_CHUNKS * engine.chunk_rows)).bit_length()
+    count = 1 << (4 * rows * ids // (_CHUNKS * engine.chunk_bytes)).bit_length()
     digest = functools.reduce(operator.xor, (events[user].hash() for user in _users(history)))
     return [events.filter((digest & (count - 1)) == number) for number in range(count)] if count > 1 else [events]
 

@@ -35,13 +35,16 @@ def exact(number: float) -> ibis.Value:
 
 def finite(value: ibis.Value, largest: float = LARGEST) -> ibis.Value:
     """float64; null for null, NaN, and beyond ±``largest``."""
+    whole = value.type().is_integer() or value.type().is_boolean()
     value = value.cast("float64")
+    if whole and largest > 2**64:
+        return value
     return (value.abs() <= exact(largest)).ifelse(value, ibis.null("float64"))
 
 
 def apply(value: ibis.Value, numbers: Sequence[Number], fitted: Sequence[Fitted]) -> ibis.Value:
-    """float64 (null: missing), or int64 where the last step makes ids. ``fitted``: of each step, None where it learns
-    nothing."""
+    """Of raw numbers: float64 (null: missing, NaN or infinite), or int64 where the last step makes ids. ``fitted``: of each
+    step, None where it learns nothing."""
     value = finite(value)
     for step, learnt in zip(numbers, fitted, strict=True):
         value = _STEPS[step.name](value, step.argument, learnt or {})

@@ -23,6 +23,7 @@ from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import label_columns, raw_columns
 from data_loaders.storage import Storage
 
+_MOST_ROWS = 4_000_000  # of a chunk
 _BLOCK = 65_536  # rows of a source that chunks of the output are cut by
 
 
@@ -106,9 +107,9 @@ def _score(
     examples = engine.store(examples.drop(*({schema.label} & set(examples.columns) - set(kept))), "examples")
     with progress.step("rows to score"):
         histories = encoder.histories(examples)
-        chunks = (encoder.encode(chunk, histories, kept) for chunk in _chunks(engine, examples))
-        empty = encoder.encode(examples.limit(0), histories, kept)
-        return engine.write(chunks, folder.made, _arrow_schema(empty, declaration, kept), list(KEY))
+        output = _arrow_schema(encoder.whole(examples, histories, kept), declaration, kept)
+        chunks = (encoder.apart(chunk, histories, kept) for chunk in _chunks(engine, examples, len(output)))
+        return engine.write(chunks, folder.made, output, list(KEY))
 
 
 class _Preparation:
@@ -137,10 +138,8 @@ class _Preparation:
         encoder = _Encoder(self.declaration, self.engine, fitted, vocabularies, tables)
         with self.progress.step("histories") if encoder.has_histories else nullcontext():
             histories = encoder.histories(examples)
-        for name in SPLITS:
-            if rows.get(name):
-                with self.progress.step(f"rows of {name}"):
-                    self._write(name, examples.filter(examples[SPLIT] == name), encoder, histories)
+        with self.progress.step("rows"):
+            self._write(examples, encoder, histories)
         report = {"rows": rows, "positives": positives, "vocabularies": reports, "seconds": self.progress.seconds}
         self._write_facts(fitted, report, [name for name in SPLITS if rows.get(name)])
         return report
@@ -151,7 +150,6 @@ class _Preparation:
         parsed = view.parsed("examples")
         examples = steps.apply_steps(self.engine, tables[view.start], parsed, tables)
         examples = split.assign(examples, self.declaration.split)
-        examples = examples.filter(examples[SPLIT].notnull())
         halves = [column for column in (FILE, PLACE) if column in examples.columns]
         examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT, *halves)
         in_rows = all(step.name in ("where", "select", "drop") for step in parsed)
@@ -219,7 +217,8 @@ class _Preparation:
             path = self.folder.made / "vocabulary" / "rare" / f"{table}.parquet"
             self.engine.write_file(built.rare, path, rare, ["value"])
 
-    def _write(self, name: str, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table]) -> None:
+    def _write(self, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table]) -> None:
+        """All splits in one sweep."""
         order = self.declaration.order
         keys, extra = list(KEY), ()
         if order.by:
@@ -228,13 +227,15 @@ class _Preparation:
         elif order.shuffle:
             extra = ("__order_0",)
             examples = examples.mutate(__order_0=number_hash.of_row(examples, order.seed))
-        chunks = [examples] if extra else _chunks(self.engine, examples)
-        keep = (*self.declaration.keep, *extra)
-        schema = _arrow_schema(
-            encoder.encode(examples.limit(0), histories, keep), self.declaration, self.declaration.keep
-        )
-        encoded = (encoder.encode(chunk, histories, keep) for chunk in chunks)
-        self.engine.write(encoded, self.folder.made / name, schema, [*extra, *keys])
+        keep = (*self.declaration.keep, SPLIT, *extra)
+        whole = encoder.whole(examples, histories, keep)
+        output = _arrow_schema(whole, self.declaration, self.declaration.keep)
+        if extra:  # sorted by the engine, however large
+            chunks = iter([[whole]])
+        else:
+            pieces = _chunks(self.engine, examples, len(output))
+            chunks = (encoder.apart(piece, histories, keep) for piece in pieces)
+        self.engine.write(chunks, self.folder.made, output, [*extra, *keys], by=SPLIT)
 
     def _write_facts(self, fitted: statistics.Statistics, report: dict[str, Any], splits: list[str]) -> None:
         sizes = {name: FIRST_ID + found["values"] for name, found in report["vocabularies"].items()}
@@ -281,8 +282,16 @@ class _Encoder:
     def _encode_events(self, feature: str, events: ibis.Table, column: str) -> ibis.Table:
         return encode.with_ids(events, column, feature, self.schema, self.vocabularies)
 
-    def encode(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> ibis.Table:
-        return encode.encode(examples, self.schema, self.fitted, self.vocabularies, histories, tuple(keep))
+    def whole(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> ibis.Table:
+        return encode.encode(examples, self.schema, self.fitted, self.vocabularies, histories, keep)
+
+    def apart(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> list[ibis.Table]:
+        """The same, as the engine likes it."""
+        at_once = self.engine.joins_at_once
+        if at_once is None:
+            return [self.whole(examples, histories, keep)]
+        learnt = (self.schema, self.fitted, self.vocabularies)
+        return encode.encode_apart(examples, *learnt, histories, keep, joins_at_once=at_once)
 
 
 def _tables(
@@ -311,16 +320,17 @@ def _read(engine: Engine, name: str, source: Source, root: str, optional: frozen
         raise ValueError(str(error).replace("data.root", "input")) from error
 
 
-def _chunks(engine: Engine, examples: ibis.Table) -> Iterator[ibis.Table]:
-    """The rows in pieces that follow each other in raw order, of about ``engine.chunk_rows`` rows."""
-    if engine.chunk_rows is None:
+def _chunks(engine: Engine, examples: ibis.Table, columns: int) -> Iterator[ibis.Table]:
+    """The rows in pieces that follow each other in raw order, of about ``engine.chunk_bytes`` as int32 columns."""
+    if engine.chunk_bytes is None:
         yield examples
         return
+    most = min(engine.chunk_bytes // (4 * columns), _MOST_ROWS)
     block = (examples[ROW] // _BLOCK).cast("int64")
     counts = engine.fetch(examples.group_by(__block=block).aggregate(rows=examples.count()).order_by("__block"))
     first, rows = None, 0
     for number, count in zip(counts["__block"].to_pylist(), counts["rows"].to_pylist()):
-        if first is not None and rows + count > engine.chunk_rows:
+        if first is not None and rows + count > most:
             yield _between(examples, first, number)
             first, rows = None, 0
         first, rows = (number if first is None else first), rows + count

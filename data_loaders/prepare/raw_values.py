@@ -23,7 +23,7 @@ def column(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.V
 
 
 def number(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.Value:
-    """float64; null where the raw value is null, NaN or infinite. Raises ``ValueError`` for a column of another kind."""
+    """The raw column, for ``numbers.apply``. Raises ``ValueError`` for one of another kind."""
     value = column(examples, schema, feature)
     kind = value.type()
     if not (kind.is_numeric() or kind.is_boolean()):
@@ -33,7 +33,7 @@ def number(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.V
             f"(columns: {{{name}: float64}}), or make a number of it with a step ({{select: {{{name}: 'CAST({name} AS "
             "DOUBLE)'}})"
         )
-    return numbers.finite(value)
+    return value
 
 
 def identifier(examples: ibis.Table, schema: PreparedSchema, feature: str, learnt: Learnt) -> ibis.Value:

@@ -46,7 +46,8 @@ _SETTINGS = {
 
 class SparkEngine(Engine):
     name = "spark"
-    chunk_rows = None
+    chunk_bytes = None
+    joins_at_once = None
 
     def __init__(self, work: Path, memory: int, threads: int, options: dict[str, str]) -> None:
         super().__init__(work)
@@ -69,14 +70,23 @@ class SparkEngine(Engine):
         except _spark_errors() as error:
             raise _mismatch(error) from error
 
-    def write(self, chunks: Iterable[ibis.Table], folder: Path, schema: pa.Schema, keys: list[str]) -> int:
-        (table,) = chunks
-        frame = self._frame(table).select(*dict.fromkeys([*keys, *schema.names]))
-        return self._write(frame.repartitionByRange(*keys), str(folder), None, schema, keys)
+    def write(
+        self,
+        chunks: Iterable[list[ibis.Table]],
+        folder: Path,
+        schema: pa.Schema,
+        keys: list[str],
+        by: str | None = None,
+    ) -> int:
+        ((table,),) = chunks
+        names = [*schema.names, *([by] if by else [])]
+        frame = self._frame(table).select(*dict.fromkeys([*keys, *names])).repartitionByRange(*keys)
+        return self._write(frame, keys, names, _part_writer(str(folder), None, schema.serialize().to_pybytes(), by))
 
     def write_file(self, table: ibis.Table, path: Path, schema: pa.Schema, keys: list[str]) -> int:
         frame = self._frame(table).select(*dict.fromkeys([*keys, *schema.names])).repartition(1)
-        rows = self._write(frame, str(path.parent), path.name, schema, keys)
+        part_writer = _part_writer(str(path.parent), path.name, schema.serialize().to_pybytes(), None)
+        rows = self._write(frame, keys, schema.names, part_writer)
         # A partition without rows is not even opened.
         return rows if rows else writer.write_file([], path, schema)
 
@@ -90,11 +100,10 @@ class SparkEngine(Engine):
         if self._started:
             self.session.stop()
 
-    def _write(self, frame: Any, folder: str, name: str | None, schema: pa.Schema, keys: list[str]) -> int:
-        """Each partition to a file of its own, sorted; to the file ``name`` where there is but one."""
-        ordered = frame.sortWithinPartitions(*keys).select(*schema.names)
-        counts = ordered.mapInArrow(_part_writer(folder, name, schema.serialize().to_pybytes()), "rows bigint")
-        return sum(row.rows for row in counts.collect())
+    def _write(self, frame: Any, keys: list[str], names: list[str], part_writer: Any) -> int:
+        """Each partition, sorted, to files of its own."""
+        ordered = frame.sortWithinPartitions(*keys).select(*names)
+        return sum(row.rows for row in ordered.mapInArrow(part_writer, "rows bigint").collect())
 
     def _frame(self, table: ibis.Table) -> Any:
         self.backend._run_pre_execute_hooks(table)  # in-memory tables of the expression become views
@@ -242,8 +251,9 @@ def _absent(source: Source, present: list[str]) -> list[Any]:
     ]
 
 
-def _part_writer(folder: str, name: str | None, schema: bytes) -> Any:
-    """A function for ``mapInArrow``: each partition writes its own file. Partitions are numbered in the rows' order."""
+def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:
+    """A function for ``mapInArrow``: each partition writes files of its own, or the one file ``name``. Partitions are
+    numbered in the rows' order."""
 
     from pyspark import cloudpickle
 
@@ -255,7 +265,7 @@ def _part_writer(folder: str, name: str | None, schema: bytes) -> Any:
         number = TaskContext.get().partitionId()
         wanted = pa.ipc.read_schema(pa.py_buffer(schema))
         if name is None:
-            rows = writer.write_parts(batches, Path(folder), wanted, first=f"part-{number:05}")
+            rows = writer.write_parts(batches, Path(folder), wanted, first=f"part-{number:05}", by=by)
         else:
             rows = writer.write_file(batches, Path(folder) / name, wanted)
         yield pa.record_batch([pa.array([rows], pa.int64())], names=["rows"])

@@ -19,17 +19,21 @@ _UNIT, _NOTHING = "\x1f", "\x1e"  # between the values that are hashed together;
 
 
 def assign(table: ibis.Table, split: Split) -> ibis.Table:
-    """Adds ``__split``: train, valid, test, or null for a row that is left out. Raises ``ValueError`` for a column that is
-    missing, or of a type that the rule cannot work with."""
+    """Adds ``__split``: train, valid or test; what belongs to none of them is left out. Raises ``ValueError`` for a column
+    that is missing, or of a type that the rule cannot work with."""
     if split.time:
-        return table.mutate(**{SPLIT: _by_time(table, split.time)})
+        return _known(table.mutate(**{SPLIT: _by_time(table, split.time)}))
     if split.hash:
         return table.mutate(**{SPLIT: _by_hash(table, split.hash)})
     if split.last:
         return _by_last(table, split.last)
     if split.column:
-        return table.mutate(**{SPLIT: _by_column(table, split.column)})
+        return _known(table.mutate(**{SPLIT: _by_column(table, split.column)}))
     return table.mutate(**{SPLIT: ibis.literal("train")})
+
+
+def _known(table: ibis.Table) -> ibis.Table:
+    return table.filter(table[SPLIT].notnull())
 
 
 def _by_time(table: ibis.Table, split: TimeSplit) -> ibis.Value:
@@ -74,19 +78,14 @@ def _by_hash(table: ibis.Table, split: HashSplit) -> ibis.Value:
     values = [_column(table, name, "split.hash.by") for name in split.by]
     if len(values) == 1 and values[0].type().is_signed_integer():
         number = number_hash.share(values[0].cast("int64").fill_null(-1), split.seed)
-        return ibis.cases(
-            (number < number_hash.bound(split.test), "test"),
-            (number < number_hash.bound(split.test + split.valid), "valid"),
-            else_="train",
-        )
+        # The second question is put to the few held-out rows only: engines hash anew for each.
+        held_out = ibis.ifelse(number < number_hash.bound(split.test), "test", "valid")
+        return ibis.ifelse(number >= number_hash.bound(split.test + split.valid), "train", held_out)
     parts = [_text(value, name) for value, name in zip(values, split.by)]
     text = ibis.literal(f"{split.seed}{_UNIT}") + ibis.literal(_UNIT).join(parts)
     digits = text.hexdigest("md5")[:_DIGITS]
-    return ibis.cases(
-        (digits < _threshold(split.test), "test"),
-        (digits < _threshold(split.test + split.valid), "valid"),
-        else_="train",
-    )
+    held_out = ibis.ifelse(digits < _threshold(split.test), "test", "valid")
+    return ibis.ifelse(digits >= _threshold(split.test + split.valid), "train", held_out)
 
 
 def _text(value: ibis.Value, name: str) -> ibis.Value:

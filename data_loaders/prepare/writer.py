@@ -7,35 +7,35 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROW_GROUP = 131_072
 FILE_GROUPS = 32  # row groups of a file
 
 
-def write_parts(batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema, first: str = "part") -> int:
-    """Writes rows in the order they come, to ``folder/<first>-00000.parquet`` and on; no file for no rows.
+def write_parts(
+    batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema, first: str = "part", by: str | None = None
+) -> int:
+    """Writes rows in the order they come, to ``folder/<first>-00000.parquet`` and on; no file for no rows. ``by``: a string
+    column that names the folder in ``folder`` that a row belongs to.
 
     A file appears under its name only when it is whole. Returns the number of rows. Raises ``ValueError`` for a null in a
     column that ``schema`` calls not null.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, number, writer = 0, 0, None
-    unfinished = folder / f".{first}.unfinished"
+    written: dict[str, _Parts] = {}
     try:
-        for count, group in enumerate(_groups(batches, schema)):
-            if writer is None:
-                writer = pq.ParquetWriter(unfinished, schema, compression="snappy", write_page_checksum=True)
-            writer.write_table(group, row_group_size=ROW_GROUP)
-            rows += group.num_rows
-            if (count + 1) % FILE_GROUPS == 0:
-                writer, number = _finish(writer, unfinished, folder / f"{first}-{number:05}.parquet"), number + 1
-        if writer is not None:
-            writer = _finish(writer, unfinished, folder / f"{first}-{number:05}.parquet")
+        for batch in batches:
+            for name, rows in _divided(batch, by):
+                if name not in written:
+                    written[name] = _Parts(folder / name, schema, first)
+                written[name].add(_conform(rows, schema))
+        for parts in written.values():
+            parts.end()
     finally:
-        if writer is not None:
-            writer.close()
-    return rows
+        for parts in written.values():
+            parts.close()
+    return sum(parts.rows for parts in written.values())
 
 
 def write_file(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema) -> int:
@@ -44,7 +44,8 @@ def write_file(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema)
     unfinished = path.with_name(f".{path.name}.unfinished")
     rows = 0
     with pq.ParquetWriter(unfinished, schema, compression="snappy", write_page_checksum=True) as writer:
-        for group in _groups(batches, schema):
+        groups = _Groups(schema)
+        for group in (*(g for batch in batches for g in groups.add(_conform(batch, schema))), *groups.rest()):
             writer.write_table(group, row_group_size=ROW_GROUP)
             rows += group.num_rows
     os.replace(unfinished, path)
@@ -85,24 +86,77 @@ def ahead(batches: Iterable[pa.RecordBatch], depth: int = 4) -> Iterator[pa.Reco
         thread.join()
 
 
-def _finish(writer: pq.ParquetWriter, unfinished: Path, path: Path) -> None:
-    writer.close()
-    os.replace(unfinished, path)
+class _Parts:
+    """Files of a folder, one after the other."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, first: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.schema, self.first, self.rows = folder, schema, first, 0
+        self._groups, self._written = _Groups(schema), 0
+        self._unfinished = folder / f".{first}.unfinished"
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for group in self._groups.add(batch):
+            self._write(group)
+
+    def end(self) -> None:
+        for group in self._groups.rest():
+            self._write(group)
+        if self._writer is not None:
+            self._finish()
+
+    def close(self) -> None:
+        """Leaves nothing open; a file that is not whole keeps its other name."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, group: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self._unfinished, self.schema, compression="snappy", write_page_checksum=True
+            )
+        self._writer.write_table(group, row_group_size=ROW_GROUP)
+        self.rows += group.num_rows
+        self._written += 1
+        if self._written % FILE_GROUPS == 0:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._writer.close()
+        self._writer = None
+        number = (self._written - 1) // FILE_GROUPS
+        os.replace(self._unfinished, self.folder / f"{self.first}-{number:05}.parquet")
 
 
-def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Tables of ``ROW_GROUP`` rows, the last one shorter."""
-    waiting, rows = [], 0
-    for batch in batches:
-        waiting.append(_conform(batch, schema))
-        rows += batch.num_rows
-        while rows >= ROW_GROUP:
-            table = pa.Table.from_batches(waiting, schema)
+class _Groups:
+    """Batches of any length to tables of ``ROW_GROUP`` rows."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._waiting, self._rows = schema, [], 0
+
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.Table]:
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        while self._rows >= ROW_GROUP:
+            table = pa.Table.from_batches(self._waiting, self._schema)
             yield table.slice(0, ROW_GROUP)
-            rows -= ROW_GROUP
-            waiting = table.slice(ROW_GROUP).to_batches() if rows else []
-    if rows:
-        yield pa.Table.from_batches(waiting, schema)
+            self._rows -= ROW_GROUP
+            self._waiting = table.slice(ROW_GROUP).to_batches() if self._rows else []
+
+    def rest(self) -> Iterator[pa.Table]:
+        if self._rows:
+            yield pa.Table.from_batches(self._waiting, self._schema)
+        self._waiting, self._rows = [], 0
+
+
+def _divided(batch: pa.RecordBatch, by: str | None) -> Iterator[tuple[str, pa.RecordBatch]]:
+    if by is None:
+        yield "", batch
+        return
+    names = batch.column(by)
+    for name in sorted(pc.unique(names).to_pylist()):
+        yield name, batch.filter(pc.equal(names, name))
 
 
 def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -4,7 +4,7 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from data_loaders.prepare.encode import encode, output_field, with_ids
+from data_loaders.prepare.encode import encode, encode_apart, output_field, with_ids
 from data_loaders.prepare.statistics import Statistics
 from tests.data_loaders.prepare.declared import schema_of
 from tests.data_loaders.prepare.tables import column, make, rows
@@ -248,6 +248,21 @@ def test_no_rows_have_the_same_types(engine, tmp_path):
     whole = encode(examples, schema, Statistics(), vocabularies, {})
     none = encode(examples.limit(0), schema, Statistics(), vocabularies, {})
     assert none.schema() == whole.schema() and rows(engine, none) == []
+
+
+def test_tables_side_by_side_hold_the_same(engine, tmp_path):
+    features = {f"s{i}": {**SPARSE, "make": {"column": "x"}} for i in range(5)}
+    schema = schema_of({"bag": SPARSE, **features, "d": {"kind": "dense"}})
+    columns = {"x": ["a", "b", None, "c"], "bag": [["b"], [], None, ["c", "a"]], "d": [1.0, 2.0, None, 4.0]}
+    vocabularies = {"t": vocabulary_of(engine, tmp_path, "a", "b")}
+    examples = make(engine, tmp_path, **columns)
+    whole = rows(engine, encode(examples, schema, Statistics(), vocabularies, {}, ["x"]))
+    apart = encode_apart(examples, schema, Statistics(), vocabularies, {}, ["x"], joins_at_once=2)
+    names = [[name for name in table.columns if not name.startswith("__")] for table in apart]
+    assert names == [["bag", "d", "x"], ["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert [
+        dict(row for part in parts for row in part.items()) for parts in zip(*(rows(engine, t) for t in apart))
+    ] == whole
 
 
 def test_an_empty_vocabulary_makes_all_unknown(engine, tmp_path):

@@ -99,16 +99,32 @@ def test_what_was_stored_is_used_again(engine, tmp_path):
     assert sorted(engine.fetch(first)["a"].to_pylist()) == sorted(engine.fetch(again)["a"].to_pylist()) == [1, 2]
 
 
+def test_output_goes_to_the_folders_of_a_column_and_tables_of_a_chunk_lie_side_by_side(engine, tmp_path):
+    rows = 1000
+    data = {"k": [(7 * i) % rows for i in range(rows)], "x": list(range(rows)), "y": [-i for i in range(rows)]}
+    table = engine.store(ibis.memtable(data | {"which": ["ab"[i % 3 == 0] for i in range(rows)]}), "t")
+    chunk = [table]
+    if engine.joins_at_once is not None:
+        chunk = [table.select("k", "x", "which"), table.order_by("x").select("k", "y")]
+    schema = pa.schema([pa.field("y", pa.int32(), False), pa.field("x", pa.int32(), False)])
+    assert engine.write([chunk], tmp_path / "out", schema, ["k"], by="which") == rows
+    expected = sorted(zip(data["k"], data["x"]))
+    for name in "ab":
+        written = ds.dataset(sorted(map(str, (tmp_path / "out" / name).glob("*.parquet")))).to_table()
+        assert written["x"].to_pylist() == [x for _, x in expected if "ab"[x % 3 == 0] == name]
+        assert written["y"].to_pylist() == [-x for x in written["x"].to_pylist()]
+
+
 def test_output_is_sorted_and_never_null(engine, tmp_path):
     table = engine.store(ibis.memtable({"k": [3, 1, 2], "x": [30, 10, 20], "y": [1, None, 3]}), "t")
     schema = pa.schema([pa.field("x", pa.int32(), False)])
-    assert engine.write([table], tmp_path / "out", schema, ["k"]) == 3
+    assert engine.write([[table]], tmp_path / "out", schema, ["k"]) == 3
     files = sorted(map(str, (tmp_path / "out").glob("*.parquet")))
     written = ds.dataset(files).to_table()
     assert written["x"].to_pylist() == [10, 20, 30] and written.schema == schema
     with pytest.raises(ValueError, match="'y' has 1 missing"):
         try:
-            engine.write([table], tmp_path / "bad", pa.schema([pa.field("y", pa.int32(), False)]), ["k"])
+            engine.write([[table]], tmp_path / "bad", pa.schema([pa.field("y", pa.int32(), False)]), ["k"])
         except Exception as error:
             raise engine.explain(error) or error from error
 

@@ -105,7 +105,7 @@ def test_blocks_are_in_order_whatever_the_order_of_the_rows(engine, tmp_path):
 def test_portions_of_users_give_the_same(engine, tmp_path, monkeypatch):
     rows = log(7, rows=300, users=20, times=100)
     events = make(engine, tmp_path, rows)
-    monkeypatch.setattr(engine, "chunk_rows", 10)
+    monkeypatch.setattr(engine, "chunk_bytes", 40)
     built = build(engine, events, events, items=("item", 4))
     assert found(engine, built, "items") == reference(rows, rows, 4, "item")
     assert len(list(engine.work.glob("histories/items/blocks-*"))) >= 8

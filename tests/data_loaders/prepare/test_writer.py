@@ -27,6 +27,22 @@ def test_row_groups_are_of_one_size_whatever_the_batches(tmp_path, monkeypatch):
     assert not pq.ParquetFile(files[0]).schema_arrow.field("x").nullable
 
 
+def test_rows_go_to_the_folders_a_column_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "ROW_GROUP", 4)
+
+    def named():
+        for start in range(0, 30, 6):
+            x = pa.array(range(start, start + 6), pa.int64())
+            yield pa.record_batch([x, pa.array(["odd" if i % 2 else "even" for i in range(6)])], names=["x", "which"])
+
+    assert writer.write_parts(named(), tmp_path, SCHEMA, by="which") == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["even", "odd"]
+    for name, first in (("even", 0), ("odd", 1)):
+        (file,) = (tmp_path / name).iterdir()
+        assert pq.read_table(file).to_pydict() == {"x": list(range(first, 30, 2))}
+        assert [pq.ParquetFile(file).metadata.row_group(i).num_rows for i in range(4)] == [4, 4, 4, 3]
+
+
 def test_an_interrupted_file_never_gets_its_name(tmp_path):
     def broken():
         yield from batches(5)
