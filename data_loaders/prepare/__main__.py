@@ -25,10 +25,11 @@ engine=duckdb      or spark
 memory_limit=4GB   of the whole process; what does not fit goes to disk
 threads=N          default: all cores
 extend=DIR         an earlier output: its ids and statistics stay, new values are appended
+evict=N            with extend: values that N days in a row have not had lose their ids, and the others move together
 overwrite=true     replace an output that exists
 engine_options.K=V a setting of the engine's own (spark: engine_options.spark.executor.memory=8g)
 KEY.PATH=VALUE     anything in the recipe: split.hash.valid=0.1 schema.embedding_dim=32 …"""
-_OWN = ("recipe", "prepared", "input", "output", "engine", "memory_limit", "threads", "extend", "overwrite")
+_OWN = ("recipe", "prepared", "input", "output", "engine", "memory_limit", "threads", "extend", "evict", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +109,9 @@ def _options(own: dict[str, Any]) -> Options:
     )
     if not threads.isdigit() or int(threads) < 1:
         raise ValueError(f"threads={threads}: a whole number of at least 1")
+    evict = own.get("evict")
+    if evict is not None and (not evict.isdigit() or int(evict) < 1 or not own.get("extend")):
+        raise ValueError(f"evict={evict}: a whole number of days of at least 1, together with extend=DIR")
     overwrite = str(own.get("overwrite", "false")).lower()
     if overwrite not in ("true", "false"):
         raise ValueError(f"overwrite={overwrite}: true or false")
@@ -118,6 +122,7 @@ def _options(own: dict[str, Any]) -> Options:
         memory_limit=own.get("memory_limit", "4GB"),
         threads=int(threads),
         extend=Path(own["extend"]) if own.get("extend") else None,
+        evict=int(evict) if evict is not None else None,
         overwrite=overwrite == "true",
         engine_options=own["engine_options"],
     )

@@ -30,7 +30,8 @@ _BLOCK = 65_536  # rows of a source that chunks of the output are cut by
 @dataclass
 class Options:
     """``input``: the folder (or URI) of the raw files. ``output``: the folder to make. ``extend``: the folder of an
-    earlier day, whose ids and statistics stay. ``engine_options``: settings of the engine's own."""
+    earlier day, whose ids and statistics stay; ``evict``: but for values that so many days in a row have not had.
+    ``engine_options``: settings of the engine's own."""
 
     input: str
     output: Path
@@ -38,6 +39,7 @@ class Options:
     memory_limit: str = "4GB"
     threads: int = 2
     extend: Path | None = None
+    evict: int | None = None
     overwrite: bool = False
     engine_options: dict[str, str] = field(default_factory=dict)
 
@@ -51,7 +53,7 @@ def prepare(declaration: Declaration, options: Options, progress: Progress) -> d
     with outputs.Folder(options.output, options.overwrite) as folder:
         folder.resume(_fingerprint(declaration, options, previous))
         with _opened(options, folder) as engine:
-            report = _Preparation(declaration, engine, folder, previous, progress).run(options.input)
+            report = _Preparation(declaration, engine, folder, previous, progress, options.evict).run(options.input)
         folder.commit()
     return report
 
@@ -122,9 +124,11 @@ class _Preparation:
         folder: outputs.Folder,
         previous: Prepared | None,
         progress: Progress,
+        evict: int | None,
     ) -> None:
         self.declaration, self.schema = declaration, declaration.schema
         self.engine, self.folder, self.previous, self.progress = engine, folder, previous, progress
+        self.evict = evict
 
     def run(self, root: str) -> dict[str, Any]:
         tables = _tables(self.declaration, self.engine, root, self.progress)
@@ -200,7 +204,7 @@ class _Preparation:
                 continue
             with self.progress.step(f"vocabulary {table}"):
                 before = self.previous.vocabulary(self.engine, table) if self.previous else None
-                built = vocabulary.build(self.engine, table, self.schema, train, before, statistics=fitted)
+                built = vocabulary.build(self.engine, table, self.schema, train, before, fitted, self.evict)
                 made[table], reports[table] = built.table, built.report
                 self._write_vocabulary(table, built)
         return made, reports
@@ -393,5 +397,5 @@ def _fingerprint(declaration: Declaration, options: Options, previous: Prepared 
             files += [(stat.name, stat.size, stat.mtime_ns) for stat in storage.expand(source.files)]
         except ValueError as error:
             raise ValueError(str(error).replace("data.root", "input")) from None
-    facts = [compose.to_plain(declaration), files, options.engine, previous.identity if previous else None]
+    facts = [compose.to_plain(declaration), files, options.engine, previous.identity if previous else None, options.evict]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

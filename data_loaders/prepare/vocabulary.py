@@ -2,7 +2,8 @@
 
 A vocabulary is a table (value, id int32, count int64, unseen int32). Ids begin at ``FIRST_ID``; below are the missing
 value and the unknown one. A later day adds its counts and appends what has become frequent; no id ever moves, and
-``unseen`` says for how many days in a row a value has not been seen.
+``unseen`` says for how many days in a row a value has not been seen. Only a day that is told to ``evict`` forgets values
+unseen for so long: the others then move together, in the order they had, and a model follows them through the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ Previous = tuple[ibis.Table, ibis.Table | None]  # an earlier day's vocabulary, 
 @dataclass
 class Built:
     """``rare``: (value, count) of the values without an id, None if they are not kept. ``report``: values, added (today),
-    kept (of before, seen today), aged (of before, not seen today), rare (values without an id), rows_counted, missing."""
+    kept (of before, seen today), aged (of before, not seen today), rare (values without an id), rows_counted, missing, and
+    evicted (of before) where that was asked for."""
 
     table: ibis.Table
     rare: ibis.Table | None
@@ -35,14 +37,19 @@ def build(
     train: ibis.Table,
     previous: Previous | None = None,
     statistics: Statistics | None = None,
+    evict: int | None = None,
 ) -> Built:
-    """The vocabulary of one of the schema's tables, from the rows of ``train``; ``previous`` is extended. ``statistics``:
-    what number transforms of its features learnt. Raises ``ValueError`` for features whose values do not go together, and
+    """The vocabulary of one of the schema's tables, from the rows of ``train``; ``previous`` is extended, without the
+    values that have not been seen for ``evict`` days, today included. ``statistics``: what number transforms of its
+    features learnt. Raises ``ValueError`` for features whose values do not go together, and
     for an earlier vocabulary that is damaged or of another type."""
     spec = schema.tables[table].vocabulary or Vocabulary()
     counts = engine.store(_counts(table, schema, train, statistics or Statistics()), f"counts/{table}")
     today = counts.filter(counts.value.notnull())
     old, rare = _previous(engine, table, today, previous)
+    before = old.size
+    if evict is not None and old.table is not None:
+        old = _surviving(engine, table, today, old.table, evict)
     ranked = engine.store(_ranked(today, old, rare), f"ranked/{table}")
     room = None if spec.max_size is None else max(spec.max_size - old.size, 0)
     wins = ranked["count"] >= spec.min_count
@@ -52,6 +59,8 @@ def build(
     whole = engine.store(_extended(added, today, old), f"vocabulary/{table}")
     left = ranked.filter(~wins).select("value", "count")
     report = _report(engine, counts, whole, left, old)
+    if evict is not None:
+        report["evicted"] = before - old.size
     return Built(whole, left if spec.keep_rare else None, report)
 
 
@@ -120,6 +129,16 @@ def _previous(
             f"{FIRST_ID + rows - 1}, each once"
         )
     return _Old(old, rows), rare
+
+
+def _surviving(engine: Engine, table: str, today: ibis.Table, old: ibis.Table, evict: int) -> _Old:
+    seen = today.select(value_today="value")
+    joined = old.left_join(seen, old.value == seen.value_today)
+    found = joined.filter(joined.value_today.notnull() | (joined.unseen + 1 < evict)).select(*old.columns)
+    place = ibis.row_number().over(order_by=found.id.asc())
+    kept = engine.store(found.mutate(id=(place + FIRST_ID).cast("int32")), f"surviving/{table}")
+    (rows,) = engine.fetch(kept.aggregate(rows=kept.count())).to_pylist()
+    return _Old(kept, rows["rows"])
 
 
 def _ranked(today: ibis.Table, old: _Old, rare: ibis.Table | None) -> ibis.Table:

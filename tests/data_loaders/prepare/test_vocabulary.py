@@ -15,9 +15,10 @@ from tests.data_loaders.prepare.tables import make
 ONE = {"x": {"kind": "sparse", "table": "t"}}
 
 
-def built(engine, folder, values, kind=None, previous=None, **options):
+def built(engine, folder, values, kind=None, previous=None, evict=None, **options):
     schema = schema_of(ONE, {"t": {"vocabulary": options}})
-    return vocabulary.build(engine, "t", schema, make(engine, folder, x=pa.array(values, kind)), previous)
+    train = make(engine, folder, x=pa.array(values, kind))
+    return vocabulary.build(engine, "t", schema, train, previous, evict=evict)
 
 
 def entries(engine, found):
@@ -222,6 +223,17 @@ def test_ids_never_move_and_new_values_are_appended(engine, tmp_path):
     assert found.report == {"values": 5, "added": 2, "kept": 1, "aged": 2, "rare": 0, **counted}
     found = days.day(["b"])
     assert [row[3] for row in entries(days.engine, found)] == [2, 0, 1, 1, 1]
+
+
+def test_values_unseen_for_days_are_evicted_and_the_others_move_together(engine, tmp_path):
+    days = Days(engine, tmp_path)
+    days.day(words(("a", 5), ("b", 4), ("c", 3), ("d", 2)))
+    days.day(words(("a", 1), ("c", 1)), evict=2)  # b and d: one day
+    found = days.day(words(("d", 1), ("e", 7), ("a", 1)), evict=2, max_size=4)
+    assert entries(days.engine, found) == [("a", 2, 7, 0), ("c", 3, 4, 1), ("d", 4, 3, 0), ("e", 5, 7, 0)]
+    assert found.report | {"evicted": 1, "kept": 2, "aged": 1, "added": 1, "values": 4} == found.report
+    again = days.day(words(("b", 2)), evict=2)  # as if it had never been there
+    assert entries(days.engine, again) == [("a", 2, 7, 1), ("d", 3, 3, 1), ("e", 4, 7, 1), ("b", 5, 2, 0)]
 
 
 def test_rare_values_add_up_over_days(engine, tmp_path):
