@@ -11,11 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
 from tests import tiny
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # as meant: read on one process
+from trainer.checkpoint import Reader
 
 EPOCH, LAST = 13, 26
 COMMON = (
@@ -73,7 +71,8 @@ def chains(click_log, tmp_path_factory):
 
 def run_killed(log, run):
     """Killed after step 10, with checkpoints after steps 4 and 8, and then to the end."""
-    overrides = (*COMMON, *STATEFUL, "checkpoint.every_steps=4")
+    # Waits for its checkpoints, so that it is known which one is there when it dies.
+    overrides = (*COMMON, *STATEFUL, "checkpoint.every_steps=4", "checkpoint.asynchronous=false")
     done = tiny.train(2, log, run, *overrides, module="tests.killed", first=[10])
     assert done.returncode == -9, done.stderr
     assert newest(run).name == "step-8"
@@ -105,11 +104,8 @@ def losses(run):
 
 def tensors(run):
     """Tables, dense layers and the state of all optimizers, as the last checkpoint has them."""
-    reader = dcp.FileSystemReader(newest(run))
-    found = reader.read_metadata().state_dict_metadata
-    state = {key: torch.empty(value.size, dtype=value.properties.dtype) for key, value in found.items()}
-    dcp.load(state, storage_reader=reader)
-    return state
+    reader = Reader(newest(run))
+    return {name: reader.read(name) for name in reader.names}
 
 
 def test_the_reference_trains_every_row_once_an_epoch(chains, click_log):
@@ -145,7 +141,7 @@ def test_on_the_same_ranks_losses_and_all_state_are_the_same_bit_by_bit(chains, 
     assert losses(chains[name]) == losses(chains[reference])
     found, expected = tensors(chains[name]), tensors(chains[reference])
     assert found.keys() == expected.keys()
-    assert {key.split(".")[0] for key in found} == {"model", "optimizer"}
+    assert {key.split("/")[0] for key in found} == {"tables", "dense", "optimizer", "metrics"}
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
 
@@ -157,4 +153,6 @@ def test_on_other_ranks_losses_and_tables_differ_by_rounding_only(chains, name):
     # Seen: 1.5e-8.
     tables, reference = tensors(chains[name]), tensors(chains["linear, 1 rank"])
     for key, value in reference.items():
+        if key.startswith("metrics/"):
+            continue  # a row near the edge of a bin may fall into the next one
         torch.testing.assert_close(tables[key], value, rtol=0, atol=1e-6, msg=key)

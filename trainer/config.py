@@ -17,6 +17,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 DECAYS = ("constant", "linear", "cosine")
 RESUMES = ("auto", "never")
+BEST = ("valid.auc", "valid.logloss", "valid.ne")
+ON_CORRUPT = ("fallback", "error")
 
 
 @dataclass
@@ -186,12 +188,20 @@ class ShardingConfig:
 
 @dataclass
 class CheckpointConfig:
-    """A checkpoint every ``every_steps`` steps or ``every_minutes`` minutes, whichever comes first, and at the end;
-    the last ``keep`` stay."""
+    """A checkpoint every ``every_steps`` steps or ``every_minutes`` minutes, whichever comes first, and at the end; the
+    last ``keep`` stay, and with ``best`` (such as ``valid.auc`` or ``valid.logloss``) that of the best evaluation.
+
+    ``asynchronous``: training goes on while a snapshot is written, which takes as much memory as a rank's tables and
+    optimizer state. ``max_failures``: so many failed saves in a row are reported and tried again. ``on_corrupt``: a
+    damaged newest checkpoint is passed over (``fallback``) or ends the run (``error``)."""
 
     every_steps: int | None = None
     every_minutes: float | None = 10.0
     keep: int = 2
+    best: str | None = None
+    asynchronous: bool = True
+    max_failures: int = 3
+    on_corrupt: str = "fallback"
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_minutes"):
@@ -199,15 +209,22 @@ class CheckpointConfig:
                 positive(getattr(self, name), f"checkpoint.{name}")
         if self.keep < 2:
             raise ValueError(f"checkpoint.keep is {self.keep}: keep at least 2, so that one survives a damaged other")
+        if self.max_failures < 0:
+            raise ValueError(f"checkpoint.max_failures is {self.max_failures}: it must not be negative")
+        if self.best is not None:
+            one_of(self.best, BEST, "checkpoint.best")
+        one_of(self.on_corrupt, ON_CORRUPT, "checkpoint.on_corrupt")
 
 
 @dataclass
 class EvaluationConfig:
     """``every_steps``: valid is evaluated so often (None: at each epoch's end). ``batch_size``: global; the training
-    batch size by default."""
+    batch size by default. ``before_training``: the rows to be trained are scored once before the first step, as a model
+    that goes on day by day is judged (progressive validation); ``metrics.json`` has it as ``before``."""
 
     every_steps: int | None = None
     batch_size: int | None = None
+    before_training: bool = False
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "batch_size"):

@@ -43,6 +43,11 @@ def launch_id() -> tuple[str, int]:
     return os.environ.get("TORCHELASTIC_RUN_ID", ""), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def planned_faults() -> str:
+    """What ``trainer.faults`` is to break in this process; empty outside of tests."""
+    return os.environ.get("TRAINER_FAULTS", "")
+
+
 def choose_device(wanted: str) -> torch.device:
     """``auto``: this rank's GPU where there is one, else the CPU. Raises ``ValueError`` when GPUs are missing."""
     _, _, local_rank, local_world_size = identity()

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trainer.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
+    parser.add_argument("--checkpoint", help="such as step-100, or best; the newest by default")
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
     parser.add_argument("--output", type=Path, help="a JSON file for the metrics")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))

@@ -8,7 +8,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint.saving import Checkpoints
 from trainer.distributed import Ranks
 from trainer.ledger import Ledger
 from trainer.progress import Progress

@@ -39,6 +39,11 @@ class ClickMetrics:
         self._state = torch.zeros(2 * num_bins + NUM_SUMS, dtype=torch.float64, device=device)
         self._sums = self._state[2 * num_bins :]
 
+    @property
+    def sums(self) -> Tensor:
+        """All there is, float64 [2 K + 6]: those of several ranks, or of several parts of the rows, add up."""
+        return self._state
+
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Adds a batch. ``logits``, ``labels`` (0 … 1) and ``weights`` [B], of any floating type, on the device of the

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
     )
-    parser.add_argument("--checkpoint", help="such as step-100; the newest by default")
+    parser.add_argument("--checkpoint", help="such as step-100, or best; the newest by default")
     parser.add_argument(
         "--raw", action="store_true", help="--input is a folder of raw files, as for data_loaders.prepare"
     )

@@ -11,6 +11,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from data_loaders.loader import Loader
+from trainer.checkpoint import Reader
+from trainer.checkpoint.piece import Piece
 from trainer.distributed import Ranks, all_reduce_sum, peak_memory_mb, sum_counters
 from trainer.metrics import ClickMetrics
 from trainer.progress import Progress
@@ -18,6 +20,7 @@ from trainer.run_folder import append_json_line
 from trainer.task import TaskOutput
 
 WINDOW_BINS = 1 << 14
+SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
 
 
 class Reporter:
@@ -32,6 +35,7 @@ class Reporter:
         self.window = ClickMetrics(num_bins=WINDOW_BINS, device=ranks.device)
         self.epoch = ClickMetrics(device=ranks.device)
         self._epoch_number = -1
+        self._last: dict[str, Any] = {}  # metrics of each split, when they were last computed
         self._started = self._window_started = time.perf_counter()
         self._trained = self._window_rows = 0
         self._outside = 0.0
@@ -44,6 +48,28 @@ class Reporter:
             mininterval=1.0,
             file=sys.stderr,
         )
+
+    def snapshot(self) -> list[Piece]:
+        """The sums of the rows trained so far, over all ranks, for rank 0 to save."""
+        pieces = []
+        for name, metrics in self._metrics().items():
+            sums = all_reduce_sum(metrics.sums.clone())
+            pieces.append(Piece(f"metrics/{name}", tuple(sums.shape), (0,), sums, written=self.ranks.is_first))
+        return pieces
+
+    def facts(self) -> dict[str, Any]:
+        return {"epoch": self._epoch_number, "last": self._last}
+
+    def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
+        """Goes on with saved sums, which rank 0 takes over."""
+        self._epoch_number, self._last = facts["epoch"], dict(facts["last"])
+        for name, metrics in self._metrics().items():
+            metrics.reset()
+            if self.ranks.is_first:
+                metrics.sums.copy_(reader.read(f"metrics/{name}"))
+
+    def _metrics(self) -> dict[str, ClickMetrics]:
+        return {"window": self.window, "epoch": self.epoch}
 
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
         if outputs.cursor.epoch != self._epoch_number:
@@ -75,6 +101,7 @@ class Reporter:
         self._window_rows, self._window_started, self._window_wait = 0, time.perf_counter(), self.loader.wait_seconds
 
     def write(self, split: str, values: Mapping[str, Any], progress: Progress) -> None:
+        self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}
         if self.ranks.is_first:
             line = {
                 "step": progress.step,

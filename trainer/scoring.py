@@ -1,7 +1,7 @@
 """Scoring held-out rows with the model in training: metrics over all ranks, without holding predictions."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,18 +37,22 @@ def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOut
         model.train(training)
 
 
-def evaluate(pipeline: TrainPipelineSparseDist, loader: Loader, ranks: Ranks) -> dict[str, Any]:
+def evaluate(
+    pipeline: TrainPipelineSparseDist, loader: Loader, ranks: Ranks, *, under_way: bool = True
+) -> dict[str, Any]:
     """AUC, log loss, NE, calibration and speed on all rows of ``loader``; the same on every rank.
 
-    A training pipeline may be under way: its batches in flight are kept.
+    A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """
     metrics = ClickMetrics(device=ranks.device)
     started = time.perf_counter()
-    pipeline.detach()
+    if under_way:
+        pipeline.detach()
     for outputs in score(pipeline, loader):
         metrics.update(outputs.logits, outputs.labels, outputs.weights)
-    # The batches in flight keep their input distribution. (To start it anew, attach's default, breaks sequence tables.)
-    pipeline.attach(sparse_dist=False)
+    if under_way:
+        # The batches in flight keep their input distribution. (To start it anew, attach's default, breaks sequence tables.)
+        pipeline.attach(sparse_dist=False)
     values = metrics.compute(all_reduce_sum)
     seconds = time.perf_counter() - started
     return {
@@ -74,6 +78,7 @@ class Evaluator:
         self.pipeline, self.valid, self.every_steps, self.epoch_steps = pipeline, valid, every_steps, epoch_steps
         self.reporter, self.ranks = reporter, ranks
         self.last: tuple[int, dict[str, Any]] | None = None
+        self.on_result: Callable[[Progress, str, dict[str, Any]], None] = lambda progress, split, values: None
 
     def maybe_evaluate(self, progress: Progress) -> None:
         due = progress.step % self.every_steps == 0 if self.every_steps else progress.epoch_step == self.epoch_steps
@@ -88,6 +93,7 @@ class Evaluator:
             self.reporter.outside(values["seconds"])
             self.reporter.write("valid", values, progress)
             self.last = (progress.step, values)
+            self.on_result(progress, "valid", values)
         return self.last[1]
 
 

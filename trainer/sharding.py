@@ -25,8 +25,9 @@ import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardedEmbeddingModule
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import (
     DefaultDataParallelWrapper,
@@ -237,13 +238,34 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
     stay in the buckets they are reduced in); buffers belong to their rank.
     """
     _check_dense_is_initialised(model)
-    return DistributedModelParallel(
+    sharded = DistributedModelParallel(
         model,
         device=device,
         plan=plan,
         sharders=sharders(device),
         data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
     )
+    _settle_buckets(sharded)
+    return sharded
+
+
+def _settle_buckets(model: nn.Module) -> None:
+    """DistributedDataParallel sorts its buckets anew in its third step, by the order in which gradients came, and where a
+    gradient lies in a bucket decides in which order a ring of three or more ranks adds it up. Three empty steps before
+    the first real one, with the gradients of all parameters 0, leave the buckets as they will stay: a resumed run then
+    adds up as the uninterrupted one."""
+    lookups = [module._lookups for module in model.modules() if isinstance(module, ShardedEmbeddingModule)]
+    everywhere = [model, *(lookup for each in lookups for lookup in each)]  # _lookups is a plain list
+    found = [m for part in everywhere for m in part.modules() if isinstance(m, DistributedDataParallel)]
+    for wrapped in dict.fromkeys(found):
+        ignored = wrapped.parameters_to_ignore
+        parameters = [p for name, p in wrapped.module.named_parameters() if p.requires_grad and name not in ignored]
+        wrapped.module.forward = lambda parameters=parameters: sum(0 * p.flatten()[0] for p in parameters)
+        for _ in range(3):
+            wrapped().backward()
+        del wrapped.module.forward
+        for parameter in parameters:
+            parameter.grad = None
 
 
 def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None:

@@ -4,6 +4,7 @@ The life of the process: compose and check the configuration, join the process g
 evaluate, say how it went.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from data_loaders.manifest import Manifest
 from data_loaders.order import ORDER_VERSION
 from trainer import build, checkpoint, inputs, loop, run_folder, sharding
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, from_first, identity, launch_id, process_group
@@ -28,6 +29,7 @@ from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.reporting import Reporter, print_plan, print_summary
 from trainer.scoring import Evaluator, best_possible, evaluate
+from trainer.state import TrainingState
 
 
 @record
@@ -104,22 +106,24 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
         print_plan(built.plan_rows)
 
     ledger = Ledger(folder / "ledger", chosen.manifest, ranks.rank)
+    reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         config.checkpoint,
-        {"model": built.task, "optimizer": built.optimizer},
+        TrainingState(built.task, built.optimizer, reporter, built.plan_rows),
         job,
         ranks,
-        texts={inputs.DATA: chosen.dumps()} if ranks.is_first else {},
+        texts={inputs.DATA: chosen.dumps(), "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)},
         before_commit=ledger.flush,
     )
     resume(saved, checkpoints, ledger.folder, recording=config.debug.ledger, ranks=ranks)
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(folder / "config.yaml", tree)
-    reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
     evaluator = Evaluator(
         built.pipeline, held_out.get("valid"), config.evaluation.every_steps, loader.steps_per_epoch, reporter, ranks
     )
+    evaluator.on_result = checkpoints.consider
+    before = score_before(config, built, model.layout, chosen.manifest, folder, progress, reporter, ranks)
     seed = partial(loop.seed_dropout, config.seed, ranks)
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
     try:
@@ -128,7 +132,35 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
         batches.close()
         reporter.close()
     checkpoints.save(progress)
-    return final_metrics(config, built, reporter, evaluator, progress, held_out, ranks)
+    final = final_metrics(config, built, reporter, evaluator, progress, held_out, ranks)
+    return final | ({"before": before} if before else {})
+
+
+def score_before(
+    config: TrainConfig,
+    built: build.Built,
+    layout: Any,
+    manifest: Manifest,
+    folder: Path,
+    progress: Progress,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> dict[str, Any] | None:
+    """Metrics of the rows to be trained, by the model as it is before the first step; a run that goes on has them from
+    its beginning (``before.json``), or never had them."""
+    path = folder / "before.json"
+    if not config.evaluation.before_training:
+        return None
+    if progress.step:
+        return from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+    data, batch_size = config.data, config.evaluation.batch_size or config.batch_size
+    loader = build.build_ordered_loader(manifest, data.schema, layout, batch_size, data.stream, ranks)
+    values = evaluate(built.pipeline, loader, ranks, under_way=False)
+    reporter.outside(values["seconds"])
+    reporter.write("before", values, progress)
+    if ranks.is_first:
+        run_folder.write_json(path, values)
+    return values
 
 
 def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str, Any]:
@@ -168,7 +200,7 @@ def resumable(config: TrainConfig, folder: Path, identity: dict[str, Any]) -> Sa
             f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
             "another run.dir, or take its checkpoints away"
         )
-    path = checkpoint.newest(folder)
+    path = checkpoint.newest(folder, config.checkpoint.on_corrupt)
     if path is None:
         return None
     checkpoint.check_identity(path, checkpoint.read_facts(path)["identity"], identity)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import build
-from trainer.checkpoint import Checkpoints, committed
+from trainer.checkpoint import committed, read_best
+from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import from_yaml
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, process_group
+from trainer.state import ModelState
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Trained:
 
 @contextmanager
 def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Iterator[Trained]:
-    """Opens ``run`` at ``checkpoint`` (a name such as ``step-100``; the newest by default) on however many ranks there are.
+    """Opens ``run`` at ``checkpoint`` (a name such as ``step-100``, or ``best``; the newest by default) on however many
+    ranks there are.
 
     Raises ``ValueError`` when there is no such run or checkpoint, or it is damaged.
     """
@@ -33,7 +36,7 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
     with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
-        Checkpoints(path.parent, config.checkpoint, {"model": built.task}, {}, ranks).load(path)
+        Checkpoints(path.parent, config.checkpoint, ModelState(built.task), {}, ranks).load(path)
         yield Trained(config, ranks, built, model.layout, path)
 
 
@@ -43,6 +46,11 @@ def _find(run: Path, checkpoint: str | None) -> Path:
         raise ValueError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if checkpoint is None:
         return available[0]
+    if checkpoint == "best":
+        best = read_best(run / "checkpoints")
+        if best is None:
+            raise ValueError(f"--checkpoint best: {run} names no best one: train with checkpoint.best=valid.auc")
+        checkpoint = f"step-{best['step']}"
     found = [path for path in available if path.name == checkpoint]
     if not found:
         raise ValueError(f"--checkpoint {checkpoint}: {run} has {', '.join(path.name for path in available)}")

@@ -1,16 +1,11 @@
-"""Fused and data-parallel table updates against closed forms in float64, and a checkpoint of all optimizer state,
-through the training pipeline on several ranks."""
+"""Fused and data-parallel table updates against closed forms in float64, through the training pipeline on several
+ranks. (What is saved of them: ``test_pieces``.)"""
 
-import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
@@ -26,7 +21,7 @@ from tests.distributed.test_sharding import (
     make_batch,
     reference_loss,
 )
-from trainer.config import DenseOptimizerConfig, OptimConfig, ScheduleConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config import DenseOptimizerConfig, OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 
 STEPS = 4
@@ -127,113 +122,3 @@ def _updates(rank: int, world_size: int) -> float:
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_table_updates_are_the_closed_forms(world_size: int) -> None:
     assert max(run_distributed(_updates, world_size)) > 0
-
-
-# A checkpoint.
-
-OPTIM = OptimConfig(
-    tables=TableOptimizerConfig("rowwise_adagrad", lr=0.3),
-    wide=TableOptimizerConfig("ftrl", lr=0.5, l1=0.05),
-    by_table={"item": TableOptimizerConfig("adagrad", lr=0.2)},
-    dense=DenseOptimizerConfig("adam", lr=0.1, clip_norm=0.05, schedule=ScheduleConfig(warmup_steps=2, decay="cosine")),
-)
-ROW_WISE, TABLE_WISE = ["row_wise"], ["table_wise"]
-HERE = ShardingConfig(ROW_WISE, {"item": "data_parallel", "wide_item": "table_wise", "clicked": "table_wise"})
-THERE = ShardingConfig(TABLE_WISE, {"item": "data_parallel", "wide_item": "row_wise", "clicked": "row_wise"})
-TOTAL = 5
-
-
-def _save_and_go_on(rank: int, world_size: int, folder: str) -> dict[str, object]:
-    model, plan = build(world_size, HERE, OPTIM, sequence=True)
-    optimizer = CombinedOptimizer(model, plan, OPTIM, total_steps=TOTAL)
-    keys = sorted(optimizer.state_dict())
-    train(model, optimizer, rank, world_size, range(3))
-    assert sorted(optimizer.state_dict()) == keys
-    dcp.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=folder)
-    saved = _everything(model, optimizer)
-    train(model, optimizer, rank, world_size, range(3, TOTAL))
-    final = _everything(model, optimizer)
-
-    resumed_model, resumed = _load(world_size, HERE, folder)
-    assert resumed.steps == 3
-    _assert_equal(_everything(resumed_model, resumed), saved)
-    train(resumed_model, resumed, rank, world_size, range(3, TOTAL))
-    _assert_equal(_everything(resumed_model, resumed), final)
-
-    _assert_equal(_everything(*_load(world_size, THERE, folder)), saved)
-    return {"keys": keys, "saved": saved}
-
-
-def _load_alone(rank: int, world_size: int, folder: str) -> dict[str, Tensor]:
-    return _everything(*_load(world_size, ShardingConfig(by_table={"item": "data_parallel"}), folder))
-
-
-def _load(world_size: int, layout: ShardingConfig, folder: str) -> tuple[DistributedModelParallel, CombinedOptimizer]:
-    """A fresh model with other values, whose optimizer never stepped, loaded."""
-    model, plan = build(world_size, layout, OPTIM, sequence=True, seed=77)
-    with torch.no_grad():
-        next(p for n, p in model.named_parameters() if n.endswith("top.weight")).fill_(9.0)
-    optimizer = CombinedOptimizer(model, plan, OPTIM, total_steps=TOTAL)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    dcp.load(state, checkpoint_id=folder)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return model, optimizer
-
-
-def _everything(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Tensor]:
-    """All values of model and optimizer, whole, on every rank."""
-    found: dict[str, Tensor] = {}
-    for name, value in {**model.state_dict(), **optimizer.state_dict()}.items():
-        if not isinstance(value, ShardedTensor):
-            found[name] = value.detach().clone()
-            continue
-        parts: list = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, [(s.tensor.clone(), s.metadata.shard_offsets) for s in value.local_shards()])
-        whole = torch.full(tuple(value.size()), math.nan)
-        for tensor, offsets in (shard for part in parts for shard in part):
-            whole[tuple(slice(o, o + n) for o, n in zip(offsets, tensor.shape, strict=True))] = tensor
-        found[name] = whole
-    return found
-
-
-def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-
-
-def test_a_checkpoint_holds_all_optimizer_state_bitwise(tmp_path: Path) -> None:
-    folder = str(tmp_path / "checkpoint")
-    first, second = run_distributed(_save_and_go_on, 2, folder)
-    assert (
-        first["keys"]
-        == second["keys"]
-        == [
-            "dense.head.top.weight.exp_avg",
-            "dense.head.top.weight.exp_avg_sq",
-            "dense.head.top.weight.step",
-            "steps",
-            "tables.bags.embedding_bags.item.weight.step",
-            "tables.bags.embedding_bags.item.weight.sum",
-            "tables.bags.embedding_bags.user.weight.momentum1",
-            "tables.sequences.embeddings.clicked.weight.momentum1",
-        ]
-    )
-    saved = first["saved"]
-    assert saved["bags.embedding_bags.wide_user.weight"][:, 2].any()  # FTRL's sums are in the table
-    assert saved["tables.bags.embedding_bags.user.weight.momentum1"].any()
-    assert int(saved["steps"]) == 3 and float(saved["dense.head.top.weight.step"]) == 3.0
-    _assert_equal(run_distributed(_load_alone, 1, folder)[0], saved)
-
-
-def _refusal(rank: int, world_size: int) -> str:
-    model, plan = build(world_size, HERE, OPTIM, sequence=True)
-    optimizer = CombinedOptimizer(model, plan, OPTIM, total_steps=TOTAL)
-    with pytest.raises(ValueError) as caught:
-        optimizer.load_state_dict({**optimizer.state_dict(), "dense.gone.exp_avg": torch.zeros(1)})
-    return str(caught.value)
-
-
-def test_state_that_does_not_fit_is_refused() -> None:
-    assert "unknown ['dense.gone.exp_avg']" in run_distributed(_refusal, 1)[0]

@@ -1,14 +1,12 @@
 """What a checkpoint says of itself, and when a run may go on from it. (Tensors: tests/distributed.)"""
 
 import dataclasses
-import json
 
 import pytest
 
 from tests import tiny
 from tests.trainer.test_inputs import commit, log, scan  # noqa: F401  log is a fixture
-from trainer import checkpoint
-from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text
+from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text, write_commit_files
 from trainer.inputs import Inputs
 from trainer.train import job_identity, resumable, starting_point
 
@@ -57,11 +55,8 @@ def identity_of(saved, **changes):
     """Writes the identity of a tiny job into a checkpoint; returns the job's configuration."""
     composed = tiny.job(saved.parents[2] / "log")
     job = job_identity(composed.config, composed.tree)
-    facts = {**read_facts(saved), "identity": job}
-    (saved / "state.json").write_text(json.dumps(facts))
-    (saved / ".metadata").write_bytes(b"")
-    names = ("state.json", "data.json", ".metadata")
-    checkpoint.write_json(saved / "MANIFEST.json", {name: checkpoint._fingerprint(saved / name) for name in names})
+    facts, data = {**read_facts(saved), "identity": job}, read_text(saved, "data.json")
+    write_commit_files(saved, [], facts, {"data.json": data})
     return dataclasses.replace(composed.config, **changes), job
 
 

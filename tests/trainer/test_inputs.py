@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.manifest import Manifest
-from trainer import checkpoint
-from trainer.checkpoint import MANIFEST
+from trainer.checkpoint import MANIFEST, write_commit_files
 from trainer.inputs import DATA, Inputs, Saved, continued, find, incremental
 from trainer.progress import Progress
 from trainer.run_folder import write_json
@@ -37,11 +36,8 @@ def commit(run, inputs, **position):
     progress = Progress(**position)
     path = run / "checkpoints" / f"step-{progress.step}"
     path.mkdir(parents=True)
-    write_json(
-        path / "state.json", {"progress": progress.state_dict(), "identity": {"batch_size": BATCH}, "world_size": 2}
-    )
-    (path / DATA).write_text(inputs.dumps())
-    write_json(path / MANIFEST, {name: checkpoint._fingerprint(path / name) for name in ("state.json", DATA)})
+    facts = {"progress": progress.state_dict(), "identity": {"batch_size": BATCH}, "world_size": 2}
+    write_commit_files(path, [], facts, {DATA: inputs.dumps()})
     return path
 
 

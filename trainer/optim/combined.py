@@ -1,33 +1,37 @@
 """The one optimizer that the training pipeline steps: dense part, data-parallel tables, FTRL; fused tables are updated
-inside backward already. Its state goes through torch.distributed.checkpoint.
+inside backward already. Its state is the same pieces whatever the plan (``trainer.pieces``), and the number of steps.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from trainer.config import OptimConfig
+from trainer.checkpoint.piece import Piece
+from trainer.config import OptimConfig, TableOptimizerConfig
 from trainer.embeddings import is_wide_table
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, materialise_state, schedule_factor
 from trainer.optim.ftrl import FTRL
 from trainer.optim.tables import (
+    EmbeddingTable,
+    FusedShard,
     count_training_steps_only,
     data_parallel_table_optimizers,
     embedding_tables,
+    fused_shards,
+    is_data_parallel,
+    part_widths,
     set_fused_steps,
+    state_names,
 )
-
-State = dict[str, Tensor | ShardedTensor]
+from trainer.pieces import empty_piece, in_order, whole_piece, written_once
 
 
 class CombinedOptimizer:
-    """All optimizers of a sharded model. All ranks construct it together.
+    """All optimizers of a sharded model.
 
     ``steps`` counts the steps made, and alone decides the dense learning rate; clipping and schedule are for dense
     parameters only. Raises ``ValueError`` for options that an optimizer does not have.
@@ -37,7 +41,8 @@ class CombinedOptimizer:
         self, model: DistributedModelParallel, plan: ShardingPlan, optim: OptimConfig, *, total_steps: int
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
-        self._model = model
+        self.steps = 0
+        self._model, self._plan, self._optim = model, plan, optim
         self._tables, self._table_parameters = data_parallel_table_optimizers(model, plan, optim)
         for optimizer in self._tables:
             materialise_state(optimizer)
@@ -49,13 +54,7 @@ class CombinedOptimizer:
         self._dense = make_dense_optimizer(self._dense_parameters, optim.dense) if self._dense_parameters else None
         wide = any(is_wide_table(table.name) for table in embedding_tables(model))
         self._ftrl = FTRL(model, optim.wide) if wide and optim.wide.name == "ftrl" else None
-        self._step = torch.zeros((), dtype=torch.int64)
         count_training_steps_only(model)
-        self._state = self._live_state()
-
-    @property
-    def steps(self) -> int:
-        return int(self._step)
 
     @property
     def lr(self) -> float:
@@ -79,66 +78,70 @@ class CombinedOptimizer:
             optimizer.step()
         if self._ftrl is not None:
             self._ftrl.step()
-        self._step += 1
+        self.steps += 1
 
-    def state_dict(self) -> State:
-        """Tensors only, by parameter and state, the same keys on every rank: ``{"dense.<parameter>.<state>",
-        "tables.<parameter>.<state>", "steps"}``. They are the optimizer's own memory: loading into them loads it."""
-        return dict(self._state)
+    def pieces(self) -> list[Piece]:
+        """All state but the number of steps: the same names in the same order on every rank. It is the optimizer's own
+        memory, which stays where it is from the first step to the last."""
+        shards: dict[str, list[FusedShard]] = {}
+        for shard in fused_shards(self._model):
+            shards.setdefault(shard.table, []).append(shard)
+        fused: list[Piece] = []
+        replicated = self._dense_pieces()
+        for table in embedding_tables(self._model):
+            kind = self._optim.of_table(table.name, wide=is_wide_table(table.name))
+            if is_data_parallel(table, self._plan):
+                replicated += self._data_parallel_pieces(table, kind)
+            else:
+                fused += _fused_pieces(table, kind, part_widths(table, self._plan), shards.get(table.name, []))
+        return in_order([*fused, *written_once(replicated)])
 
-    def load_state_dict(self, state: State) -> None:
-        """Takes over what ``state_dict`` gave, changed in place by torch.distributed.checkpoint or not. Raises
-        ``ValueError`` when the keys differ."""
-        if set(state) != set(self._state):
-            missing, unknown = sorted(set(self._state) - set(state)), sorted(set(state) - set(self._state))
-            raise ValueError(f"optimizer state does not fit: missing {missing[:5]}, unknown {unknown[:5]}")
-        for key, own in self._state.items():
-            _copy(own, state[key])
-        set_fused_steps(self._model, self.steps)
+    def restore(self, steps: int) -> None:
+        """Goes on as after ``steps`` steps: the schedule, and what the tables' optimizers derive from their number. The
+        rest of the state is in ``pieces``."""
+        self.steps = steps
+        set_fused_steps(self._model, steps)
+        for optimizer in self._tables:
+            for state in optimizer.state.values():
+                if "step" in state:  # of each parameter, equal to ours
+                    state["step"].fill_(steps)
 
     def _ordinary(self) -> list[torch.optim.Optimizer]:
         return [*self._tables, *([self._dense] if self._dense is not None else [])]
 
-    def _live_state(self) -> State:
-        state: State = {"steps": self._step}
-        if self._dense is not None:
-            state |= _ordinary_state("dense", self._dense, self._dense_parameters)
-        for optimizer in self._tables:
-            state |= _ordinary_state("tables", optimizer, self._table_parameters)
-        return dict(sorted((state | _fused_state(self._model)).items()))  # one order on all ranks
+    def _dense_pieces(self) -> list[Piece]:
+        found: list[Piece] = []
+        for name, parameter in self._dense_parameters.items():
+            assert self._dense is not None
+            for key, value in self._dense.state[parameter].items():
+                if value is not None:  # SGD without momentum
+                    found.append(whole_piece(f"optimizer/{name}/{key}", value))
+        return found
+
+    def _data_parallel_pieces(self, table: EmbeddingTable, kind: TableOptimizerConfig) -> list[Piece]:
+        parameter: nn.Parameter = self._table_parameters[table.parameter]
+        state = next((o.state[parameter] for o in self._tables if parameter in o.state), {})
+        widths = (table.dim,) if kind.name == "rowwise_adagrad" else None
+        return [
+            whole_piece(f"tables/{table.name}/{key}", state[key].view(table.rows, -1), widths)
+            for key in state_names(kind)
+        ]
 
 
-def _ordinary_state(prefix: str, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> State:
-    found: State = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if value is None:  # SGD without momentum
-                continue
-            assert isinstance(value, Tensor), (name, key, type(value))
-            found[f"{prefix}.{name}.{key}"] = value
+def _fused_pieces(
+    table: EmbeddingTable, kind: TableOptimizerConfig, widths: tuple[int, ...], shards: Sequence[FusedShard]
+) -> list[Piece]:
+    """All states of a table, each with at least one piece. ``widths``: columns of the parts of its rows."""
+    by_rows = kind.name == "rowwise_adagrad"
+    found: list[Piece] = []
+    for key in state_names(kind):
+        name, shape = f"tables/{table.name}/{key}", (table.rows, len(widths) if by_rows else table.dim)
+        for shard in shards:
+            if by_rows:
+                part = [sum(widths[:part]) for part in range(len(widths))].index(shard.column)
+                found.append(Piece(name, shape, (shard.row, part), shard.states[key].unsqueeze(1), widths=widths))
+            else:
+                found.append(Piece(name, shape, (shard.row, shard.column), shard.states[key]))
+        if not shards:
+            found.append(empty_piece(name, shape, torch.float32, widths if by_rows else None))
     return found
-
-
-def _fused_state(model: DistributedModelParallel) -> State:
-    """State of the fused tables. TorchRec names a table-wise table's state on its owner only: the other ranks get an
-    empty ShardedTensor of the same layout, so that keys are equal everywhere and comparable with a checkpoint's."""
-    state: State = {
-        f"tables.{name}.{key.rpartition('.')[2]}": value
-        for name, values in model.fused_optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
-    layouts: list[dict[str, ShardedTensorMetadata]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(layouts, {key: value.metadata() for key, value in state.items()})
-    for layout in layouts:
-        for key, metadata in layout.items():
-            if key not in state:
-                state[key] = ShardedTensor._init_from_local_shards_and_global_metadata([], metadata)
-    return state
-
-
-def _copy(own: Tensor | ShardedTensor, loaded: Any) -> None:
-    if isinstance(own, ShardedTensor):
-        for mine, theirs in zip(own.local_shards(), loaded.local_shards(), strict=True):
-            mine.tensor.copy_(theirs.tensor)
-    else:
-        own.copy_(loaded)

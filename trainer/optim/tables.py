@@ -25,7 +25,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
     WeightDecayMode,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingModule
@@ -46,6 +46,13 @@ _ORDINARY = {
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
     "rowwise_adagrad": RowWiseAdagrad,
+}
+_STATES = {
+    "sgd": (),
+    "ftrl": (),  # it is in the tables
+    "adagrad": ("sum",),
+    "rowwise_adagrad": ("sum",),
+    "adam": ("exp_avg", "exp_avg_sq"),
 }
 
 
@@ -135,8 +142,22 @@ def state_bytes(config: TableOptimizerConfig, rows: int, dim: int) -> int:
     return 4 * entries[config.name]
 
 
+def state_names(config: TableOptimizerConfig) -> tuple[str, ...]:
+    """The states of a table, fused or data-parallel, apart from the number of steps made."""
+    return _STATES[config.name]
+
+
 def is_data_parallel(table: EmbeddingTable, plan: ShardingPlan) -> bool:
     return plan.plan[table.module][table.name].sharding_type == ShardingType.DATA_PARALLEL.value
+
+
+def part_widths(table: EmbeddingTable, plan: ShardingPlan) -> tuple[int, ...]:
+    """Columns of each part of a table's rows, wherever the parts lie: (dim,) for a table that is not cut by columns."""
+    spec = plan.plan[table.module][table.name].sharding_spec
+    if spec is None:  # data-parallel
+        return (table.dim,)
+    widths = {shard.shard_offsets[1]: shard.shard_sizes[1] for shard in spec.shards}  # by first column
+    return tuple(widths[column] for column in sorted(widths))
 
 
 def data_parallel_table_optimizers(
@@ -178,6 +199,27 @@ def fused_kernels(
                     table_batched = getattr(kernel, "emb_module", None)
                     if isinstance(table_batched, SplitTableBatchedEmbeddingBagsCodegen):
                         yield table_batched, kernel.config
+
+
+@dataclass(frozen=True)
+class FusedShard:
+    """What FBGEMM keeps beside a shard of ``table`` that begins at ``row`` and ``column``: live memory by the names of
+    ``state_names``, [rows of the shard] for row-wise AdaGrad, else [rows, columns of the shard]."""
+
+    table: str
+    row: int
+    column: int
+    states: dict[str, Tensor]
+
+
+def fused_shards(model: nn.Module) -> Iterator[FusedShard]:
+    """The shards on this rank of the fused tables whose optimizer has states."""
+    for kernel, tables in fused_kernels(model):
+        if kernel.optimizer == EmbOptimType.EXACT_SGD:
+            continue
+        for table, states in zip(tables.embedding_tables, kernel.get_optimizer_state(), strict=True):
+            row, column = table.local_metadata.shard_offsets
+            yield FusedShard(table.name, row, column, states)
 
 
 def set_fused_steps(model: nn.Module, step: int) -> None:

@@ -1,0 +1,60 @@
+"""Checkpoints: their files (``format``), the folder they lie in (``folder``), saving and loading them (``saving``).
+
+``Checkpoints`` is imported from ``saving``: it brings TorchRec along, without which a checkpoint opens sooner.
+"""
+
+from trainer.checkpoint.folder import (
+    BEST,
+    clean,
+    committed,
+    discard,
+    free_bytes,
+    fresh,
+    newest,
+    prune,
+    read_best,
+    remove,
+    step_of,
+    write_best,
+)
+from trainer.checkpoint.format import Reader, Written, build_index, fsync, verify, write_commit_files, write_pieces
+from trainer.checkpoint.manifest import (
+    FACTS,
+    INDEX,
+    MANIFEST,
+    check_identity,
+    read_facts,
+    read_manifest,
+    read_text,
+    verify_files,
+)
+
+__all__ = [
+    "BEST",
+    "FACTS",
+    "INDEX",
+    "MANIFEST",
+    "Reader",
+    "Written",
+    "build_index",
+    "check_identity",
+    "clean",
+    "committed",
+    "discard",
+    "free_bytes",
+    "fresh",
+    "fsync",
+    "newest",
+    "prune",
+    "read_best",
+    "read_facts",
+    "read_manifest",
+    "read_text",
+    "remove",
+    "step_of",
+    "verify",
+    "verify_files",
+    "write_best",
+    "write_commit_files",
+    "write_pieces",
+]

@@ -1,0 +1,429 @@
+"""When checkpoints are written, and how all ranks agree that one counts.
+
+A save begins with a snapshot: each rank copies its pieces into memory of its own, which training waits for. From there a
+thread of each rank writes and hashes them, while training goes on. At each step the ranks ask each other whether all have
+written; then rank 0 adds the facts and the manifest and renames the folder, in a thread again, and its verdict is
+told to all. At any instant one save is under way at most, and no thread communicates: collectives are called by training
+alone, at the same steps on all ranks.
+
+With ``asynchronous: false`` there is no snapshot: training waits until the checkpoint is there.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer import faults
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.format import Reader, verify, write_commit_files, write_pieces
+from trainer.checkpoint.manifest import check_identity, read_facts, read_manifest, verify_files
+from trainer.checkpoint.piece import Piece
+from trainer.config import CheckpointConfig
+from trainer.distributed import Ranks, from_first, on_all_ranks
+from trainer.progress import Progress
+from trainer.run_folder import now
+
+CLOCK_STEPS = 16  # rank 0's clock is asked so often: it costs a broadcast
+RETRY_STEPS = 32  # from a failed save to the next attempt
+NICENESS = 10  # of the writing threads: training goes first
+SNAPSHOT_SHARE = 0.8  # of the free memory that a snapshot may take
+
+
+class State(Protocol):
+    """What is saved. ``pieces`` are live memory that stays where it is; ``snapshot`` makes further ones for a save, all
+    ranks together; ``facts`` are JSON, rank 0's count; ``restore`` gets the facts and the reader once the pieces are
+    loaded."""
+
+    pieces: Sequence[Piece]
+
+    def snapshot(self) -> Sequence[Piece]: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+    def restore(self, facts: Mapping[str, Any], reader: Reader) -> None: ...
+
+
+@dataclass
+class _Job:
+    """Work of a thread, whose outcome the ranks will ask for."""
+
+    work: Callable[[], Any]
+    result: Any = None
+    error: BaseException | None = None
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        if hasattr(os, "setpriority") and hasattr(threading, "get_native_id"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        try:
+            self.result = self.work()
+        except BaseException as error:  # noqa: BLE001 - told to all ranks by whoever asks
+            self.error = error
+
+    @property
+    def done(self) -> bool:
+        return not self.thread.is_alive()
+
+    @property
+    def complaint(self) -> str | None:
+        """ "!" goes before what another attempt would not mend."""
+        if self.error is None:
+            return None
+        lasting = "" if isinstance(self.error, OSError) else "!"
+        return f"{lasting}{_told(self.error)}"
+
+
+@dataclass
+class _Save:
+    """One under way: first every rank writes, then rank 0 commits (``committing``; None elsewhere)."""
+
+    step: int
+    part: Path
+    final: Path
+    facts: dict[str, Any]
+    best: dict[str, Any] | None
+    writing: _Job
+    committing: _Job | None = None
+    written: bool = False
+
+
+class Checkpoints:
+    """Saves at its own cadence and loads the newest whole checkpoint of a folder. All ranks call it at the same steps.
+
+    ``identity`` is what must not change between saving and resuming (schema, model, batch size …), compared key by key;
+    ``texts`` are further files of every checkpoint, by name (rank 0). ``before_commit`` runs on every rank of a save: what
+    a checkpoint vouches for and does not hold itself must be on disk when it returns; an ``OSError`` fails the save.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        state: State,
+        identity: Mapping[str, Any],
+        ranks: Ranks,
+        *,
+        texts: Mapping[str, str] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.config, self.state, self.identity, self.ranks = folder, config, state, identity, ranks
+        self.texts, self.before_commit = texts or {}, before_commit
+        self.seconds = 0.0  # that training has waited
+        self._save: _Save | None = None
+        self._staging: list[Tensor] | None = None
+        self._last_step, self._last_time = -1, time.monotonic()
+        self._retry_step: int | None = None
+        self._failures = 0
+        self._best = from_first(lambda: folders.read_best(folder))
+        self.asynchronous = config.asynchronous and self._memory_suffices()
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """Of this rank's pieces, and so of its snapshot."""
+        return sum(_bytes(piece) for piece in self._written())
+
+    @property
+    def under_way(self) -> bool:
+        return self._save is not None
+
+    def maybe_save(self, progress: Progress) -> None:
+        """Goes on with the save under way, and begins one when ``every_steps`` or ``every_minutes`` is due."""
+        started = time.perf_counter()
+        if self._save is not None:
+            self._advance(wait=False)
+        if self._is_due(progress.step):
+            self.begin(progress)
+        self.seconds += time.perf_counter() - started
+
+    def save(self, progress: Progress) -> Path:
+        """Writes ``step-N``, and returns when it is there. A ``step-N`` that this run neither wrote nor loaded is a damaged
+        one that was passed over: it is replaced. Raises ``OSError`` on every rank when any rank could not write, even
+        when it tried again, and ``ValueError`` where the state is not finite."""
+        for attempt in range(2):
+            if self._last_step != progress.step and (self._save is None or self._save.step != progress.step):
+                self.begin(progress)
+            failed = self.finish(last=attempt == 1)
+            if not failed:
+                break
+        return self.folder / f"step-{progress.step}"
+
+    def consider(self, progress: Progress, split: str, metrics: Mapping[str, Any]) -> None:
+        """Keeps the checkpoint of this step if it is the best one so far by ``config.best``."""
+        where, _, name = (self.config.best or "").rpartition(".")
+        value = metrics.get(name)
+        if where != split or value is None:
+            return
+        sign = -1 if name in ("logloss", "ne") else 1
+        if self._best is not None and sign * value <= sign * self._best["value"]:
+            return
+        self._best = {"step": progress.step, "metric": self.config.best, "value": value}
+        if self._last_step == progress.step and self._save is None:
+            from_first(lambda: folders.write_best(self.folder, self._best))
+            return
+        if self._save is not None and self._save.step == progress.step:
+            self._save.best = self._best
+            return
+        self.begin(progress)
+
+    def finish(self, *, last: bool = False) -> bool:
+        """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""
+        return self._advance(wait=True, last=last) if self._save is not None else False
+
+    def load(self, path: Path, progress: Progress | None = None) -> dict[str, Any]:
+        """Loads a committed checkpoint in place, strictly both ways, and returns its facts.
+
+        With ``progress`` the whole job goes on from it; without, only what ``state`` names is read (scoring). Raises
+        ``ValueError`` when it is damaged, belongs to another model, schema or data, or its names differ.
+        """
+        self._verify(path)
+        facts = read_facts(path)
+        if progress is not None:
+            check_identity(path, facts["identity"], self.identity)
+        reader = Reader(path)
+        self._read(reader, weights_only=progress is None)
+        self.state.restore(facts, reader)
+        if progress is not None:
+            progress.load_state_dict(facts["progress"])
+            self._last_step = progress.step
+        return facts
+
+    def _verify(self, path: Path) -> None:
+        """Every rank hashes some of the files."""
+        problem = from_first(lambda: verify(path, hashes=False))
+        if not problem:
+            names = sorted(read_manifest(path))[self.ranks.rank :: self.ranks.world_size]
+            problem = on_all_ranks(verify_files(path, names))
+        if problem:
+            raise ValueError(f"checkpoint {path}: {problem}")
+
+    def _read(self, reader: Reader, *, weights_only: bool) -> None:
+        problem, converted = None, []
+        try:
+            converted = reader.load(self.state.pieces, weights_only=weights_only)
+        except ValueError as error:
+            problem = str(error)
+        problem = on_all_ranks(problem)
+        if problem:
+            raise ValueError(problem)
+        lines = sorted({line for told in on_ranks(converted) for line in told})
+        if self.ranks.is_first:
+            for line in lines:
+                print(f"checkpoint {reader.path.name}: {line}", flush=True)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; what happens to damaged ones is ``config.on_corrupt``."""
+        return from_first(lambda: folders.newest(self.folder, self.config.on_corrupt))
+
+    # When.
+
+    def _is_due(self, step: int) -> bool:
+        if self._last_step == step or (self._save is not None and self._save.step == step):
+            return False
+        every, minutes = self.config.every_steps, self.config.every_minutes
+        if every is not None and step % every == 0:
+            return True
+        if self._retry_step is not None and step >= self._retry_step:
+            return True
+        if minutes is None or step % CLOCK_STEPS:
+            return False
+        return from_first(lambda: time.monotonic() - self._last_time >= 60 * minutes)
+
+    # The steps of a save.
+
+    def begin(self, progress: Progress) -> None:
+        """Takes the snapshot of this step, and leaves it to be written; an earlier save is waited for."""
+        self.finish()
+        self._retry_step, self._last_time = None, time.monotonic()
+        final = self.folder / f"step-{progress.step}"
+        facts = {
+            "progress": progress.state_dict(),
+            "identity": self.identity,
+            "world_size": self.ranks.world_size,
+            "written": now(),
+            **self.state.facts(),
+        }
+        further = list(self.state.snapshot())
+        pieces = [*self._written(), *(piece for piece in further if piece.written)]
+        part = Path(from_first(lambda: str(folders.fresh(self.folder, "tmp", final.name))))
+        needed = sum(on_ranks(sum(map(_bytes, pieces))))
+        faults.at("before_snapshot", step=progress.step, rank=self.ranks.rank)
+        ready, tensors = self._snapshot(pieces) if self.asynchronous else (lambda: None, None)
+        work = _Writing(part, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step)
+        try:
+            self.before_commit()
+        except OSError as error:
+            work.spoilt = error
+        best = self._best if self._best and self._best["step"] == progress.step else None
+        self._save = _Save(progress.step, part, final, facts, best, _Job(work))
+        if not self.asynchronous:
+            self.finish()
+
+    def _snapshot(self, pieces: Sequence[Piece]) -> tuple[Callable[[], None], list[Tensor]]:
+        """Copies in memory that is kept from save to save; for a GPU, what to wait for until they are there."""
+        if self._staging is None:
+            self._staging = [_staging_for(piece) for piece in pieces]
+        for staged, piece in zip(self._staging, pieces, strict=True):
+            staged.copy_(piece.tensor, non_blocking=True)
+        if self.ranks.device.type != "cuda":
+            return lambda: None, self._staging
+        event = torch.cuda.Event()
+        event.record()  # on the stream of training: the next step's updates come after the copies
+        return event.synchronize, self._staging
+
+    def _advance(self, *, wait: bool, last: bool = False) -> bool:
+        """One question to all ranks, or (``wait``) as many as it takes. Whether the save failed."""
+        save = self._save
+        assert save is not None
+        while self._save is save:
+            job = save.committing if save.written else save.writing
+            if job is not None and wait:
+                job.thread.join()
+            if not on_all(job is None or job.done):
+                return False
+            complaint = on_all_ranks(job.complaint if job is not None else None)
+            if complaint:
+                self._give_up(save, complaint, last)
+                return True
+            if save.written:
+                self._succeeded(save)
+            else:
+                self._start_commit(save)
+            if not wait:
+                return False
+        return False
+
+    def _start_commit(self, save: _Save) -> None:
+        parts = on_ranks(save.writing.result)
+        save.written = True
+        if self.ranks.is_first:
+            save.committing = _Job(lambda: self._commit(save, parts))
+
+    def _commit(self, save: _Save, parts: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Rank 0, in a thread."""
+
+        def reached(phase: str) -> None:
+            faults.at(phase, step=save.step, rank=0)
+
+        reached("before_manifest")
+        write_commit_files(save.part, parts, save.facts, self.texts)
+        reached("before_rename")
+        if save.final.exists():
+            folders.remove(save.final)
+        os.rename(save.part, save.final)
+        reached("before_fsync")
+        folders.fsync(self.folder)
+        if save.best is not None:
+            folders.write_best(self.folder, save.best)
+        reached("during_prune")
+        folders.prune(self.folder, self.config.keep)
+
+    def _succeeded(self, save: _Save) -> None:
+        self._save, self._failures = None, 0
+        self._last_step = save.step
+
+    def _give_up(self, save: _Save, complaint: str, last: bool) -> None:
+        """Nothing of it stays; a later attempt, or an error on every rank."""
+        self._save = None
+        self._failures += 1
+        if self.ranks.is_first:
+            folders.discard(save.part)
+        lasting = ": !" in complaint
+        complaint = complaint.replace(": !", ": ", 1)
+        message = f"checkpoint step-{save.step} could not be written to {self.folder} ({complaint})"
+        if lasting:
+            raise ValueError(f"{message}; earlier checkpoints are untouched")
+        if last or self._failures > self.config.max_failures:
+            raise OSError(f"{message}, failure {self._failures} in a row; earlier checkpoints are untouched")
+        self._retry_step = save.step + RETRY_STEPS
+        if self.ranks.is_first:
+            print(
+                f"warning: {message}; training goes on, earlier checkpoints are untouched, the next attempt comes soon "
+                f"(failure {self._failures}, after {self.config.max_failures} the run ends)",
+                flush=True,
+            )
+
+    def _written(self) -> list[Piece]:
+        return [piece for piece in self.state.pieces if piece.written]
+
+    def _memory_suffices(self) -> bool:
+        """The same answer on all ranks; where it is no, rank 0 says so."""
+        needed, free = self.bytes_per_rank, psutil.virtual_memory().available
+        share = SNAPSHOT_SHARE * free / self.ranks.local_world_size
+        verdict = on_all(needed <= share)
+        if not verdict and self.ranks.is_first:
+            print(
+                f"warning: a snapshot of {needed / 1e9:.2f} GB a rank does not fit into the memory that is free "
+                f"({free / 1e9:.2f} GB for {self.ranks.local_world_size} rank(s)): training will wait for checkpoints "
+                "(checkpoint.asynchronous=false says the same without this line)",
+                flush=True,
+            )
+        return verdict
+
+
+@dataclass
+class _Writing:
+    """What a rank's thread does in a save: (file name, its entries)."""
+
+    part: Path
+    folder: Path
+    rank: int
+    pieces: Sequence[Piece]
+    tensors: Sequence[Tensor] | None
+    ready: Callable[[], None]
+    needed: int
+    step: int
+    spoilt: OSError | None = None
+
+    def __call__(self) -> tuple[str, dict[str, Any]]:
+        if self.spoilt is not None:
+            raise self.spoilt
+        self.part.mkdir(parents=True, exist_ok=True)
+        free = folders.free_bytes(self.folder)
+        if free < self.needed:
+            raise OSError(f"the disk is full: {self.needed:,} bytes are needed, {free:,} are free: make room")
+        self.ready()
+        faults.at("during_write", step=self.step, rank=self.rank)
+        name = f"rank-{self.rank:05}.safetensors"
+        return name, write_pieces(self.part / name, self.pieces, self.tensors).to_dict()
+
+
+def on_all(mine: bool) -> bool:
+    """Whether it is so on every rank: the cheapest question there is."""
+    answer = torch.tensor([mine], dtype=torch.int32)
+    dist.all_reduce(answer, op=dist.ReduceOp.MIN)
+    return bool(answer)
+
+
+def on_ranks(mine: Any) -> list[Any]:
+    """What every rank says, in order of ranks."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def _staging_for(piece: Piece) -> Tensor:
+    tensor = piece.tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+
+
+def _bytes(piece: Piece) -> int:
+    return piece.tensor.numel() * piece.tensor.element_size()
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, (OSError, ValueError)):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,202 @@
+"""One file of tensors in the safetensors layout, written as a stream and read by memory mapping.
+
+The length of the header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor, padded with
+spaces to a multiple of 8 bytes), then the raw little-endian data, each tensor aligned to its items. Other programs that
+know the format can read these files; reading one executes nothing.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+SLAB_BYTES = 64 << 20  # the most that is copied at a time
+LONGEST_HEADER = 100 << 20  # the limit of the safetensors package
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Writes a new file and returns once it is on disk: its bytes and SHA-256. No second copy of a big tensor is made.
+
+    Raises ``ValueError``, naming the tensor and the index in it, at the first floating value that is not finite;
+    ``OSError`` where the file exists or cannot be written. What it has written until then stays.
+    """
+    ordered = sorted(tensors, key=lambda key: -tensors[key].element_size())  # keeps every tensor aligned
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for data in _contents({key: tensors[key] for key in ordered}):
+            file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell(), digest.hexdigest()
+
+
+class TensorFile:
+    """A file of tensors, mapped read-only. Raises ``ValueError`` where the file is not what its header says, or has a
+    link in its place; ``OSError`` where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        with open_plain(path) as file:
+            header, self._start = _read_header(file)
+            size = os.fstat(file.fileno()).st_size
+            self.tensors: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = _parse(header, size - self._start)
+            self._bytes = _mapped(file)
+
+    def __getitem__(self, key: str) -> Tensor:
+        """The tensor as it lies in the file: to be copied from, never written to."""
+        dtype, shape, begin = self.tensors[key]
+        begin += self._start
+        return self._bytes[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
+def slabs(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in the order of its items, as contiguous CPU tensors of at most ``SLAB_BYTES`` (views where it is so)."""
+    size = tensor.numel() * tensor.element_size()
+    if tensor.is_cpu and tensor.is_contiguous():
+        yield from tensor.view(-1).split(SLAB_BYTES // tensor.element_size())
+    elif size <= SLAB_BYTES:
+        yield tensor.contiguous().cpu().view(-1)
+    else:
+        rows = max(1, SLAB_BYTES * len(tensor) // size)
+        for part in tensor.split(rows) if len(tensor) > 1 else tensor:
+            yield from slabs(part)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file for reading, never through a link. Raises ``OSError`` or, for a folder or a device, ``ValueError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a named pipe would block
+    file = os.fdopen(descriptor, "rb") if path.is_file() else None
+    if file is None:
+        os.close(descriptor)
+        raise ValueError(f"{path.name} is not a plain file")
+    return file
+
+
+def parse_json(text: bytes | str) -> Any:
+    """JSON without repeated keys. Raises ``ValueError`` for whatever is wrong with it, deep nesting included."""
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
+    yield memoryview(_header(tensors))
+    for key, tensor in tensors.items():
+        done = 0
+        for slab in slabs(tensor.detach()):
+            _check_finite(key, slab, done, tuple(tensor.shape))
+            done += slab.numel()
+            yield memoryview(slab.view(torch.uint8).numpy())
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    header, end = {}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _check_finite(key: str, slab: Tensor, start: int, shape: tuple[int, ...]) -> None:
+    """``slab`` begins at item ``start`` of the tensor. One sum tells nearly always; a finite one means finite items."""
+    if not slab.is_floating_point() or math.isfinite(slab.sum().item()):
+        return
+    bad = ~torch.isfinite(slab)
+    if bad.any():
+        first = int(bad.to(torch.uint8).argmax())
+        place = [int(i) for i in np.unravel_index(start + first, shape)] if shape else []
+        raise NotFiniteError(key, place, slab[first].item())
+
+
+class NotFiniteError(ValueError):
+    """``value`` stands at ``place`` of the tensor ``key``."""
+
+    def __init__(self, key: str, place: list[int], value: float) -> None:
+        super().__init__(f"{key} holds {value} at {place}")
+        self.key, self.place, self.value = key, place, value
+
+
+def _read_header(file: BinaryIO) -> tuple[bytes, int]:
+    """The header and the place in the file where the data start."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or not 0 < length <= min(size - 8, LONGEST_HEADER) or length % 8:
+        raise ValueError(f"is no file of tensors: a header of {length} bytes in a file of {size}")
+    return file.read(length), 8 + length
+
+
+def _parse(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
+    """Dtype, shape and first byte of each tensor, which fill ``size`` bytes without a gap or an overlap."""
+    header = parse_json(text)
+    if not isinstance(header, dict):
+        raise ValueError("has a header that is no object")
+    found, end = {}, 0
+    entries = {key: _entry(key, entry) for key, entry in header.items() if key != "__metadata__"}
+    for key, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or begin % dtype.itemsize:
+            raise ValueError(
+                f"places {key!r} at bytes {begin} to {stop}, after byte {end}: shape {list(shape)} {dtype}"
+            )
+        found[key], end = (dtype, shape, begin), stop
+    if end != size:
+        raise ValueError(f"has {size} bytes of data, its header {end}")
+    return found
+
+
+def _entry(key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"describes {key!r} as {entry!r:.200}")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ValueError(f"has {key!r} in the unknown dtype {entry['dtype']!r:.200}")
+    offsets = sizes(entry["data_offsets"], f"the offsets of {key!r}")
+    if len(offsets) != 2:
+        raise ValueError(f"gives {key!r} the offsets {list(offsets)}")
+    return dtype, sizes(entry["shape"], f"the shape of {key!r}"), offsets[0], offsets[1]
+
+
+def sizes(value: Any, what: str) -> tuple[int, ...]:
+    """A list of whole numbers from 0, small enough to be multiplied. Raises ``ValueError``."""
+    plain = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    if not plain or math.prod(max(item, 1) for item in value) >= 1 << 60 or len(value) > 64:
+        raise ValueError(f"gives {what} as {value!r:.200}")
+    return tuple(value)
+
+
+def _mapped(file: BinaryIO) -> Tensor:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+        return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key is repeated")
+    return value

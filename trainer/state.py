@@ -1,0 +1,65 @@
+"""What a checkpoint holds of a job: all of it, to go on from (``TrainingState``), or the model, to score with."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from trainer.checkpoint import Reader
+from trainer.checkpoint.piece import Piece
+from trainer.optim.combined import CombinedOptimizer
+from trainer.pieces import model_pieces
+from trainer.reporting import Reporter
+
+PACKAGES = ("torch", "torchrec")
+
+
+class ModelState:
+    """Tables and dense layers, for scoring."""
+
+    def __init__(self, model: DistributedModelParallel) -> None:
+        self.pieces: Sequence[Piece] = model_pieces(model)
+
+    def snapshot(self) -> Sequence[Piece]:
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
+        """Nothing lies outside the pieces."""
+
+
+class TrainingState(ModelState):
+    """Model, optimizers, the metrics of the rows trained so far, and what else a resumed job needs to be the same.
+
+    Random numbers need no state: what a step draws depends on (seed, rank, step) alone (``trainer.loop``).
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        reporter: Reporter,
+        plan_rows: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.optimizer, self.reporter, self.plan_rows = optimizer, reporter, plan_rows
+        self.pieces = [*model_pieces(model), *optimizer.pieces()]
+
+    def snapshot(self) -> Sequence[Piece]:
+        return self.reporter.snapshot()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "optimizer_steps": self.optimizer.steps,
+            "metrics": self.reporter.facts(),
+            "plan": [
+                {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")} for row in self.plan_rows
+            ],
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+
+    def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
+        self.optimizer.restore(facts["optimizer_steps"])
+        self.reporter.restore(facts["metrics"], reader)
