@@ -24,7 +24,8 @@ from trainer.config import TrainConfig
 from trainer.models import load_model_class
 
 # Their keys are names of the user's own, so a new one is no mistake.
-MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options)$")
+SHORT = re.compile(r"^warm_start=")
+MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options|rename|optimizer)$")
 SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key", re.IGNORECASE)
 
 
@@ -95,7 +96,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config-name", default="train", help="the primary configuration (default: train)")
     parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
     options = parser.parse_args(list(argv))
-    return options, options.overrides
+    # A key cannot be both a value and a section: the path is what one means.
+    return options, [SHORT.sub("warm_start.path=", override) for override in options.overrides]
 
 
 def check_model(model: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_loaders.schema import Schema, one_of
+from trainer.warm_start.rules import WarmStartConfig
 
 TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam", "ftrl")
 DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd", "rmsprop", "adamax", "nadam", "radam", "adadelta")
@@ -254,6 +255,7 @@ class TrainConfig:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     device: str = "auto"
     precision: str = "auto"

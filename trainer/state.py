@@ -53,13 +53,15 @@ class TrainingState(ModelState):
     def facts(self) -> dict[str, Any]:
         return {
             "optimizer_steps": self.optimizer.steps,
+            "table_steps": self.optimizer.table_steps,
             "metrics": self.reporter.facts(),
             "plan": [
-                {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")} for row in self.plan_rows
+                {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")}
+                for row in self.plan_rows
             ],
             "versions": {name: version(name) for name in PACKAGES},
         }
 
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
-        self.optimizer.restore(facts["optimizer_steps"])
+        self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"])
         self.reporter.restore(facts["metrics"], reader)

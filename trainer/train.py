@@ -5,7 +5,9 @@ evaluate, say how it went.
 """
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +32,7 @@ from trainer.progress import Progress
 from trainer.reporting import Reporter, print_plan, print_summary
 from trainer.scoring import Evaluator, best_possible, evaluate
 from trainer.state import TrainingState
+from trainer.warm_start.start import warm_start
 
 
 @record
@@ -49,6 +52,8 @@ def start(argv: Sequence[str]) -> None:
     model = build.build_model(config.model, config.data.schema, config.seed)
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds) as ranks:
+        if config.warm_start.dry_run:
+            return dry_run(config, composed.tree, model, ranks)
         folder = Path(from_first(lambda: str(run_folder.choose(config.run, launch_id()))))
         with Folder(folder, ranks) as status:
             final = train(config, composed.tree, model, folder, ranks)
@@ -56,6 +61,17 @@ def start(argv: Sequence[str]) -> None:
                 run_folder.write_json(folder / "metrics.json", final)
                 status.update("finished", step=final["train"]["step"])
                 print_summary(final, folder)
+
+
+def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: Ranks) -> None:
+    """Tells what a warm start would take over, and leaves nothing behind."""
+    folder = Path(from_first(lambda: tempfile.mkdtemp(prefix="warm-start-")))
+    try:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        train(config, tree, model, folder, ranks)
+    finally:
+        if ranks.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Folder:
@@ -80,8 +96,10 @@ class Folder:
         self.status.update("running", world_size=self.ranks.world_size)
 
 
-def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: Path, ranks: Ranks) -> dict[str, Any]:
-    """Builds and trains; returns what ``metrics.json`` holds."""
+def train(
+    config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: Path, ranks: Ranks
+) -> dict[str, Any] | None:
+    """Builds and trains; returns what ``metrics.json`` holds, None for a dry run."""
     data = config.data
     build.ensure_synthetic(data)
     job = job_identity(config, tree)
@@ -107,16 +125,24 @@ def train(config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: P
 
     ledger = Ledger(folder / "ledger", chosen.manifest, ranks.rank)
     reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
+    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows)
     checkpoints = Checkpoints(
         folder / "checkpoints",
         config.checkpoint,
-        TrainingState(built.task, built.optimizer, reporter, built.plan_rows),
+        state,
         job,
         ranks,
         texts={inputs.DATA: chosen.dumps(), "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)},
         before_commit=ledger.flush,
     )
     resume(saved, checkpoints, ledger.folder, recording=config.debug.ledger, ranks=ranks)
+    if saved is None and config.warm_start.path is not None:  # a run that goes on has its own state
+        begun = warm_start(config.warm_start, config, state.pieces, built.plan_rows, folder, ranks)
+        built.optimizer.restore(0, begun.table_steps)
+        if config.warm_start.dry_run:
+            batches.close()
+            reporter.close()
+            return None
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(folder / "config.yaml", tree)
     evaluator = Evaluator(

@@ -7,10 +7,16 @@ initial values depend on the seed alone. ``layout`` says which features the mode
 
 The training pipeline traces ``forward`` down to the tables: it calls them with attributes of the batch and leaves all
 else to the head, which it does not look into.
+
+``feature_axes(schema)`` says which part of a dense parameter belongs to which feature: ``{parameter: (axis, [(feature,
+width), …])}``, in the order along that axis. A warm start moves these parts by name when features are added or removed.
+A model that keeps modules by position for features names those features in ``feature_modules(schema)``.
 """
 
 import importlib
 import re
+
+FeatureAxes = dict[str, tuple[int, list[tuple[str, int]]]]
 
 
 def load_model_class(name: str) -> type:

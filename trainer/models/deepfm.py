@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models import FeatureAxes
 from trainer.modules import MLP, DenseFields, FactorizationMachine, Head, check_units
 
 
@@ -45,6 +46,16 @@ class DeepFM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         pooled = self.embedding_bags(batch.sparse)
         return self.head(batch.dense, pooled)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        keys = schema.layout().pooled
+        dim = common_dim(schema, list(keys))
+        axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [(key, dim) for key in (*keys, *schema.dense)])}
+        if schema.dense:
+            numbers = [(name, 1) for name in schema.dense]
+            axes |= {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")}
+        return axes
 
 
 def common_dim(schema: Schema, features: list[str]) -> int:

@@ -16,6 +16,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags, build_embeddings, embedding_configs
+from trainer.models import FeatureAxes
 from trainer.modules import MLP, Head, Segments, TargetAttention, check_units, segment_mean, segment_sum
 
 
@@ -54,6 +55,24 @@ class DIN(nn.Module):
         pooled = self.embedding_bags(batch.sparse) if self.embedding_bags is not None else None
         jagged = [collection(batch.sequence) for collection in self.embeddings.values()]
         return self.head(batch.dense, pooled, jagged, batch.weights)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        layout, groups = schema.layout(attention=True), list(schema.histories.values())
+        width = {key: schema.dim(schema.features[key].table) for key in (*layout.pooled, *layout.unpooled)}
+        members = [key for group in groups for key in group]
+        others = [key for key in (*layout.pooled, *layout.unpooled) if key not in members]
+        inputs = [*((name, 1) for name in schema.dense), *((key, width[key]) for key in (*others, *members))]
+        attended = {
+            f"{prefix}.first.weight": (1, 4 * [(key, width[key]) for key in group])  # q, k, q - k, q * k
+            for prefix, group in DIN.feature_modules(schema).items()
+        }
+        return {"head.deep.layers.0.weight": (1, inputs), **attended}
+
+    @staticmethod
+    def feature_modules(schema: Schema) -> dict[str, tuple[str, ...]]:
+        """The features of each module that belongs to a history, by the module's name."""
+        return {f"head.attentions.{index}": group for index, group in enumerate(schema.histories.values())}
 
 
 class DINHead(Head):

@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models import FeatureAxes
 from trainer.modules import MLP, Head, check_units
 
 
@@ -45,6 +46,11 @@ class WideDeep(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         pooled = self.embedding_bags(batch.sparse)
         return self.head(batch.dense, pooled)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        embedded = [(key, schema.dim(schema.features[key].table)) for key in schema.layout().pooled]
+        return {"head.deep.layers.0.weight": (1, [*((name, 1) for name in schema.dense), *embedded])}
 
 
 class WideDeepHead(Head):

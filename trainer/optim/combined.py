@@ -41,7 +41,7 @@ class CombinedOptimizer:
         self, model: DistributedModelParallel, plan: ShardingPlan, optim: OptimConfig, *, total_steps: int
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
-        self.steps = 0
+        self.steps = self.table_steps = 0
         self._model, self._plan, self._optim = model, plan, optim
         self._tables, self._table_parameters = data_parallel_table_optimizers(model, plan, optim)
         for optimizer in self._tables:
@@ -96,15 +96,15 @@ class CombinedOptimizer:
                 fused += _fused_pieces(table, kind, part_widths(table, self._plan), shards.get(table.name, []))
         return in_order([*fused, *written_once(replicated)])
 
-    def restore(self, steps: int) -> None:
-        """Goes on as after ``steps`` steps: the schedule, and what the tables' optimizers derive from their number. The
-        rest of the state is in ``pieces``."""
-        self.steps = steps
-        set_fused_steps(self._model, steps)
+    def restore(self, steps: int, table_steps: int = 0) -> None:
+        """Goes on as after ``steps`` steps: the schedule, and what the tables' optimizers derive from their number, in
+        which the ``table_steps`` of earlier runs count, too. The rest of the state is in ``pieces``."""
+        self.steps, self.table_steps = steps, table_steps
+        set_fused_steps(self._model, table_steps + steps)
         for optimizer in self._tables:
             for state in optimizer.state.values():
                 if "step" in state:  # of each parameter, equal to ours
-                    state["step"].fill_(steps)
+                    state["step"].fill_(table_steps + steps)
 
     def _ordinary(self) -> list[torch.optim.Optimizer]:
         return [*self._tables, *([self._dense] if self._dense is not None else [])]

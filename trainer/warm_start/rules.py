@@ -1,0 +1,91 @@
+"""What a user says about differences between the old run and the new one: patterns on canonical names.
+
+A name is ``tables/<table>``, ``dense/<parameter or buffer>`` or ``features/<feature or cross>``; a pattern may hold ``*``,
+``?`` and ``[…]``. A feature's name stands for its columns in the dense layers, its linear weights (``wide_<feature>``) and
+a table that no other feature reads.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+KINDS = ("tables/", "dense/", "features/")
+LISTS = ("skip", "require", "drop", "grow")
+MAPS = ("rename", "optimizer")
+
+
+@dataclass
+class WarmStartConfig:
+    """``path``: a checkpoint, or the folder of a run (its newest). ``dry_run``: report and stop. ``prepared``: the old
+    run's folder of vocabularies, where it is no longer its ``data.prepared``.
+
+    ``rename``: old name -> new name. ``skip``: new ones that keep their initial values. ``require``: new ones that must
+    come from the old run. ``drop``: old ones that may be lost. ``grow``: tables whose ids have not moved though no
+    vocabulary shows it. ``optimizer``: pattern on tables and dense parameters -> ``keep`` (as without a rule), ``reset``
+    or ``decay=<factor>`` (AdaGrad's sums and Adam's moments times it); the first that matches counts.
+    """
+
+    path: str | None = None
+    dry_run: bool = False
+    prepared: str | None = None
+    rename: dict[str, str] = field(default_factory=dict)
+    skip: list[str] = field(default_factory=list)
+    require: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
+    grow: list[str] = field(default_factory=list)
+    optimizer: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is None and (
+            self.dry_run or self.prepared or any(getattr(self, name) for name in (*LISTS, *MAPS))
+        ):
+            raise ValueError(
+                "warm_start has rules but no path: give warm_start.path, a checkpoint or the folder of a run"
+            )
+        for name in LISTS:
+            for pattern in getattr(self, name):
+                _check_name(pattern, f"warm_start.{name}")
+        for pattern, text in self.optimizer.items():
+            _check_name(pattern, "warm_start.optimizer")
+            state_factor(text, f"warm_start.optimizer.{pattern}")
+        self._check_renames()
+
+    def factor(self, name: str) -> float | None:
+        """What the optimizer state of ``name`` is multiplied by; None: it is left as a new run has it."""
+        for pattern, text in self.optimizer.items():
+            if fnmatchcase(name, pattern):
+                return state_factor(text, pattern)
+        return 1.0
+
+    def _check_renames(self) -> None:
+        for old, new in self.rename.items():
+            for name in (old, new):
+                _check_name(name, "warm_start.rename")
+            if old.partition("/")[0] != new.partition("/")[0]:
+                raise ValueError(f"warm_start.rename: '{old}' cannot become '{new}': both must be of one kind")
+        if len(set(self.rename.values())) < len(self.rename):
+            raise ValueError(f"warm_start.rename: two old names become one new one ({self.rename}): choose one of them")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def state_factor(text: str, where: str) -> float | None:
+    """``keep`` -> 1, ``reset`` -> None, ``decay=0.5`` -> 0.5. Raises ``ValueError``."""
+    if text in ("keep", "reset"):
+        return 1.0 if text == "keep" else None
+    word, _, number = text.partition("=")
+    try:
+        factor = float(number) if word == "decay" else math.nan
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor <= 1:
+        raise ValueError(f"{where} is {text!r}: give keep, reset, or decay=<factor above 0, at most 1>")
+    return factor
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name.startswith((*KINDS, "*")):
+        raise ValueError(f"{where}: {name!r} is no name: it begins with {', '.join(KINDS)} or *")

@@ -1,0 +1,117 @@
+"""What there is on either side of a warm start: schema, tensors by name, and which part of them belongs to which feature.
+
+The old side is what a checkpoint says of itself, the new one what the new run has built. Neither needs other ranks.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from data_loaders.schema import Cross, Feature, Schema, Table
+from trainer.checkpoint.format import Reader
+from trainer.embeddings import is_wide_table, wide_table
+from trainer.models import FeatureAxes
+from trainer.pieces import Piece
+
+PREFIX = "model."  # of the model's own names in the task's
+
+
+@dataclass(frozen=True)
+class Spec:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    widths: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """``tables``: {table: {weight or state: …}}, ``dense``: {parameter or buffer: …}, ``states``: {dense parameter: {state:
+    …}}, ``optimizers``: {table: name}. ``axes`` and ``modules`` are those of the model (``trainer.models``), by names in
+    ``dense``; None where it has none."""
+
+    schema: Schema
+    tables: dict[str, dict[str, Spec]]
+    dense: dict[str, Spec]
+    states: dict[str, dict[str, Spec]]
+    optimizers: Mapping[str, str]
+    axes: FeatureAxes | None
+    modules: dict[str, tuple[str, ...]]
+
+    @property
+    def features(self) -> list[str]:
+        """Features and crosses that the model uses."""
+        keys = [*self.schema.sparse, *self.schema.sequences]
+        embedded = [key for key in keys if self.schema.features[key].table in self.tables]
+        linear = [key for key in (*keys, *self.schema.crosses) if wide_table(key) in self.tables]
+        return list(dict.fromkeys((*self.schema.dense, *embedded, *linear)))
+
+    def readers(self, table: str) -> list[str]:
+        """The features that read a table; of a wide table the feature or cross it belongs to."""
+        if is_wide_table(table):
+            return [self._wide[table]] if table in self._wide else []
+        return [name for name, feature in self.schema.features.items() if feature.table == table]
+
+    def vocabulary(self, table: str) -> str:
+        """The table whose vocabulary gives the ids of ``table``: for a wide one that of its feature."""
+        (key, *_) = self.readers(table) or [None]
+        return self.schema.features[key].table if is_wide_table(table) and key in self.schema.features else table
+
+    def rows(self, table: str) -> int:
+        return self.tables[table]["weight"].shape[0]
+
+    @cached_property
+    def _wide(self) -> dict[str, str]:
+        return {wide_table(key): key for key in (*self.schema.sparse, *self.schema.sequences, *self.schema.crosses)}
+
+
+def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_class: type) -> Side:
+    """Of a checkpoint. ``model_name``, ``model_class`` are the new run's: of another model's layers it is not known which
+    columns belong to which feature. Raises ``ValueError`` for facts that are no schema and model."""
+    identity = facts.get("identity", {})
+    try:
+        schema, same = schema_of(identity["schema"]), identity["model"]["name"] == model_name
+        optimizers = {row["table"]: row["optimizer"] for row in facts.get("plan", [])}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"checkpoint {reader.path} does not say what its tensors mean ({error!r}): train the old run on with this "
+            "version of the program and start from its next checkpoint"
+        ) from None
+    specs = {name: Spec(reader.shape(name), reader.dtype(name), reader.widths(name)) for name in reader.names}
+    return _side(schema, specs, optimizers, model_class if same else None)
+
+
+def new_side(
+    pieces: Sequence[Piece], schema: Schema, plan_rows: Iterable[Mapping[str, Any]], model_class: type
+) -> Side:
+    specs = {piece.name: Spec(piece.shape, piece.tensor.dtype, piece.widths) for piece in pieces}
+    return _side(schema, specs, {row["table"]: row["optimizer"] for row in plan_rows}, model_class)
+
+
+def schema_of(plain: Mapping[str, Any]) -> Schema:
+    """A schema from JSON. Raises ``TypeError`` for unknown keys, ``ValueError`` where it contradicts itself."""
+    kinds = {"tables": Table, "features": Feature, "crosses": Cross}
+    parts = {key: {name: kind(**spec) for name, spec in plain[key].items()} for key, kind in kinds.items()}
+    return Schema(**{**plain, **parts})
+
+
+def _side(schema: Schema, specs: Mapping[str, Spec], optimizers: Mapping[str, str], model_class: type | None) -> Side:
+    tables: dict[str, dict[str, Spec]] = {}
+    states: dict[str, dict[str, Spec]] = {}
+    dense: dict[str, Spec] = {}
+    for name, spec in specs.items():
+        kind, _, rest = name.partition("/")
+        owner, _, state = rest.rpartition("/")
+        if kind == "dense":
+            dense[rest] = spec
+        elif kind in ("tables", "optimizer"):  # metrics and the like are no part of a model
+            (tables if kind == "tables" else states).setdefault(owner, {})[state] = spec
+    axes = model_class.feature_axes(schema) if hasattr(model_class, "feature_axes") else None
+    modules = model_class.feature_modules(schema) if hasattr(model_class, "feature_modules") else {}
+    return Side(schema, tables, dense, states, optimizers, _prefixed(axes), _prefixed(modules))
+
+
+def _prefixed(named: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if named is None else {PREFIX + name: value for name, value in named.items()}

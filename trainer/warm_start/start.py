@@ -1,0 +1,96 @@
+"""From ``warm_start.path`` to a model that goes on from it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.checkpoint import committed, read_facts, read_text, verify
+from trainer.checkpoint.format import MANIFEST, Reader
+from trainer.config import TrainConfig
+from trainer.distributed import Ranks, from_first
+from trainer.models import load_model_class
+from trainer.pieces import Piece
+from trainer.run_folder import write_json
+from trainer.warm_start.plan import make_plan
+from trainer.warm_start.report import make_report
+from trainer.warm_start.rules import WarmStartConfig
+from trainer.warm_start.sides import new_side, old_side
+from trainer.warm_start.vocabularies import Vocabularies
+
+REPORT = "warm_start.json"
+CONFIG = "config.yaml"  # among the texts of a checkpoint
+
+
+@dataclass(frozen=True)
+class Begun:
+    """``table_steps``: the steps that the tables' optimizers have made already (Adam's bias correction counts them); 0
+    where none of their state is kept."""
+
+    report: dict[str, Any]
+    table_steps: int
+
+
+def warm_start(
+    rules: WarmStartConfig,
+    config: TrainConfig,
+    pieces: Sequence[Piece],
+    plan_rows: Iterable[Mapping[str, Any]],
+    folder: Path,
+    ranks: Ranks,
+) -> Begun:
+    """Tells what comes from the old run and, unless this is a dry run, writes it into ``pieces`` (of an initialised model
+    and its optimizers) and the report into ``folder``. All ranks call it together.
+
+    Raises ``ValueError`` on every rank where the checkpoint is damaged or a difference is explained by no rule, before
+    anything is written.
+    """
+    path = Path(from_first(lambda: str(whole_checkpoint(rules.path))))
+    facts, reader = read_facts(path), Reader(path)
+    name = config.model["name"]
+    model_class = load_model_class(name)
+    old = old_side(reader, facts, name, model_class)
+    new = new_side(pieces, config.data.schema, plan_rows, model_class)
+    plan = make_plan(rules, old, new, vocabularies_of(rules, path, config.data.prepared))
+    steps = int(facts["optimizer_steps"]) + int(facts.get("table_steps", 0))
+    report = make_report(plan, str(path), steps)
+    if ranks.is_first:
+        report.print()
+    if not rules.dry_run:
+        plan.apply(pieces, reader, config.optim.wide)
+        if ranks.is_first:
+            write_json(folder / REPORT, report.to_dict())
+    return Begun(report.to_dict(), steps if plan.keeps_table_state else 0)
+
+
+def whole_checkpoint(path: str) -> Path:
+    """The checkpoint at ``path``, or the newest of the run that ``path`` is the folder of, its bytes verified. Raises
+    ``ValueError`` where there is none or it is damaged."""
+    found = Path(path)
+    if not (found / MANIFEST).is_file():
+        saved = committed(found / "checkpoints")
+        if not saved:
+            raise ValueError(
+                f"warm_start.path={path} is neither a checkpoint nor the folder of a run that has saved one: correct the path"
+            )
+        found = saved[0]
+    problem = verify(found)
+    if problem:
+        raise ValueError(f"warm_start.path={found}: {problem}; name another checkpoint")
+    return found
+
+
+def vocabularies_of(rules: WarmStartConfig, path: Path, prepared: str | None) -> Vocabularies:
+    """``prepared`` is the new run's folder; the old run's is told by ``warm_start.prepared`` or the checkpoint's own
+    configuration. Raises ``ValueError`` for a folder that is not there."""
+    old = rules.prepared
+    if old is None:
+        recorded = yaml.safe_load(read_text(path, CONFIG))
+        old = recorded.get("data", {}).get("prepared")
+    folders = {"warm_start.prepared": old, "data.prepared": prepared}
+    for key, folder in folders.items():
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"{key}={folder} (the vocabularies of a run) is no folder: correct it")
+    return Vocabularies(*(None if folder is None else Path(folder) for folder in folders.values()))
