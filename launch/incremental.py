@@ -1,0 +1,293 @@
+"""Day after day: `python -m launch.incremental output=DIR data.days=… [recipe=NAME] [evict=N] [options] key=value …`.
+
+Each day goes on from the model of the day before: what is new is scored before it is trained (progressive validation),
+then trained, then kept. One run folder a day, ``output/runs/<day>``; with ``recipe=`` the days are raw logs, which are
+prepared first, each extending the vocabularies of the day before (``output/data/<day>``). A table by day ends it, also in
+``output/report.json``.
+
+The same command again leaves finished days alone and goes on where it was; with more days it goes on with those.
+"""
+
+import argparse
+import fcntl
+import glob
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WIDTH = 120  # of a table that is not written to a terminal
+OWN = ("output", "data.days", "recipe", "evict")
+# A recipe's own split is for a single data set; here each day is trained whole, and scored before.
+NO_SPLIT = tuple(f"split.{rule}=null" for rule in ("time", "hash", "last", "column"))
+
+
+@dataclass(frozen=True)
+class Day:
+    """``path``: a file or folder, as ``data.train`` (relative to ``data.root``) or ``input=`` takes it."""
+
+    name: str
+    path: str
+
+
+@dataclass
+class Plan:
+    """What the command line says. ``overrides`` are the trainer's, ``prepare`` those of ``data_loaders.prepare``."""
+
+    output: Path
+    days: list[Day]
+    recipe: str | None
+    evict: str | None
+    nproc_per_node: str
+    max_restarts: str
+    overrides: list[str] = field(default_factory=list)
+    prepare: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when the command is given again."""
+        return {"recipe": self.recipe, "evict": self.evict, "overrides": self.overrides, "prepare": self.prepare}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        plan = parse(sys.argv[1:] if argv is None else argv)
+        with locked(plan.output):
+            check_settings(plan)
+            return run(plan)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Sequence[str]) -> Plan:
+    """Raises ``ValueError`` for what is missing, and for days that are not there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.incremental",
+        usage="%(prog)s output=DIR data.days=PATTERN [recipe=NAME] [options] key=value …",
+        description="Trains day after day, each warm-started from the day before.",
+        epilog="output=DIR: the folder of all days' runs. data.days=PATTERN: the days, in order of their names: a glob under "
+        "data.root, or [a,b,c]. recipe=NAME: the days are raw logs, prepared first (prepare.KEY=VALUE: its settings; "
+        "evict=N: ids unseen for N days lose their rows). All else goes to launch.run: --config-dir, model=, data= …",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--nproc-per-node", default="auto", help="as launch.run takes it")
+    parser.add_argument("--max-restarts", default="0", help="as launch.run takes it")
+    options, rest = parser.parse_known_args(list(argv))
+    own = {key: value for key, equals, value in (argument.partition("=") for argument in rest) if equals and key in OWN}
+    for key in ("output", "data.days"):
+        if not own.get(key):
+            raise ValueError(f"{key}= is missing: {'the folder to make' if key == 'output' else 'which days to train'}")
+    if own.get("evict") and not own.get("recipe"):
+        raise ValueError("evict= needs recipe=: ids are taken from vocabularies that are prepared day by day")
+    others = [argument for argument in rest if argument.partition("=")[0] not in OWN]
+    prepare = [argument.removeprefix("prepare.") for argument in others if argument.startswith("prepare.")]
+    overrides = [argument for argument in others if not argument.startswith("prepare.")]
+    root = next((value for key, _, value in map(_halves, reversed(overrides)) if key == "data.root"), ".")
+    days = find_days(own["data.days"], root)
+    plan = (Path(own["output"]).absolute(), days, own.get("recipe"), own.get("evict"))
+    return Plan(*plan, options.nproc_per_node, options.max_restarts, overrides, prepare)
+
+
+def find_days(text: str, root: str) -> list[Day]:
+    """In the order given (a list), or of names (a glob). Raises ``ValueError`` for none, and for two of one name."""
+    if text.startswith("["):
+        paths = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    else:
+        paths = sorted(glob.glob(text, root_dir=root))
+    days = [Day(Path(path).name.partition(".")[0], path) for path in paths]
+    if not days:
+        raise ValueError(f"data.days={text} names nothing under {root}: give a glob, such as 'day-*', or a list, [a,b]")
+    names = [day.name for day in days]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"data.days: two days are called {repeated[0]}: a day is known by its file's or folder's name")
+    return days
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Raises ``ValueError`` while another process works in the folder, or where it cannot be made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        handle = open(output / "INCREMENTAL.lock", "a")  # noqa: SIM115 - held as long as the block lasts
+    except OSError as error:
+        raise ValueError(f"output={output} cannot be made ({error.strerror}): choose a writable place") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output={output} is in use by another process: wait for it, or choose another") from None
+        yield
+
+
+def check_settings(plan: Plan) -> None:
+    """Raises ``ValueError`` where the folder's days were trained with other settings."""
+    path = plan.output / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [key for key, value in plan.settings.items() if before.get(key) != value]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"output={plan.output} was begun with other settings ({key} was {before.get(key)}, is "
+                f"{plan.settings[key]}): restore them, or choose another output"
+            )
+    else:
+        _write_json(path, plan.settings)
+
+
+def run(plan: Plan) -> int:
+    """Returns the exit code of the first step that fails, which the same command tries again."""
+    rows: list[dict[str, Any]] = []
+    previous: Day | None = None
+    for day in plan.days:
+        if not finished(plan, day):
+            code = train_day(plan, day, previous)
+            if code:
+                print(f"day {day.name} failed: the same command goes on with it", file=sys.stderr)
+                return code
+        rows.append(facts_of(plan, day))
+        _write_json(plan.output / "report.json", rows)
+        previous = day
+    print_report(rows)
+    return 0
+
+
+def finished(plan: Plan, day: Day) -> bool:
+    folder = run_folder(plan, day)
+    try:
+        return json.loads((folder / "status.json").read_text())["state"] == "finished"
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
+    """Prepares (raw days), then scores, trains and keeps. Whatever was begun goes on."""
+    started = time.monotonic()
+    arguments = [*plan.overrides, f"run.dir={_quoted(run_folder(plan, day))}"]
+    if plan.recipe:
+        code = prepare_day(plan, day, previous)
+        if code:
+            return code
+        folder = data_folder(plan, day)
+        name = next(folder.glob("data/*.yaml")).stem
+        arguments = ["--config-dir", str(folder), f"data={name}", *_without_root(arguments)]
+    else:
+        arguments.append(f"data.train=[{_quoted(day.path)}]")
+    arguments += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
+    if previous is not None:
+        arguments.append(f"warm_start.path={_quoted(run_folder(plan, previous))}")
+    command = ["launch.run", "--nproc-per-node", plan.nproc_per_node, "--max-restarts", plan.max_restarts, *arguments]
+    print(f"day {day.name}: training", file=sys.stderr)
+    code = _call(command)
+    if not code:
+        path = run_folder(plan, day) / "day.json"
+        _write_json(path, {"day": day.name, "seconds": round(time.monotonic() - started, 2)})
+    return code
+
+
+def prepare_day(plan: Plan, day: Day, previous: Day | None) -> int:
+    """Makes ``output/data/<day>`` unless it is there, whole."""
+    folder = data_folder(plan, day)
+    if (folder / "report.json").exists():
+        return 0
+    print(f"day {day.name}: preparing", file=sys.stderr)
+    arguments = [f"recipe={plan.recipe}", f"input={_input(plan, day)}", f"output={folder}", *NO_SPLIT, *plan.prepare]
+    if previous is not None:
+        arguments.append(f"extend={data_folder(plan, previous)}")
+        if plan.evict:
+            arguments.append(f"evict={plan.evict}")
+    return _call(["data_loaders.prepare", *arguments])
+
+
+def facts_of(plan: Plan, day: Day) -> dict[str, Any]:
+    """A day's row of the report."""
+    folder = run_folder(plan, day)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    before, train = metrics.get("before", {}), metrics["train"]
+    took = folder / "day.json"
+    row = {
+        "day": day.name,
+        "rows": before.get("rows"),
+        **{f"before_{name}": before.get(name) for name in ("auc", "logloss", "ne", "calibration")},
+        "trained_rows": train["rows_trained"],
+        "seconds": json.loads(took.read_text())["seconds"] if took.exists() else None,
+    }
+    if plan.recipe:
+        reports = json.loads((data_folder(plan, day) / "report.json").read_text())["vocabularies"].values()
+        row["ids"] = {key: sum(r.get(key, 0) for r in reports) for key in ("values", "added", "aged", "evicted")}
+    return row
+
+
+def print_report(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Day by day: each day's rows scored by the model of the days before", title_justify="left")
+    names = ("day", "rows", "AUC before", "log loss before", "NE", "calibration", "seconds")
+    for name in names:
+        table.add_column(name, justify="left" if name == "day" else "right")
+    has_ids = any("ids" in row for row in rows)
+    if has_ids:
+        table.add_column("ids added", justify="right")
+        table.add_column("evicted", justify="right")
+    for row in rows:
+        numbers = [row["before_auc"], row["before_logloss"], row["before_ne"], row["before_calibration"]]
+        cells = [row["day"], f"{row['rows']:,}", *("–" if n is None else f"{n:.4f}" for n in numbers)]
+        cells.append("–" if row["seconds"] is None else f"{row['seconds']:.0f}")
+        if has_ids:
+            cells += [f"{row['ids'][key]:,}" for key in ("added", "evicted")]
+        table.add_row(*cells)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+
+
+def run_folder(plan: Plan, day: Day) -> Path:
+    return plan.output / "runs" / day.name
+
+
+def data_folder(plan: Plan, day: Day) -> Path:
+    return plan.output / "data" / day.name
+
+
+def _input(plan: Plan, day: Day) -> str:
+    root = next((value for key, _, value in map(_halves, reversed(plan.overrides)) if key == "data.root"), ".")
+    return os.path.join(root, day.path)
+
+
+def _without_root(arguments: Sequence[str]) -> list[str]:
+    """Prepared days lie where they were written, not where the raw logs are."""
+    return [argument for argument in arguments if not argument.startswith("data.root=")]
+
+
+def _call(command: Sequence[str]) -> int:
+    return subprocess.run([sys.executable, "-m", *command], check=False).returncode
+
+
+def _halves(argument: str) -> tuple[str, str, str]:
+    return argument.partition("=")
+
+
+def _quoted(value: str | Path) -> str:
+    """For Hydra, whatever characters are in it."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
