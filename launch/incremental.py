@@ -153,9 +153,9 @@ def run(plan: Plan) -> int:
     for day in plan.days:
         if not finished(plan, day):
             code = train_day(plan, day, previous)
-            if code:
-                print(f"day {day.name} failed: the same command goes on with it", file=sys.stderr)
-                return code
+            if code or not finished(plan, day):  # a run that was asked to stop ends well, but is not at its end
+                print(f"day {day.name} has not finished: the same command goes on with it", file=sys.stderr)
+                return code or 1
         rows.append(facts_of(plan, day))
         _write_json(plan.output / "report.json", rows)
         previous = day

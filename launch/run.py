@@ -3,8 +3,11 @@
 What torchrun does on one node, made pleasant: the configuration is composed and checked here first, once, in a second;
 the workers write straight to this terminal; a failure ends in one line that says which rank, why, and what to do.
 
-Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 130 and 143 after SIGINT and
-SIGTERM; 1 for all else.
+SIGTERM, SIGINT and SIGUSR1 are passed on to the workers, which save and end; what has not ended after `--grace` seconds is
+killed. A second one tells them to end without saving.
+
+Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 130, 143 and 138 after SIGINT,
+SIGTERM and SIGUSR1; 1 for all else.
 """
 
 import argparse
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2
 CPU_RANKS = 2
+GRACE_SECONDS = 30  # as torchrun has it
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 # Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 REMEDIES = {
@@ -39,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.max_restarts < 0:
             raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
+        if options.grace < 0:
+            raise ValueError(f"--grace is {options.grace}: give a number of seconds from 0")
         if "--print-config" in overrides:
             os.execv(sys.executable, [sys.executable, "-m", options.module, *overrides])
         device, check_world_size = check_config(options.module, overrides)
@@ -51,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     on_gpu = device != "cpu" and count_gpus() > 0
     os.environ.update(worker_environment(os.environ, num_ranks, on_gpu, num_cores()))
-    return run(options.module, overrides, num_ranks, options.max_restarts)
+    return run(options.module, overrides, num_ranks, options.max_restarts, options.grace)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -66,6 +73,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--nproc-per-node", default="auto", help="ranks; auto (default): one a GPU, two on a CPU")
     parser.add_argument("--module", default="trainer.train", help="what every rank runs (default: trainer.train)")
     parser.add_argument("--max-restarts", type=int, default=0, help="new starts after a crash (default: 0)")
+    parser.add_argument(
+        "--grace",
+        type=int,
+        default=GRACE_SECONDS,
+        help=f"seconds that workers have to save and end when asked to stop, then they are killed (default: {GRACE_SECONDS})",
+    )
     return parser.parse_known_args(list(argv))
 
 
@@ -114,7 +127,7 @@ def worker_environment(environment: Mapping[str, str], num_ranks: int, on_gpu: b
     return {name: value for name, value in wanted.items() if name not in environment}
 
 
-def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int) -> int:
+def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int, grace: int) -> int:
     """Runs ``module`` on ``num_ranks`` ranks, at most 1 + ``max_restarts`` times. Returns the exit code."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -124,7 +137,7 @@ def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int
     for attempt in range(1 + max_restarts):
         try:
             with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-                _run_once(module, arguments, num_ranks, run_id, attempt, folder)
+                _run_once(module, arguments, num_ranks, run_id, attempt, folder, grace)
             return 0
         except ChildFailedError as failed:
             rank, failure = root_cause(failed.failures)
@@ -142,7 +155,9 @@ def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int
     return 1
 
 
-def _run_once(module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, folder: str) -> None:
+def _run_once(
+    module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, folder: str, grace: int
+) -> None:
     """torchrun --standalone, signals passed on. Raises ``ChildFailedError`` and ``SignalException``."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -156,6 +171,8 @@ def _run_once(module: str, arguments: Sequence[str], num_ranks: int, run_id: str
         rdzv_endpoint="localhost:0",
         local_addr="localhost",  # MASTER_ADDR: this machine's own name need not resolve
         max_restarts=0,
+        shutdown_timeout=grace,
+        signals_to_handle=PASSED_ON,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     # Without -u: Python's stderr is line-buffered, so the lines of several ranks do not run into each other.
@@ -176,7 +193,7 @@ def root_cause(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessF
     first = min(failure.timestamp for failure in failures.values())
 
     def order(item: "tuple[int, ProcessFailure]") -> tuple[bool, int]:
-        kinds = {USER_ERROR: 0, -signal.SIGABRT: 3, -signal.SIGTERM: 4}
+        kinds = {USER_ERROR: 0, -signal.SIGABRT: 3, -signal.SIGTERM: 4, 128 + signal.SIGTERM: 4}
         code = item[1].exitcode
         return item[1].timestamp > first + 1, kinds.get(code, 1 if code < 0 else 2)
 
@@ -186,6 +203,8 @@ def root_cause(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessF
 def describe(rank: int, num_ranks: int, exitcode: int) -> str:
     """One line: which rank, how it ended, what to do."""
     where = f"rank {rank} of {num_ranks}"
+    if exitcode > 128:  # it ended itself when a signal asked it to
+        exitcode = 128 - exitcode
     if exitcode >= 0:
         return f"{where} failed with exit code {exitcode}: its message is above"
     try:

@@ -246,7 +246,9 @@ class TrainConfig:
     """The whole job. ``batch_size`` is global: rows of one step over all ranks. ``steps`` ends the run early, even
     within an epoch (and with it the decay of a learning rate). ``precision`` is that of the dense part (``auto``: bf16
     where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the newest whole checkpoint of
-    ``run.dir``; ``never`` refuses a folder that holds any."""
+    ``run.dir``; ``never`` refuses a folder that holds any. A job in which nothing moves for ``hang_timeout_seconds`` is
+    ended, and says which rank hangs (twelve times as long for a first step, an evaluation and a checkpoint);
+    ``timeout_seconds`` is the process group's own limit, for what the watchdog cannot see."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
@@ -265,14 +267,20 @@ class TrainConfig:
     batch_size: int = 4096
     log_every_steps: int = 50
     resume: str = "auto"
-    timeout_seconds: float = 300.0
+    timeout_seconds: float = 1800.0
+    hang_timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         one_of(self.device, DEVICES, "device")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.resume, RESUMES, "resume")
-        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds"):
+        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds", "hang_timeout_seconds"):
             positive(getattr(self, name), name)
+        if self.hang_timeout_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"hang_timeout_seconds is {self.hang_timeout_seconds}, and timeout_seconds {self.timeout_seconds}: give the "
+                "first one less, so that it is the watchdog that ends a hanging job and says who hangs"
+            )
         if self.steps is not None:
             positive(self.steps, "steps")
         if not self.data.schema.features:

@@ -76,7 +76,11 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Rank
         backend = "cpu:gloo,cuda:nccl"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        # torchrun keeps one store over all its restarts: without a prefix a rank may find where another one listened the
+        # last time, and wait there.
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(f"attempt-{launch_id()[1]}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     yield Ranks(rank, world_size, local_rank, local_world_size, device)

@@ -8,8 +8,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
+from trainer import faults
 from trainer.checkpoint.saving import Checkpoints
 from trainer.distributed import Ranks
+from trainer.guard import Guard
 from trainer.ledger import Ledger
 from trainer.progress import Progress
 from trainer.reporting import Reporter
@@ -24,27 +26,43 @@ def run(
     reporter: Reporter,
     checkpoints: Checkpoints,
     evaluator: Evaluator,
+    guard: Guard,
     before_step: Callable[[int], None],
     on_first_step: Callable[[], None],
 ) -> None:
-    """Trains until ``batches`` end. Every event keeps its own cadence.
+    """Trains until ``batches`` end, or until ``guard`` says that a rank was asked to stop: then all ranks return after the
+    same step, without saving or evaluating. Every event keeps its own cadence.
 
     ``before_step`` gets the number of steps made so far; ``on_first_step`` runs after the first step, when the pipeline
     has rewritten the model.
     """
+    incoming = _read(batches, progress.step + 1)
     while True:
+        guard.begin(progress.step + 1)
         before_step(progress.step)
         try:
-            outputs = pipeline.progress(batches)
+            outputs = pipeline.progress(incoming)
         except StopIteration:
+            guard.over(progress.step)
             return
         on_first_step()
         progress.advance(outputs.cursor)
         ledger.record(outputs.cursor, progress.step)
         reporter.update(outputs, progress)
         reporter.maybe_report(progress)
-        checkpoints.maybe_save(progress)
-        evaluator.maybe_evaluate(progress)
+        guard.end()
+        if guard.stop_requested:
+            return
+        with guard.watchdog.paused():
+            checkpoints.maybe_save(progress)
+            evaluator.maybe_evaluate(progress)
+
+
+def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:
+    """``batches``, that of ``first_step`` first."""
+    for step, batch in enumerate(batches, first_step):
+        faults.at("reader", step=step)
+        yield batch
 
 
 def seed_dropout(seed: int, ranks: Ranks, step: int) -> None:

@@ -1,22 +1,31 @@
 """The lifetime of a worker process: from command line to exit code, with one line for a person's mistake."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_loaders.storage import StorageError
 from trainer.compose import UserError
-from trainer.distributed import first_to_say, identity
+from trainer.distributed import first_to_say, identity, launch_id
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("trainer", "data_loaders"))
 PATIENCE_SECONDS = 5.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A scheduler may signal every process of a job, and torchrun's agent, signalled too, passes it on: one request, not two.
+ECHO_SECONDS = 1.0
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LAUNCHERS = (b"torch", b"launch")
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
@@ -25,6 +34,8 @@ def guarded(job: Callable[[], Any]) -> None:
     storage that keeps failing in one line and exit code 1, which a launcher may answer by starting again, and a bug in its
     traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for other ranks."""
     quiet_libraries()
+    if launch_id()[0]:
+        die_with_launcher()
     try:
         job()
         _leave(0)
@@ -37,9 +48,9 @@ def guarded(job: Callable[[], Any]) -> None:
         else:
             # The first rank that ends makes torchrun end the others: it must be the one that speaks.
             time.sleep(PATIENCE_SECONDS)
-        _leave(1 if isinstance(error, StorageError) else 2)
+        _leave(1 if is_retryable(error) else 2)
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST_PEER):
+        if not is_lost_peer(error):
             raise
         print(
             f"rank {identity()[0]}: lost contact with another rank; its own message says why",
@@ -68,8 +79,94 @@ def is_user_error(error: BaseException) -> bool:
     )
 
 
+def is_retryable(error: BaseException) -> bool:
+    """Whether another start may help, as far as the error shows: not where a person must mend something first."""
+    mistake = isinstance(error, (ValueError, OSError)) and is_user_error(error)
+    return isinstance(error, StorageError) or not mistake
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether this rank only met the end of another one."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER)
+
+
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 while entered: they end the process at once, with exit code 128 + n and after
+    ``before_exit(name)``; but within ``deferred()`` a first one only sets ``asked``, and a second one ends the process.
+
+    Python runs its signal handlers in the main thread, between two of its own instructions; a main thread that waits in a
+    collective does not come to that. So a thread listens, which Python's C handler wakes through a pipe.
+    """
+
+    def __init__(self, before_exit: Callable[[str], None] = lambda name: None) -> None:
+        self.asked = 0  # number of the first signal
+        self._before_exit = before_exit
+        self._deferred = False
+        self._asked_at = 0.0
+
+    def __enter__(self) -> "StopSignals":
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._old_end = signal.set_wakeup_fd(self._write_end)
+        self._old = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_end)
+        os.close(self._write_end)  # ends the thread
+        self._thread.join()
+        os.close(self._read_end)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While ``asked`` is looked at, and work can be saved."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def end_if_asked(self) -> None:
+        """Carries out a request that came too late for those who look at ``asked``."""
+        if self.asked:
+            self._end(self.asked)
+
+    def _listen(self) -> None:
+        while received := os.read(self._read_end, 1):
+            if received[0] in STOP_SIGNALS:
+                self._receive(received[0], time.monotonic())
+
+    def _receive(self, number: int, when: float) -> None:
+        if self.asked and when - self._asked_at < ECHO_SECONDS:
+            return
+        second, self.asked, self._asked_at = self.asked, number, when
+        if second or not self._deferred:
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        try:
+            self._before_exit(signal.Signals(number).name)
+        finally:
+            os._exit(128 + number)
+
+
+def die_with_launcher() -> None:
+    """Has the kernel kill this process when its launcher dies, by SIGKILL even, so that no orphan keeps the run folder and
+    a GPU. Ends it here where that has happened already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # An orphan's parent is process 1, which in a container may be the launcher itself.
+    if os.getppid() == 1 and not any(name in Path("/proc/1/cmdline").read_bytes() for name in LAUNCHERS):
+        _leave(1)
 
 
 def _claim(message: str) -> bool:

@@ -1,6 +1,7 @@
 """The folder of a run: one a run whatever the number of ranks, chosen, locked and written by rank 0.
 
-``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``, ``status.json``, ``checkpoints/``.
+``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``, ``status.json``, ``attempts.txt``, ``checkpoints/``; and
+``stacks/`` after a hang.
 """
 
 import datetime
@@ -81,7 +82,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Status:
-    """``status.json``: state (running, finished, failed), step, reason; for whoever watches from outside."""
+    """``status.json``: state (running, finished, failed, preempted), step, reason, whether another start may help
+    (``retryable``); for whoever watches from outside."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
         self.path = folder / "status.json"
@@ -90,6 +92,13 @@ class Status:
     def update(self, state: str, **facts: Any) -> None:
         self.facts.update(facts, state=state, updated=now())
         write_json(self.path, self.facts)
+
+    def end(self, state: str, *, hearsay: bool = False, **facts: Any) -> None:
+        """A ``failed`` or ``preempted``, told by any rank: added to what rank 0 wrote. ``hearsay``: this rank knows only that
+        another one ended; one that knows more is left its word."""
+        known = json.loads(self.path.read_text()) if self.path.exists() else self.facts
+        if not hearsay or known["state"] == "running":
+            write_json(self.path, {**known, **facts, "state": state, "updated": now()})
 
 
 def _fresh(parent: Path) -> Path:

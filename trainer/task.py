@@ -43,15 +43,32 @@ class WeightedLogLoss(nn.Module):
         return (losses * weights).sum() / normalizer.clamp(min=torch.finfo(torch.float32).tiny)
 
 
+class StepGuard(nn.Module):
+    """A look at each training step between forward and backward.
+
+    ``check(loss, logits, cursor)`` is put in from outside. What it raises ends the step before any table is touched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.check: Callable[[Tensor, Tensor, Cursor], None] | None = None
+
+    def forward(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
+        if self.training and self.check is not None:
+            self.check(loss.detach(), logits.detach(), cursor)
+
+
 class ClickTask(nn.Module):
-    """A model (``forward(batch) -> logits [B]``) and its loss."""
+    """A model (``forward(batch) -> logits [B]``), its loss, and what guards a step."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.loss = WeightedLogLoss()
+        self.guard = StepGuard()
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         logits = self.model(batch)  # [B]
         loss = self.loss(logits, batch.labels, batch.weights, batch.normalizer)
+        self.guard(loss, logits, batch.cursor)
         return loss, TaskOutput(loss.detach(), logits.detach(), batch.labels, batch.weights, batch.cursor)

@@ -6,6 +6,7 @@ evaluate, say how it went.
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,18 +22,21 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from data_loaders.manifest import Manifest
 from data_loaders.order import ORDER_VERSION
 from trainer import build, checkpoint, inputs, loop, run_folder, sharding
+from trainer.attempts import Attempts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, from_first, identity, launch_id, process_group
+from trainer.guard import Guard
 from trainer.inputs import Inputs, Saved
 from trainer.ledger import Ledger, cut
-from trainer.process import guarded
+from trainer.process import StopSignals, guarded, is_lost_peer, is_retryable, one_line
 from trainer.progress import Progress
 from trainer.reporting import Reporter, print_plan, print_summary
 from trainer.scoring import Evaluator, best_possible, evaluate
 from trainer.state import TrainingState
 from trainer.warm_start.start import warm_start
+from trainer.watchdog import Watchdog
 
 
 @record
@@ -55,11 +59,11 @@ def start(argv: Sequence[str]) -> None:
         if config.warm_start.dry_run:
             return dry_run(config, composed.tree, model, ranks)
         folder = Path(from_first(lambda: str(run_folder.choose(config.run, launch_id()))))
-        with Folder(folder, ranks) as status:
-            final = train(config, composed.tree, model, folder, ranks)
-            if ranks.is_first:
+        with Folder(folder, ranks) as opened:
+            final = train(config, composed.tree, model, opened, ranks)
+            if final is not None and ranks.is_first:
                 run_folder.write_json(folder / "metrics.json", final)
-                status.update("finished", step=final["train"]["step"])
+                opened.close("finished", step=final["train"]["step"])
                 print_summary(final, folder)
 
 
@@ -68,38 +72,69 @@ def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: 
     folder = Path(from_first(lambda: tempfile.mkdtemp(prefix="warm-start-")))
     try:
         (folder / "checkpoints").mkdir(exist_ok=True)
-        train(config, tree, model, folder, ranks)
+        train(config, tree, model, Folder(folder, ranks), ranks)
     finally:
         if ranks.is_first:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class Folder:
-    """Holds the run folder's lock and ``status.json`` for as long as the run lives."""
+    """Holds the run folder's lock, ``status.json`` and ``attempts.txt`` for as long as the run lives, and hears the signals
+    that ask it to stop."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+        self.path, self.ranks = folder, ranks
         self.status = run_folder.Status(folder, launch_id()[0])
+        self.attempts = Attempts(folder)
+        self.signals = StopSignals(
+            # Hearsay: torchrun stops a rank by SIGTERM, too, when another one failed.
+            lambda name: self._end("preempted", hearsay=True, reason=f"{name} while there was nothing to save")
+        )
         self._lock = None
         from_first(self._open)
 
-    def __enter__(self) -> run_folder.Status:
-        return self.status
+    def __enter__(self) -> "Folder":
+        self.signals.__enter__()
+        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is not None:
-            # Whichever rank meets the error knows the reason; the file is replaced whole.
-            self.status.update("failed", reason=" ".join(str(error).split())[:2000], rank=self.ranks.rank)
+            lost = is_lost_peer(error)
+            reason = "lost contact with another rank" if lost else one_line(error)[:2000]
+            facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
+            self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
+        else:
+            self.signals.__exit__()
+
+    def close(self, state: str, **facts: Any) -> None:
+        """Rank 0 says how the run ended."""
+        self.attempts.end(state)
+        self.status.update(state, **facts)
+
+    def hang(self, rank: int, step: int, message: str) -> None:
+        """The watchdog's verdict."""
+        self.status.end("failed", reason=message, rank=rank, step=step, retryable=True)
+
+    def _end(self, state: str, *, hearsay: bool = False, retryable: bool = True, **facts: Any) -> None:
+        self.attempts.end(state)
+        self.status.end(state, hearsay=hearsay, step=self.attempts.step, retryable=retryable, **facts)
 
     def _open(self) -> None:
-        self._lock = run_folder.lock(self.folder)
+        self._lock = run_folder.lock(self.path)
+        try:
+            self.attempts.begin()
+        except ValueError as error:
+            self.status.end("failed", reason=one_line(error), retryable=False)
+            raise
         self.status.update("running", world_size=self.ranks.world_size)
 
 
 def train(
-    config: TrainConfig, tree: dict[str, Any], model: nn.Module, folder: Path, ranks: Ranks
+    config: TrainConfig, tree: dict[str, Any], model: nn.Module, opened: Folder, ranks: Ranks
 ) -> dict[str, Any] | None:
-    """Builds and trains; returns what ``metrics.json`` holds, None for a dry run."""
+    """Builds and trains; returns what ``metrics.json`` holds; None for a dry run, and where it was asked to stop and has
+    saved."""
+    folder = opened.path
     data = config.data
     build.ensure_synthetic(data)
     job = job_identity(config, tree)
@@ -152,12 +187,22 @@ def train(
     before = score_before(config, built, model.layout, chosen.manifest, folder, progress, reporter, ranks)
     seed = partial(loop.seed_dropout, config.seed, ranks)
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
-    try:
-        loop.run(built.pipeline, batches, progress, ledger, reporter, checkpoints, evaluator, seed, check)
-    finally:
-        batches.close()
-        reporter.close()
-    checkpoints.save(progress)
+    with Watchdog(folder, ranks, config.hang_timeout_seconds, opened.hang) as watchdog, opened.signals.deferred():
+        guard = Guard(ranks, lambda: opened.signals.asked, watchdog, opened.attempts, chosen.manifest)
+        guard.attach(built.task)
+        try:
+            loop.run(built.pipeline, batches, progress, ledger, reporter, checkpoints, evaluator, guard, seed, check)
+        finally:
+            batches.close()
+            reporter.close()
+        with watchdog.paused():
+            checkpoints.save(progress)
+    if guard.stop_requested:
+        if ranks.is_first:
+            reason = signal.Signals(guard.stop_signal).name
+            opened.close("preempted", step=progress.step, retryable=True, reason=reason)
+        return None
+    opened.signals.end_if_asked()
     final = final_metrics(config, built, reporter, evaluator, progress, held_out, ranks)
     return final | ({"before": before} if before else {})
 

@@ -37,7 +37,8 @@ if mode == "graceful":
     def stop(*_):
         say(f"rank {rank} saved")
         sys.exit(0)
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
 say("ready")
 if mode in ("stubborn", "graceful", "bug") or mode == "killed-once" and attempt == 0:
     time.sleep(100)
@@ -98,10 +99,10 @@ def test_a_killed_rank_is_named_with_a_remedy_and_started_again_if_asked(environ
     assert len({line[6] for line in lines}) == 1, "one run id over all attempts, so that a worker finds its run folder"
 
 
-def start_and_wait(environment, mode):
+def start_and_wait(environment, *arguments):
     """A running launcher with two workers that are ready, and the workers."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command("--nproc-per-node", "2", mode), env=environment, text=True, **pipes)
+    process = subprocess.Popen(command("--nproc-per-node", "2", *arguments), env=environment, text=True, **pipes)
     ready = 0
     while ready < 2:
         line = process.stdout.readline()
@@ -110,14 +111,24 @@ def start_and_wait(environment, mode):
     return process, psutil.Process(process.pid).children()
 
 
-def test_a_signal_reaches_every_worker(environment):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_worker(environment, number):
     process, workers = start_and_wait(environment, "graceful")
     assert len(workers) == 2
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert sorted(output.splitlines()) == ["rank 0 saved", "rank 1 saved"]
-    assert errors == "launch: stopped by SIGTERM\n"
+    assert errors == f"launch: stopped by {number.name}\n"
+
+
+def test_workers_that_do_not_end_within_their_grace_are_killed(environment):
+    process, workers = start_and_wait(environment, "--grace", "1", "stubborn")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 128 + signal.SIGTERM
+    gone, alive = psutil.wait_procs(workers, timeout=1)
+    assert not alive
+    process.communicate()
 
 
 def test_an_impatient_user_leaves_no_worker_behind(environment):
@@ -170,6 +181,13 @@ def test_options_of_ours_and_of_the_worker_mix():
     assert rest == ["model=din", "--config-dir", "mine", "~experiment", "+x=1"]
 
 
+def test_a_worker_that_a_signal_asked_to_end():
+    assert (
+        launcher.describe(1, 2, 143)
+        == "rank 1 of 2 was killed by SIGTERM: someone asked it to stop: the scheduler, or kill"
+    )
+
+
 def failures(*codes):
     """{rank: failure}; a code may come with its time, 100 by default."""
     pairs = [code if isinstance(code, tuple) else (code, 100) for code in codes]
@@ -186,6 +204,7 @@ def failures(*codes):
         ((1, 2), 1),  # the mistake is explained
         ((1, (-9, 130)), 0),  # hung, and killed by the agent 30 s later
         ((-6, -15), 0),
+        ((143, 1), 1),  # as SIGTERM, which it made an exit code of
     ],
 )
 def test_root_cause(codes, rank):

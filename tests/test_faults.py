@@ -1,0 +1,235 @@
+"""Faults in whole jobs, as torchrun starts them: what is killed, stopped or hung ends in time, says why in ``status.json``,
+and goes on bit by bit. (Failure matrix, rows R1, R5, R6, R9, R21, R23, R29 and R33.)
+
+3000 rows in batches of 240 are 13 steps; checkpoints after steps 4, 8, 12 and 13.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests import tiny
+from trainer import attempts
+from trainer.checkpoint import Reader, newest, verify
+
+LAST = 13
+OVERRIDES = (
+    "model=deepfm",
+    "model.hidden_units=[16]",
+    "model.dropout=0.2",
+    "data.valid=[]",
+    "data.test=[]",
+    "data.probability=null",
+    "log_every_steps=1",
+    "checkpoint.every_steps=4",
+    "checkpoint.asynchronous=false",
+)
+SLOWLY = "phase=step_begin,action=sleep=0.4"  # every step
+
+
+@dataclass
+class Ended:
+    """How a launch ended, ``seconds`` after it started; and its run folder, as it was then."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    status: dict
+    steps: list[int]  # of its checkpoints
+
+    @property
+    def errors(self):
+        return re.findall(r"error: .*", self.stderr)  # behind a progress bar, maybe
+
+
+class Job:
+    """A run folder, launched into again and again on two ranks."""
+
+    def __init__(self, root: Path, run: Path) -> None:
+        self.root, self.run = root, run
+
+    def start(self, *overrides, faults="", restarts=0):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={restarts}"]
+        arguments = tiny.arguments(self.root, f"run.dir={self.run}", *OVERRIDES, *overrides)
+        self.began = time.monotonic()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(tiny.REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "TRAINER_FAULTS": faults,
+        }
+        return subprocess.Popen(
+            [sys.executable, *launcher, "-m", "trainer.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def end(self, process):
+        stdout, stderr = process.communicate(timeout=240)
+        status = json.loads((self.run / "status.json").read_text())
+        steps = sorted(int(path.name.removeprefix("step-")) for path in (self.run / "checkpoints").glob("step-*"))
+        return Ended(process.returncode, stdout, stderr, time.monotonic() - self.began, status, steps)
+
+    def launch(self, *overrides, **how):
+        return self.end(self.start(*overrides, **how))
+
+    def reach(self, step, process):
+        """Waits until the last start trains ``step``."""
+        path = self.run / attempts.NAME
+        before = len(attempts.read(path))
+        while len(found := attempts.read(path)) == before or found[-1].step < step:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+
+
+def reference(job):
+    return [job.launch()]
+
+
+def rank_killed(job):
+    """R1: SIGKILL of rank 1 in step 6; torchrun starts again by itself."""
+    return [job.launch(faults="rank=1,step=6,attempt=0,phase=forward,action=kill9", restarts=1)]
+
+
+def stopped(job):
+    """R9, R6, R5, in a row: SIGKILL of the agent, SIGTERM to one worker, SIGTERM to the agent; and then to the end."""
+    ends = []
+    agent = job.start(faults=SLOWLY)
+    job.reach(6, agent)
+    workers = psutil.Process(agent.pid).children(recursive=True)
+    agent.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive and len(gone) == 2, "no worker outlives its agent"
+    ends.append(job.end(agent))
+    ends.append(job.launch(faults=f"rank=1,step=7,phase=step_begin,action=stop;{SLOWLY}"))
+    agent = job.start(faults=SLOWLY)
+    job.reach(10, agent)
+    agent.send_signal(signal.SIGTERM)
+    ends.append(job.end(agent))
+    return [*ends, job.launch()]
+
+
+def not_finite(job):
+    """R21: the loss of step 6 is NaN on rank 1."""
+    return [job.launch("debug.ledger=true", faults="rank=1,step=6,phase=forward,action=nan")]
+
+
+def hanging(job):
+    """R23: rank 1 waits for a batch that does not come."""
+    return [job.launch("hang_timeout_seconds=2", faults="rank=1,step=6,phase=reader,action=sleep=300")]
+
+
+def bug(job):
+    """R29: an error on rank 0 alone."""
+    return [job.launch(faults="rank=0,step=6,phase=step_begin,action=raise")]
+
+
+def failing_again(job):
+    """R33: rank 1 dies in step 6, whenever it gets there."""
+    return [job.launch(faults="rank=1,step=6,phase=forward,action=kill9", restarts=3)]
+
+
+@pytest.fixture(scope="module")
+def jobs(click_log, tmp_path_factory):
+    """{function: (job, how its launches ended)}. Two at a time."""
+    folder = tmp_path_factory.mktemp("jobs")
+    functions = (failing_again, stopped, rank_killed, reference, not_finite, hanging, bug)
+    made = {function: Job(click_log, folder / function.__name__) for function in functions}
+    with ThreadPoolExecutor(2) as pool:
+        ends = pool.map(lambda function: function(made[function]), functions)
+        return {function: (made[function], end) for function, end in zip(functions, ends)}
+
+
+def same_model(job, other):
+    """Bit by bit, the state of all optimizers included; sums of metrics but for the order of adding up."""
+    found, expected = (newest(one.run / "checkpoints") for one in (job, other))
+    assert verify(found) is None and found.name == expected.name == f"step-{LAST}"
+    found, expected = Reader(found), Reader(expected)
+    assert sorted(found.names) == sorted(expected.names)
+    exact = [name for name in expected.names if not name.startswith("metrics/")]
+    for name in set(expected.names) - set(exact):
+        torch.testing.assert_close(found.read(name), expected.read(name), rtol=1e-12, atol=1e-9)
+    return len(exact) > 10 and all(torch.equal(found.read(name), expected.read(name)) for name in exact)
+
+
+def test_an_undisturbed_run_finishes(jobs):
+    job, (end,) = jobs[reference]
+    assert end.code == 0, end.stderr
+    assert (end.status["state"], end.status["step"]) == ("finished", LAST)
+    assert [(a.step, a.state) for a in attempts.read(job.run / attempts.NAME)] == [(LAST, "finished")]
+
+
+def test_a_killed_rank_is_made_up_for_by_a_restart(jobs):
+    job, (end,) = jobs[rank_killed]
+    assert end.code == 0 and end.status["state"] == "finished", end.stderr
+    assert "Resumed from" in end.stdout and "step 4," in end.stdout
+    assert end.seconds < 60
+    assert same_model(job, jobs[reference][0])
+
+
+def test_a_run_that_is_stopped_saves_and_goes_on(jobs):
+    job, (agent_killed, worker_stopped, agent_stopped, finished) = jobs[stopped]
+    assert agent_killed.steps[-1] == 4
+    assert worker_stopped.code == 0, worker_stopped.stderr  # the new run got the lock
+    assert worker_stopped.status["state"] == "preempted" and worker_stopped.status["retryable"]
+    assert (worker_stopped.status["step"], worker_stopped.steps[-1]) == (7, 7)
+    assert agent_stopped.status["state"] == "preempted" and agent_stopped.status["reason"] == "SIGTERM"
+    assert agent_stopped.code != 0
+    step = agent_stopped.status["step"]
+    assert 10 <= step < LAST and agent_stopped.steps[-1] == step
+    assert agent_stopped.stdout.count(f"Asked to stop by SIGTERM: after step {step}") == 1
+    assert finished.code == 0 and finished.status["state"] == "finished", finished.stderr
+    assert same_model(job, jobs[reference][0])
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_place(jobs):
+    job, (end,) = jobs[not_finite]
+    assert end.code != 0 and end.steps == [4]
+    assert len(end.errors) == 1 and end.stderr.count("Traceback (most recent call last)") <= 1  # torchrun's own
+    assert "rank 1: the loss of step 6 is nan, in batch 6 of epoch 0" in end.errors[0]
+    assert "train/" in end.errors[0] and " row " in end.errors[0]
+    assert (end.status["state"], end.status["retryable"], end.status["step"]) == ("failed", False, 6)
+    saved = Reader(newest(job.run / "checkpoints"))
+    assert all(torch.isfinite(saved.read(name)).all() for name in saved.names)
+
+
+def test_a_rank_that_hangs_is_named_and_the_job_ends(jobs):
+    job, (end,) = jobs[hanging]
+    assert end.code != 0 and end.seconds < 45
+    (line,) = end.errors
+    assert line.startswith("error: rank 1 of 2 hangs: in _act (trainer/faults.py:")
+    assert "the others wait for it" in line
+    assert (end.status["state"], end.status["retryable"], end.status["rank"]) == ("failed", True, 1)
+    assert "_read" in (job.run / "stacks" / "rank-1.txt").read_text()
+
+
+def test_an_error_on_one_rank_ends_the_others(jobs):
+    _, (end,) = jobs[bug]
+    assert end.code != 0 and end.seconds < 45
+    assert "RuntimeError: fault injected at step_begin, step 6" in end.stderr
+    assert (end.status["state"], end.status["retryable"], end.status["rank"]) == ("failed", True, 0)
+    assert end.status["reason"] == "fault injected at step_begin, step 6"
+
+
+def test_a_run_that_keeps_failing_gives_up(jobs):
+    job, (end,) = jobs[failing_again]
+    assert end.code != 0
+    assert [a.step for a in attempts.read(job.run / attempts.NAME)] == [6, 6, 6]
+    assert end.status["state"] == "failed" and not end.status["retryable"]
+    (line,) = end.errors
+    assert "this run has failed 3 times in a row in step 6 (start 1: failed, step 6; start 2: failed, step 6" in line

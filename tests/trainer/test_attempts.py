@@ -1,0 +1,111 @@
+"""A run that keeps failing at the same step gives up; every other start goes ahead."""
+
+import os
+
+import pytest
+
+from trainer import attempts
+from trainer.attempts import Attempt, Attempts
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """One start of a launch, up to some step; it says how it ended, or (None) does not."""
+
+    def start(launch, restarts, step, state=None):
+        monkeypatch.setattr(attempts, "launch_id", lambda: (launch, restarts))
+        attempt = Attempts(tmp_path)
+        attempt.begin()
+        for number in range(max(1, step - 2), step + 1):
+            attempt.record(number)
+        if state is not None:
+            attempt.end(state)
+
+    return start
+
+
+def history(path):
+    return attempts.read(path / attempts.NAME)
+
+
+def test_each_start_leaves_a_line(start, tmp_path):
+    start("a launch of mine", 0, 12, "preempted")
+    start("x" * 99, 0, 12_345_678_901)
+    start("", 0, 0, "failed")
+    assert history(tmp_path) == [
+        Attempt("alaunchofmine", 0, 12, "preempted"),
+        Attempt("x" * 40, 0, 12_345_678_901, "running"),
+        Attempt("-", 0, 0, "failed"),
+    ]
+    assert (tmp_path / attempts.NAME).read_text().splitlines()[0].split() == ["alaunchofmine", "0", "12", "preempted"]
+
+
+def test_three_failures_at_one_step_are_enough(start, tmp_path):
+    for restarts in range(3):
+        start("a", restarts, 10)
+    with pytest.raises(
+        ValueError, match=r"failed 3 times in a row in step 10 \(start 1: running, step 10; start 2: ru"
+    ):
+        start("a", 3, 10)
+    assert len(history(tmp_path)) == 3
+    start("a", 0, 10)  # started anew by someone, under the same name
+    start("b", 3, 10)
+
+
+def test_failures_before_the_first_step_count_too(start):
+    for restarts in range(3):
+        start("a", restarts, 0, "failed")
+    with pytest.raises(ValueError, match="before the first step"):
+        start("a", 3, 0)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [(10, None), (10, None)],
+        [(10, None), (10, None), (11, None)],  # it gets on
+        [(9, None), (10, None), (10, None)],
+        [(10, None), (10, None), (10, "preempted")],
+        [(10, None), (10, "finished"), (10, None)],
+    ],
+)
+def test_other_histories_do_not_stop_a_restart(start, ends):
+    for restarts, (step, state) in enumerate(ends):
+        start("a", restarts, step, state)
+    start("a", len(ends), 10)
+
+
+def test_what_other_launches_did_does_not_count(start):
+    start("a", 0, 10)
+    start("b", 1, 10)
+    start("b", 2, 10)
+    start("b", 3, 10)
+    with pytest.raises(ValueError, match="failed 3 times"):
+        start("b", 4, 10)
+
+
+def test_the_step_outlives_a_kill(tmp_path):
+    child = os.fork()
+    if child == 0:
+        attempt = Attempts(tmp_path)
+        attempt.begin()
+        attempt.record(41)
+        attempt.record(42)
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert history(tmp_path)[0].step == 42
+
+
+def test_a_half_written_line_is_no_attempt(start, tmp_path):
+    start("a", 0, 5)
+    with open(tmp_path / attempts.NAME, "a") as file:
+        file.write("a   ")
+    start("a", 1, 6)
+    assert [(a.restarts, a.step) for a in history(tmp_path)] == [(0, 5), (1, 6)]
+
+
+def test_other_ranks_know_the_step_and_write_nothing(tmp_path):
+    attempt = Attempts(tmp_path)
+    attempt.record(8)
+    attempt.end("finished")
+    assert attempt.step == 8 and history(tmp_path) == []

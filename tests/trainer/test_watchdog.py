@@ -1,0 +1,125 @@
+"""Who hangs is found, named and ended."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.helper import run_distributed
+from trainer import watchdog
+from trainer.distributed import Ranks
+from trainer.watchdog import Beat, Watchdog, hanging, verdict
+
+CPU = torch.device("cpu")
+
+
+def oversleep():
+    time.sleep(60)
+
+
+def hang(rank, world_size, folder):
+    """Three steps; in the last one rank 1 oversleeps before the collective."""
+    told = Path(folder) / "told"
+    guard = Watchdog(
+        Path(folder),
+        Ranks(rank, world_size, rank, world_size, CPU),
+        1.0,
+        lambda *facts: told.write_text(json.dumps([rank, *facts])),
+    )
+    with guard:
+        for step in (1, 2, 3):
+            guard.beat(step, "begin")
+            if (rank, step) == (1, 3):
+                oversleep()
+            dist.barrier()
+            guard.beat(step, "end")
+
+
+def test_the_rank_that_hangs_is_named_and_all_end(tmp_path, capfd):
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="exit code 1"):
+        run_distributed(hang, 2, str(tmp_path))
+    assert time.monotonic() - began < 30
+    told_by, rank, step, message = json.loads((tmp_path / "told").read_text())
+    assert (told_by, rank, step) == (0, 1, 3)
+    assert message.startswith("rank 1 of 2 hangs: in oversleep (tests/trainer/test_watchdog.py:")
+    assert message.endswith(" s at step 3; the others wait for it")
+    lines = [line for line in capfd.readouterr().err.splitlines() if "hang" in line]
+    assert lines == [f"error: {message}; stacks: {tmp_path}/stacks/rank-*.txt"]
+    assert "in oversleep" in (tmp_path / "stacks" / "rank-1.txt").read_text()
+    assert "in barrier" in (tmp_path / "stacks" / "rank-0.txt").read_text()
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+    """A watchdog of half a second that only notes that it would end the process."""
+    ended = []
+    monkeypatch.setattr(Watchdog, "_end", lambda self: (ended.append(self), self._stop.set()))
+    dog = Watchdog(tmp_path, Ranks(0, 1, 0, 1, CPU), 0.5)
+    dog.ended = ended
+    return dog
+
+
+def test_it_bites_after_the_time_without_beats(watch):
+    with watch:
+        watch.beat(1, "end")
+        for _ in range(10):
+            time.sleep(0.1)
+            watch.beat(2, "begin")
+        assert not watch.ended
+        time.sleep(1.5)
+    assert watch.ended
+
+
+def test_a_first_step_and_a_pause_may_take_longer(watch):
+    with watch:
+        watch.beat(1, "begin")
+        time.sleep(1.2)
+        watch.beat(1, "end")
+        with watch.paused():
+            time.sleep(1.2)
+        assert not watch.ended
+        time.sleep(1.5)
+    assert watch.ended
+
+
+def test_a_process_that_was_stopped_has_not_been_idle(watch, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    with watch:
+        watch.beat(1, "end")
+        threading.Event().wait(0.25)
+        now[0] += 3600.0  # SIGSTOP, SIGCONT
+        threading.Event().wait(0.25)
+    assert not watch.ended
+
+
+def test_nothing_is_left_behind(watch, tmp_path):
+    with watch:
+        assert json.loads((tmp_path / "stacks" / "beat-0.json").read_text())["rank"] == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("beats", "ranks"),
+    [
+        ([Beat(0, 5, "guard"), Beat(1, 5, "begin")], [1]),
+        ([Beat(0, 5, "begin"), Beat(1, 4, "end")], [1]),
+        ([Beat(0, 5, "begin", waiting=True), Beat(1, 5, "begin"), Beat(2, 5, "guard")], [1]),
+        ([Beat(0, 5, "begin", waiting=True), Beat(1, 5, "begin", waiting=True)], [0, 1]),
+        ([Beat(0, 5, "begin", waiting=True), Beat(1)], [1]),
+    ],
+)
+def test_furthest_behind_and_not_waiting_is_who_hangs(beats, ranks):
+    assert [beat.rank for beat in hanging(beats)] == ranks
+
+
+def test_a_rank_without_a_sign_is_named():
+    assert verdict([Beat(0, 5), Beat(1)]) == "rank 1 of 2 gives no sign of life; the others wait for it"
+    alone = Beat(0, 5, seconds=35.2, where="f (a.py:3)")
+    assert verdict([alone]) == "rank 0 of 1 hangs: in f (a.py:3) since 35 s at step 5"

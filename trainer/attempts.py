@@ -1,0 +1,84 @@
+"""How often this run has been started and where each start ended, so that one that keeps failing at the same step gives up.
+
+``attempts.txt`` in the run folder has a line of fixed width for each start: the launcher's id, the number of its restarts,
+the step last begun (0: none) and how it ended (``running``: it did not say, such as after SIGKILL). Rank 0 overwrites the step in
+place at each step, with one write that needs no flush: the page cache outlives the process.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.distributed import launch_id
+
+NAME = "attempts.txt"
+FAILURES = 3  # in a row at one step, within one launch: enough
+ID_WIDTH, RESTARTS_WIDTH, STEP_WIDTH, STATE_WIDTH = 40, 6, 14, 10
+STEP_AT = ID_WIDTH + 1 + RESTARTS_WIDTH + 1
+WIDTH = STEP_AT + STEP_WIDTH + 1 + STATE_WIDTH + 1  # of a line
+OVER = ("finished", "preempted")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    launch: str
+    restarts: int
+    step: int
+    state: str
+
+
+class Attempts:
+    """This start among those before it. Only the rank that calls ``begin`` (rank 0) writes; ``step`` is known on all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.step = 0
+        self._file: int | None = None
+        self._offset = 0
+
+    def begin(self) -> None:
+        """Adds this start. Raises ``ValueError`` with the history where the last ones of this launch all ended at one
+        step. A launcher's first start is never refused: someone has decided on it."""
+        run_id, restarts = launch_id()
+        # "-" for none: without a launcher nothing starts again by itself.
+        launch = "".join(run_id.split()).encode("ascii", "replace").decode()[:ID_WIDTH] or "-"
+        before = read(self.path)
+        if restarts:
+            refuse(self.path, [attempt for attempt in before if attempt.launch == launch])
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._offset = WIDTH * len(before)
+        line = f"{launch:<{ID_WIDTH}} {restarts:>{RESTARTS_WIDTH}} {0:>{STEP_WIDTH}} {'running':<{STATE_WIDTH}}\n"
+        os.pwrite(self._file, line.encode(), self._offset)
+
+    def record(self, step: int) -> None:
+        """``step`` begins."""
+        self.step = step
+        if self._file is not None:
+            os.pwrite(self._file, f"{step:>{STEP_WIDTH}}".encode(), self._offset + STEP_AT)
+
+    def end(self, state: str) -> None:
+        """``finished``, ``preempted`` or ``failed``."""
+        if self._file is not None:
+            os.pwrite(self._file, f"{state:<{STATE_WIDTH}}".encode(), self._offset + STEP_AT + STEP_WIDTH + 1)
+            os.close(self._file)
+            self._file = None
+
+
+def read(path: Path) -> list[Attempt]:
+    """Whole lines only: the last one may be half written."""
+    text = path.read_bytes() if path.exists() else b""
+    lines = [text[at : at + WIDTH].decode("ascii", "replace") for at in range(0, len(text) - WIDTH + 1, WIDTH)]
+    return [Attempt(launch, int(restarts), int(step), state) for launch, restarts, step, state in map(str.split, lines)]
+
+
+def refuse(path: Path, attempts: list[Attempt]) -> None:
+    """Raises ``ValueError`` where the last ``FAILURES`` attempts ended at one step, none of them as it should."""
+    last = attempts[-FAILURES:]
+    if len(last) < FAILURES or len({attempt.step for attempt in last}) > 1 or any(a.state in OVER for a in last):
+        return
+    where = f"in step {last[0].step}" if last[0].step else "before the first step"
+    history = "; ".join(f"start {a.restarts + 1}: {a.state}, step {a.step}" for a in last)
+    raise ValueError(
+        f"this run has failed {FAILURES} times in a row {where} ({history}; all starts: {path}): it would fail again. Its "
+        "messages are above, the last one in status.json: mend the cause and start it anew"
+    )

@@ -1,0 +1,196 @@
+"""Ends a job that hangs, and says who hangs.
+
+Each rank has a thread that watches its training: ``beat(step, phase)`` is a sign of life. Ranks train in step with each
+other, so when one hangs all fall silent, and each ends itself after ``hang_timeout`` seconds. Before that it writes down,
+in ``stacks/`` of the run folder, the stacks of its threads (``rank-N.txt``) and where it stands (``beat-N.json``); as no
+collective can be trusted any more, the ranks learn of each other from these files. Furthest behind, and not itself
+waiting for others, is who hangs.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from trainer.distributed import Ranks
+
+FOLDER = "stacks"
+PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
+PATIENCE = 12  # times ``hang_timeout``: for a first step, and while paused
+POLLS = 20  # in ``hang_timeout``
+SECONDS_BETWEEN_POLLS = (0.1, 5.0)
+ROOT = Path(__file__).resolve().parents[1]
+# A main thread in there waits for other ranks, or for a device that does.
+WAITS = tuple(
+    os.path.join("", *parts, "")
+    for parts in (("torch", "distributed"), ("torchrec", "distributed"), ("torch", "autograd"))
+)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a rank stands: in ``where`` at ``phase`` of ``step`` for ``seconds``; ``waiting`` for others; ``hung``: over
+    its time."""
+
+    rank: int
+    step: int = -1
+    phase: str = PHASES[0]
+    seconds: float = 0.0
+    where: str = "an unknown place"
+    waiting: bool = False
+    hung: bool = False
+
+
+class Watchdog:
+    """Watches while entered. ``on_hang(rank, step, message)`` is called on the one rank that prints the message, before
+    it ends."""
+
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        hang_timeout: float,
+        on_hang: Callable[[int, int, str], None] = lambda *_: None,
+    ) -> None:
+        self.folder, self.ranks, self.hang_timeout, self.on_hang = folder / FOLDER, ranks, hang_timeout, on_hang
+        low, high = SECONDS_BETWEEN_POLLS
+        self.interval = min(max(hang_timeout / POLLS, low), high)
+        self._step, self._phase, self._steps = 0, PHASES[0], 0
+        self._beats = 0
+        self._paused = False
+        self._idle = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._watched = threading.main_thread().ident
+
+    def __enter__(self) -> "Watchdog":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._publish()  # over what an earlier attempt may have left
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._file(self.ranks.rank).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: another rank's files, or stacks
+            self.folder.rmdir()
+
+    def beat(self, step: int, phase: str) -> None:
+        """A sign of life; ``phase`` is one of ``PHASES``."""
+        self._step, self._phase = step, phase
+        self._steps += phase == "end"
+        self._beats += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While something goes on that has no beats and may take long: an evaluation, a checkpoint."""
+        self._paused = True
+        self._beats += 1
+        try:
+            yield
+        finally:
+            self._beats += 1
+            self._paused = False
+
+    def _watch(self) -> None:
+        seen, last = -1, time.monotonic()
+        while not self._stop.wait(self.interval):
+            now = time.monotonic()
+            # A process that was stopped for a while (SIGSTOP, a suspended machine) has not been idle.
+            elapsed, last = min(now - last, 2 * self.interval), now
+            self._idle = self._idle + elapsed if self._beats == seen else 0.0
+            seen = self._beats
+            patience = PATIENCE if self._paused or not self._steps else 1
+            if self._idle > self.hang_timeout * patience:
+                self._end()
+            self._publish()
+
+    def _end(self) -> None:
+        try:
+            with open(self.folder / f"rank-{self.ranks.rank}.txt", "w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            self._publish(hung=True)
+            time.sleep(3 * self.interval)  # until the others, as idle as this one, have done the same
+            beats = [self._read(rank) for rank in range(self.ranks.world_size)]
+            if self.ranks.rank == min(beat.rank for beat in beats if beat.hung):
+                message = verdict(beats)
+                print(f"\nerror: {message}; stacks: {self.folder}/rank-*.txt", file=sys.stderr, flush=True)
+                worst = hanging(beats)[0]
+                self.on_hang(worst.rank, worst.step, message)
+            else:
+                time.sleep(self.interval)  # who speaks should not be ended with this rank
+        finally:
+            os._exit(1)
+
+    def _publish(self, *, hung: bool = False) -> None:
+        frame = sys._current_frames().get(self._watched)
+        where, waiting = place(frame)
+        beat = Beat(self.ranks.rank, self._step, self._phase, self._idle, where, waiting, hung)
+        with contextlib.suppress(OSError):  # a full disk is not a hang
+            path = self._file(self.ranks.rank)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(beat)))
+            part.replace(path)  # whole, for whoever reads; it need not outlive the machine
+
+    def _read(self, rank: int) -> Beat:
+        """A rank that has left no file is furthest behind."""
+        try:
+            return Beat(**json.loads(self._file(rank).read_text()))
+        except (OSError, ValueError):
+            return Beat(rank)
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"beat-{rank}.json"
+
+
+def place(frame: FrameType | None) -> tuple[str, bool]:
+    """Of a stack: its innermost function of ours (or of anyone's), with file and line; and whether it waits for others."""
+    if frame is None:
+        return "an unknown place", False
+    waiting = any(part in frame.f_code.co_filename for part in WAITS)
+    own: FrameType | None = frame
+    while own is not None and not _is_ours(own):
+        own = own.f_back
+    shown = own or frame
+    path = Path(shown.f_code.co_filename)
+    name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return f"{shown.f_code.co_name} ({name}:{shown.f_lineno})", waiting
+
+
+def _is_ours(frame: FrameType) -> bool:
+    path = frame.f_code.co_filename
+    return path.startswith(f"{ROOT}{os.sep}") and "site-packages" not in path
+
+
+def hanging(beats: Sequence[Beat]) -> list[Beat]:
+    """Those furthest behind; of them, those that do not wait for others, if there are any."""
+
+    def reached(beat: Beat) -> tuple[int, int]:
+        return beat.step, PHASES.index(beat.phase)
+
+    least = min(map(reached, beats))
+    behind = [beat for beat in beats if reached(beat) == least]
+    return [beat for beat in behind if not beat.waiting] or behind
+
+
+def verdict(beats: Sequence[Beat]) -> str:
+    """One line: who hangs, where, since when."""
+    found = hanging(beats)
+    silent = [f"rank {beat.rank} of {len(beats)} gives no sign of life" for beat in found if beat.step < 0]
+    placed = [
+        f"rank {beat.rank} of {len(beats)} hangs: in {beat.where} since {beat.seconds:.0f} s at step {beat.step}"
+        for beat in found
+        if beat.step >= 0
+    ]
+    others = ["the others wait for it"] if len(found) == 1 < len(beats) else []
+    return "; ".join([*silent, *placed, *others])
