@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -61,12 +62,15 @@ def compose(argv: Sequence[str]) -> Composed:
         ) from None
     except MissingConfigException as error:
         raise UserError(_explain_missing(error)) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"a configuration file is not plain YAML: {' '.join(str(error).split())}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error)) from None
     except ValueError as error:
         raise UserError(_first_line(error)) from None
     plain["model"] = dict(config.model)
-    return Composed(config, redact(plain))
+    raw = OmegaConf.to_container(tree, resolve=False)
+    return Composed(config, redact(_without_environment(plain, raw)))
 
 
 def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Composed:
@@ -81,9 +85,12 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Composed:
         config.model = check_model(config.model)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_explain(error)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
-    return Composed(config, redact(plain))
+    raw = OmegaConf.to_container(tree, resolve=False)
+    return Composed(config, redact(_without_environment(plain, raw)))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -142,6 +149,15 @@ def redact(value: Any, key: str = "") -> Any:
     return "<redacted>" if SECRET.search(key) and isinstance(value, str) else value
 
 
+def _without_environment(value: Any, raw: Any) -> Any:
+    """What the environment provided is recorded as it was asked for (``${oc.env:NAME}``), not as it was answered."""
+    if isinstance(value, dict) and isinstance(raw, dict):
+        return {k: _without_environment(v, raw.get(k)) for k, v in value.items()}
+    if isinstance(value, list) and isinstance(raw, list):
+        return [_without_environment(v, r) for v, r in zip(value, raw, strict=True)]
+    return raw if isinstance(raw, str) and "oc.env" in raw else value
+
+
 def _compose_tree(config_dir: str | None, config_name: str, overrides: Sequence[str]) -> DictConfig:
     ConfigStore.instance().store("train_schema", TrainConfig)
     extra = []
@@ -155,7 +171,11 @@ def _compose_tree(config_dir: str | None, config_name: str, overrides: Sequence[
         tree = hydra.compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(tree)
     OmegaConf.set_readonly(tree.hydra, False)
-    OmegaConf.resolve(tree.run)
+    asked = OmegaConf.to_container(tree.run, resolve=False)
+    OmegaConf.resolve(tree.run)  # before Hydra's own part goes, which it may speak of
+    for key, text in asked.items():
+        if isinstance(text, str) and "oc.env" in text and "hydra:" not in text:
+            tree.run[key] = text
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     OmegaConf.set_struct(tree, True)

@@ -10,6 +10,8 @@ import json
 import math
 import os
 import socket
+import stat
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,10 +50,22 @@ def lock(folder: Path) -> IO[str]:
         raise ValueError(
             f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run"
         ) from None
+    if note := open_to_others(folder):
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     handle.truncate(0)
     handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
     handle.flush()
     return handle
+
+
+def open_to_others(folder: Path) -> str | None:
+    """What lets other users change a run, and so what is loaded from it; None where nothing does."""
+    facts, lock_facts = folder.stat(), (folder / "RUN.lock").stat()
+    if facts.st_mode & stat.S_IWOTH:
+        return f"run folder {folder} can be written by every user of this machine: chmod o-w {folder}"
+    if lock_facts.st_uid not in (os.getuid(), 0):
+        return f"run folder {folder} has a lock of another user (uid {lock_facts.st_uid}): use a run.dir of your own"
+    return None
 
 
 def now() -> str:

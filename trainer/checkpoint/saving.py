@@ -94,7 +94,6 @@ class _Save:
     part: Path
     final: Path
     facts: dict[str, Any]
-    best: dict[str, Any] | None
     writing: _Job
     committing: _Job | None = None
     written: bool = False
@@ -129,6 +128,8 @@ class Checkpoints:
         self._failures = 0
         self._best = from_first(lambda: folders.read_best(folder))
         self.asynchronous = config.asynchronous and self._memory_suffices()
+        if self.asynchronous and ranks.is_first:
+            print(f"A checkpoint's snapshot takes {self.bytes_per_rank / 1e6:,.0f} MB of rank 0's memory", flush=True)
 
     @property
     def bytes_per_rank(self) -> int:
@@ -170,13 +171,10 @@ class Checkpoints:
         if self._best is not None and sign * value <= sign * self._best["value"]:
             return
         self._best = {"step": progress.step, "metric": self.config.best, "value": value}
-        if self._last_step == progress.step and self._save is None:
-            from_first(lambda: folders.write_best(self.folder, self._best))
-            return
-        if self._save is not None and self._save.step == progress.step:
-            self._save.best = self._best
-            return
-        self.begin(progress)
+        if self._save is None and self._last_step == progress.step:
+            self._name_best()
+        elif self._save is None or self._save.step != progress.step:
+            self.begin(progress)
 
     def finish(self, *, last: bool = False) -> bool:
         """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""
@@ -266,8 +264,7 @@ class Checkpoints:
             self.before_commit()
         except OSError as error:
             work.spoilt = error
-        best = self._best if self._best and self._best["step"] == progress.step else None
-        self._save = _Save(progress.step, part, final, facts, best, _Job(work))
+        self._save = _Save(progress.step, part, final, facts, _Job(work))
         if not self.asynchronous:
             self.finish()
 
@@ -325,14 +322,21 @@ class Checkpoints:
         os.rename(save.part, save.final)
         reached("before_fsync")
         folders.fsync(self.folder)
-        if save.best is not None:
-            folders.write_best(self.folder, save.best)
         reached("during_prune")
         folders.prune(self.folder, self.config.keep)
 
     def _succeeded(self, save: _Save) -> None:
         self._save, self._failures = None, 0
         self._last_step = save.step
+        if self._best is not None and self._best["step"] == save.step:
+            self._name_best()
+
+    def _name_best(self) -> None:
+        try:
+            from_first(lambda: folders.write_best(self.folder, self._best))
+        except OSError as error:  # on all ranks alike
+            if self.ranks.is_first:
+                print(f"warning: {self.folder / folders.BEST} could not be written ({error})", flush=True)
 
     def _give_up(self, save: _Save, complaint: str, last: bool) -> None:
         """Nothing of it stays; a later attempt, or an error on every rank."""
