@@ -1,5 +1,5 @@
 """Faults in whole jobs, as torchrun starts them: what is killed, stopped or hung ends in time, says why in ``status.json``,
-and goes on bit by bit. (Failure matrix, rows R1, R5, R6, R9, R21, R23, R29 and R33.)
+and goes on bit by bit. (Failure matrix, rows R1, R5 to R7, R9, R21, R23, R29 and R33.)
 
 3000 rows in batches of 240 are 13 steps; checkpoints after steps 4, 8, 12 and 13.
 """
@@ -124,6 +124,22 @@ def stopped(job):
     return [*ends, job.launch()]
 
 
+def stopped_while_saving(job):
+    """R7: SIGTERM while step 4 is saved; then, while step 8 is saved, two of them."""
+    agent = job.start(faults="rank=0,step=4,phase=during_write,action=sleep=3")
+    job.reach(4, agent)
+    time.sleep(1)
+    agent.send_signal(signal.SIGTERM)
+    once = job.end(agent)
+    agent = job.start(faults="rank=0,step=8,phase=during_write,action=sleep=100")
+    job.reach(8, agent)
+    for _ in range(2):
+        time.sleep(1.5)
+        for worker in psutil.Process(agent.pid).children():
+            worker.send_signal(signal.SIGTERM)
+    return [once, job.end(agent), job.launch()]
+
+
 def not_finite(job):
     """R21: the loss of step 6 is NaN on rank 1."""
     return [job.launch("debug.ledger=true", faults="rank=1,step=6,phase=forward,action=nan")]
@@ -148,7 +164,7 @@ def failing_again(job):
 def jobs(click_log, tmp_path_factory):
     """{function: (job, how its launches ended)}. Two at a time."""
     folder = tmp_path_factory.mktemp("jobs")
-    functions = (failing_again, stopped, rank_killed, reference, not_finite, hanging, bug)
+    functions = (failing_again, stopped, stopped_while_saving, rank_killed, reference, not_finite, hanging, bug)
     made = {function: Job(click_log, folder / function.__name__) for function in functions}
     with ThreadPoolExecutor(2) as pool:
         ends = pool.map(lambda function: function(made[function]), functions)
@@ -193,6 +209,14 @@ def test_a_run_that_is_stopped_saves_and_goes_on(jobs):
     step = agent_stopped.status["step"]
     assert 10 <= step < LAST and agent_stopped.steps[-1] == step
     assert agent_stopped.stdout.count(f"Asked to stop by SIGTERM: after step {step}") == 1
+    assert finished.code == 0 and finished.status["state"] == "finished", finished.stderr
+    assert same_model(job, jobs[reference][0])
+
+
+def test_a_signal_lets_a_save_finish_and_a_second_one_does_not(jobs):
+    job, (once, twice, finished) = jobs[stopped_while_saving]
+    assert once.status["state"] == "preempted" and once.steps == [4, once.status["step"]]
+    assert twice.code != 0 and twice.seconds < 45 and 8 not in twice.steps
     assert finished.code == 0 and finished.status["state"] == "finished", finished.stderr
     assert same_model(job, jobs[reference][0])
 
