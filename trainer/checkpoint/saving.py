@@ -35,6 +35,7 @@ from trainer.run_folder import now
 CLOCK_STEPS = 16  # rank 0's clock is asked so often: it costs a broadcast
 RETRY_STEPS = 32  # from a failed save to the next attempt
 NICENESS = 10  # of the writing threads: training goes first
+WORTH_TELLING = 100_000_000  # bytes of a snapshot
 SNAPSHOT_SHARE = 0.8  # of the free memory that a snapshot may take
 
 
@@ -128,7 +129,7 @@ class Checkpoints:
         self._failures = 0
         self._best = from_first(lambda: folders.read_best(folder))
         self.asynchronous = config.asynchronous and self._memory_suffices()
-        if self.asynchronous and ranks.is_first:
+        if self.asynchronous and ranks.is_first and self.bytes_per_rank >= WORTH_TELLING:
             print(f"A checkpoint's snapshot takes {self.bytes_per_rank / 1e6:,.0f} MB of rank 0's memory", flush=True)
 
     @property
