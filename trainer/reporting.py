@@ -40,14 +40,8 @@ class Reporter:
         self._trained = self._window_rows = 0
         self._outside = 0.0
         self._window_wait = 0.0
-        self._bar = tqdm(
-            total=total_steps,
-            unit="step",
-            disable=not ranks.is_first,
-            dynamic_ncols=True,
-            mininterval=1.0,
-            file=sys.stderr,
-        )
+        self._total_steps = total_steps
+        self._bar: tqdm | None = None
 
     def snapshot(self) -> list[Piece]:
         """The sums of the rows trained so far, over all ranks, for rank 0 to save."""
@@ -79,8 +73,7 @@ class Reporter:
             metrics.update(outputs.logits, outputs.labels, outputs.weights)
         self._window_rows += outputs.cursor.rows
         self._trained += outputs.cursor.rows
-        self._bar.n = progress.step
-        self._bar.update(0)
+        self._draw(progress)
 
     def maybe_report(self, progress: Progress) -> None:
         """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``ValueError`` on all ranks when the loss is not finite."""
@@ -93,7 +86,7 @@ class Reporter:
         wait = self.loader.wait_seconds - self._window_wait
         values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
         self.write("train", values, progress)
-        if self.ranks.is_first:
+        if self._bar is not None:
             auc = values["auc"]
             shown = {"loss": f"{values['logloss']:.4f}", "auc": f"{auc:.4f}" if auc is not None else "–"}
             self._bar.set_postfix({**shown, "samples/s": f"{values['samples_per_second']:,.0f}"}, refresh=False)
@@ -132,7 +125,23 @@ class Reporter:
         }
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _draw(self, progress: Progress) -> None:
+        """From the first step on: whatever is told before that has lines of its own."""
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._total_steps,
+                unit="step",
+                initial=progress.step - 1,
+                disable=not self.ranks.is_first,
+                dynamic_ncols=True,
+                mininterval=1.0,
+                file=sys.stderr,
+            )
+        self._bar.n = progress.step
+        self._bar.update(0)
 
 
 def print_plan(rows: list[dict[str, Any]], most: int = 40) -> None:

@@ -209,17 +209,15 @@ class Reader:
         self._assemble(entry, offset, target)
         return target
 
-    def load(
-        self, pieces: Sequence[Piece], names: Collection[str] | None = None, weights_only: bool = False
-    ) -> list[str]:
+    def load(self, pieces: Sequence[Piece], weights_only: bool = False) -> list[str]:
         """Fills every piece's tensor in place, on whatever device; returns a line for each tensor whose widths were
         converted.
 
-        ``names``: what all ranks together ask for (this rank's pieces, where that is all). Raises ``ValueError``, before
-        anything is written, unless these are exactly the saved names of their kinds (the part before the first /; with
-        ``weights_only`` all weights of tables and all dense tensors), shapes and dtypes included.
+        Raises ``ValueError``, before anything is written, unless the pieces' names are exactly the saved ones of their
+        kinds (the part before the first /; with ``weights_only`` all weights of tables and all dense tensors), shapes
+        and dtypes included. A rank that holds nothing of a tensor names it by an empty piece.
         """
-        wanted = {piece.name for piece in pieces} if names is None else set(names)
+        wanted = {piece.name for piece in pieces}
         self._check_fit(pieces, wanted, weights_only)
         for file in sorted({file for piece in pieces for file in self.files(piece.name)}):
             self._file(file)
