@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.manifest import (
     FACTS,
     INDEX,
@@ -46,10 +47,10 @@ DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 @dataclass(frozen=True)
 class Written:
-    """A file of pieces: its size, its SHA-256, and by tensor name what the index will say of it."""
+    """A file of pieces: its size, its digest, and by tensor name what the index will say of it."""
 
     bytes: int
-    sha256: str
+    digest: str
     entries: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,10 +98,10 @@ def write_pieces(path: Path, pieces: Sequence[Piece], tensors: Sequence[Tensor] 
             entry["pieces"].append({"key": key, "offset": list(piece.offset), "shape": list(tensor.shape)})
             data[key], places[key] = tensor, piece
     try:
-        size, sha256 = write_tensors(path, data)
+        size, digest = write_tensors(path, data)
     except NotFiniteError as error:
         raise _not_finite(error, places[error.key]) from None
-    return Written(size, sha256, entries)
+    return Written(size, digest, entries)
 
 
 def build_index(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def write_commit_files(
     write_json(folder / FACTS, facts)
     for name, text in texts.items():
         write_text(folder / name, text)
-    manifest = {name: {"bytes": written["bytes"], "sha256": written["sha256"]} for name, written in parts}
+    manifest = {name: {"bytes": written["bytes"], DIGEST: written["digest"]} for name, written in parts}
     manifest |= {name: fingerprint(folder / name) for name in (INDEX, FACTS, *texts)}
     write_json(folder / MANIFEST, manifest)
     fsync(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.folder import COMMITTED, committed
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.manifest import FACTS, INDEX, MANIFEST, read_facts, read_manifest
@@ -139,10 +140,10 @@ def _dtype(reader: Reader, name: str) -> str:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """SHA-256 of what is neither tensors nor told elsewhere."""
+    """Digests of what is neither tensors nor told elsewhere."""
     manifest = read_manifest(path)
     return {
-        name: it["sha256"]
+        name: it[DIGEST]
         for name, it in manifest.items()
         if name not in (FACTS, INDEX) and not name.endswith(".safetensors")
     }

@@ -1,16 +1,16 @@
 """A checkpoint's list of its files: what may be read from it, and whether it is what was written.
 
-``MANIFEST.json`` gives every other file's size and SHA-256 and is written last. Its names are plain: nothing outside the
+``MANIFEST.json`` gives every other file's size and digest and is written last. Its names are plain: nothing outside the
 folder is ever opened, nor anything through a link.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
 from trainer.checkpoint.tensor_file import open_plain, parse_json
 
 MANIFEST = "MANIFEST.json"
@@ -20,7 +20,7 @@ LARGEST_MANIFEST = 100 << 20
 
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """``bytes`` and ``sha256`` of every file of a checkpoint. Raises ``ValueError`` for a folder that is none, ``OSError``
+    """``bytes`` and ``blake3`` of every file of a checkpoint. Raises ``ValueError`` for a folder that is none, ``OSError``
     for one that cannot be read."""
     if path.is_symlink() or not path.is_dir():
         raise ValueError("is a link or no folder")
@@ -98,7 +98,7 @@ def read_text(path: Path, name: str) -> str:
         raise ValueError(
             f"checkpoint {path} has no {name}: another version of this program wrote it; start anew with another run.dir"
         )
-    if expected != {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}:
+    if expected != {"bytes": len(content), DIGEST: digest_of(content)}:
         raise ValueError(f"checkpoint {path}: {name} differs from {MANIFEST}: damaged or replaced")
     return content.decode(errors="replace")
 
@@ -124,18 +124,18 @@ def difference(saved: Any, current: Any, prefix: str = "") -> str:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Bytes and SHA-256 of a file, which is no link."""
-    digest, size = hashlib.sha256(), 0
+    """Bytes and digest of a file, which is no link."""
+    digest, size = new_digest(), 0
     with open_plain(path) as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
             size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return {"bytes": size, DIGEST: digest.hexdigest()}
 
 
 def _check_entry(name: str, expected: Any) -> None:
     if not is_plain(name):
         raise ValueError(f"{MANIFEST} names {name!r:.200}, which is not a plain file name")
-    known = isinstance(expected, dict) and set(expected) == {"bytes", "sha256"}
-    if not known or type(expected["bytes"]) is not int or not isinstance(expected["sha256"], str):
+    known = isinstance(expected, dict) and set(expected) == {"bytes", DIGEST}
+    if not known or type(expected["bytes"]) is not int or not isinstance(expected[DIGEST], str):
         raise ValueError(f"{MANIFEST} describes {name} as {expected!r:.200}")

@@ -27,6 +27,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, verify, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import check_identity, read_facts, read_manifest, verify_files
 from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.tensor_file import place_tensors
 from trainer.config import CheckpointConfig
 from trainer.distributed import Ranks, from_first, on_all_ranks
 from trainer.progress import Progress
@@ -272,7 +273,9 @@ class Checkpoints:
     def _snapshot(self, pieces: Sequence[Piece]) -> tuple[Callable[[], None], list[Tensor]]:
         """Copies in memory that is kept from save to save; for a GPU, what to wait for until they are there."""
         if self._staging is None:
-            self._staging = [_staging_for(piece) for piece in pieces]
+            live = {str(number): piece.tensor for number, piece in enumerate(pieces)}
+            placed = place_tensors(live, pinned=self.ranks.device.type == "cuda")
+            self._staging = [placed[number] for number in live]
         for staged, piece in zip(self._staging, pieces, strict=True):
             staged.copy_(piece.tensor, non_blocking=True)
         if self.ranks.device.type != "cuda":
@@ -417,11 +420,6 @@ def on_ranks(mine: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return gathered
-
-
-def _staging_for(piece: Piece) -> Tensor:
-    tensor = piece.tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
 
 
 def _bytes(piece: Piece) -> int:

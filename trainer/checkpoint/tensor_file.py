@@ -1,11 +1,10 @@
 """One file of tensors in the safetensors layout, written as a stream and read by memory mapping.
 
 The length of the header (8 bytes, little-endian), the header (JSON: dtype, shape and place of each tensor, padded with
-spaces to a multiple of 8 bytes), then the raw little-endian data, each tensor aligned to its items. Other programs that
-know the format can read these files; reading one executes nothing.
+spaces so that the data begin with a disk's block), then the raw little-endian data, each tensor aligned to its items.
+Other programs that know the format can read these files; reading one executes nothing.
 """
 
-import hashlib
 import json
 import math
 import mmap
@@ -18,6 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+
+from trainer.checkpoint.digest import new_digest
+from trainer.checkpoint.direct_file import BLOCK, DirectFile
 
 DTYPES = {
     "F64": torch.float64,
@@ -33,24 +35,35 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SLAB_BYTES = 64 << 20  # the most that is copied at a time
+CHUNK_BYTES = 2 << 20  # checked, hashed and written while it is in a CPU's cache
 LONGEST_HEADER = 100 << 20  # the limit of the safetensors package
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Writes a new file and returns once it is on disk: its bytes and SHA-256. No second copy of a big tensor is made.
+    """Writes a new file and returns once it is on disk: its bytes and digest. No second copy of a big tensor is made.
 
     Raises ``ValueError``, naming the tensor and the index in it, at the first floating value that is not finite;
     ``OSError`` where the file exists or cannot be written. What it has written until then stays.
     """
-    ordered = sorted(tensors, key=lambda key: -tensors[key].element_size())  # keeps every tensor aligned
-    digest = hashlib.sha256()
-    with open(path, "xb") as file:
-        for data in _contents({key: tensors[key] for key in ordered}):
-            file.write(data)
+    digest = new_digest()
+    with DirectFile(path) as file:
+        for data in _contents({key: tensors[key] for key in _ordered(tensors)}):
             digest.update(data)
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell(), digest.hexdigest()
+            file.write(data)
+    return file.size, digest.hexdigest()
+
+
+def place_tensors(like: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tensor]:
+    """New CPU tensors of the same shapes and types, in one piece of memory in which each lies as it will in the file
+    (modulo a disk's block): ``write_tensors`` then needs no copy of them. ``pinned``: for copies from a GPU."""
+    sizes = {key: like[key].numel() * like[key].element_size() for key in _ordered(like)}
+    memory = torch.empty(sum(sizes.values()) + BLOCK, dtype=torch.uint8, pin_memory=pinned)
+    begin = -memory.data_ptr() % BLOCK  # the data of a file begin with a block
+    placed = {}
+    for key, size in sizes.items():
+        placed[key] = memory[begin : begin + size].view(like[key].dtype).view(like[key].shape)
+        begin += size
+    return {key: placed[key] for key in like}
 
 
 class TensorFile:
@@ -102,14 +115,20 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def _ordered(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Larger items first: this keeps every tensor aligned to its items."""
+    return sorted(tensors, key=lambda key: -tensors[key].element_size())
+
+
 def _contents(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     yield memoryview(_header(tensors))
     for key, tensor in tensors.items():
         done = 0
         for slab in slabs(tensor.detach()):
-            _check_finite(key, slab, done, tuple(tensor.shape))
-            done += slab.numel()
-            yield memoryview(slab.view(torch.uint8).numpy())
+            for chunk in slab.split(CHUNK_BYTES // slab.element_size()):
+                _check_finite(key, chunk, done, tuple(tensor.shape))
+                done += chunk.numel()
+                yield memoryview(chunk.view(torch.uint8).numpy())
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
@@ -118,7 +137,7 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[key] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % BLOCK)
     return len(text).to_bytes(8, "little") + text
 
 

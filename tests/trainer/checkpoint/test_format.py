@@ -279,7 +279,7 @@ def edited(path, edit):
 
 DAMAGE = {
     "bit flip": (FILE, lambda content: content[:-5] + bytes([content[-5] ^ 4]) + content[-4:], "differs from MANIFEST"),
-    "truncated": (FILE, lambda content: content[:-1], f"{FILE} has 3371 bytes, not 3372"),
+    "truncated": (FILE, lambda content: content[:-1], f"{FILE} has 7307 bytes, not 7308"),
     "zero-filled": (FILE, lambda content: bytes(len(content)), "differs from MANIFEST"),
     "empty": (FILE, lambda content: b"", "has 0 bytes"),
     "facts": ("state.json", lambda content: b"", "state.json has 0 bytes"),
