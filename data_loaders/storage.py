@@ -13,6 +13,7 @@ Storage fails now and then. What passes by itself (timeouts, lost connections, "
 few times more below that.
 """
 
+import contextlib
 import errno
 import fnmatch
 import glob
@@ -132,6 +133,38 @@ class Storage:
         """For random access; memory-mapped on this machine. Raises ``OSError``."""
         mount, path = self._mount(name)
         return mount.filesystem.open_input_file(path)
+
+    def sizes_below(self, name: str) -> dict[str, int]:
+        """Bytes of every file in and below a folder, by its name from there on; nothing where it does not exist. Raises
+        ``OSError``."""
+        mount, path = self._mount(name)
+        folder = path.strip("/")
+        try:
+            files = mount.files_below(path)
+        except FileNotFoundError:
+            return {}
+        return {info.path.strip("/")[len(folder) :].lstrip("/"): info.size for info in files}
+
+    def create(self, name: str) -> pa.NativeFile:
+        """For writing, one byte after the other; in an object store it is there, in place of another, once it is closed.
+        Raises ``OSError``."""
+        mount, path = self._mount(name)
+        try:
+            return mount.filesystem.open_output_stream(path)
+        except FileNotFoundError:  # a plug-in whose folders are more than parts of names
+            mount.filesystem.create_dir(posixpath.dirname(path))
+            return mount.filesystem.open_output_stream(path)
+
+    def delete(self, name: str) -> None:
+        """Raises ``OSError``, ``FileNotFoundError`` among them."""
+        mount, path = self._mount(name)
+        mount.filesystem.delete_file(path)
+
+    def delete_folder(self, name: str) -> None:
+        """With all below it, whether it exists or not. Raises ``OSError``."""
+        mount, path = self._mount(name)
+        with contextlib.suppress(FileNotFoundError):
+            mount.filesystem.delete_dir(path)
 
     def retries(self, name: str, where: str | None = None) -> "Retries":
         """The attempts of one piece of work on a file; ``where`` says more than its name."""

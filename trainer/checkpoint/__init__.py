@@ -1,4 +1,5 @@
-"""Checkpoints: their files (``format``), the folder they lie in (``folder``), saving and loading them (``saving``).
+"""Checkpoints: their files (``format``), the folder they lie in (``folder``), on disks and in object stores (``place``),
+saving and loading them (``saving``).
 
 ``Checkpoints`` is imported from ``saving``: it brings TorchRec along, without which a checkpoint opens sooner.
 """
@@ -7,9 +8,6 @@ from trainer.checkpoint.folder import (
     BEST,
     clean,
     committed,
-    discard,
-    free_bytes,
-    fresh,
     newest,
     prune,
     read_best,
@@ -17,7 +15,7 @@ from trainer.checkpoint.folder import (
     step_of,
     write_best,
 )
-from trainer.checkpoint.format import Reader, Written, build_index, fsync, verify, write_commit_files, write_pieces
+from trainer.checkpoint.format import Reader, Written, build_index, verify, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import (
     FACTS,
     INDEX,
@@ -28,8 +26,10 @@ from trainer.checkpoint.manifest import (
     read_text,
     verify_files,
 )
+from trainer.checkpoint.place import AnyPath, chosen, fresh, fsync, note, of_run, parse, place_of
 
 __all__ = [
+    "AnyPath",
     "BEST",
     "FACTS",
     "INDEX",
@@ -38,13 +38,16 @@ __all__ = [
     "Written",
     "build_index",
     "check_identity",
+    "chosen",
     "clean",
     "committed",
-    "discard",
-    "free_bytes",
     "fresh",
     "fsync",
     "newest",
+    "note",
+    "of_run",
+    "parse",
+    "place_of",
     "prune",
     "read_best",
     "read_facts",

@@ -1,7 +1,8 @@
 """Looks into checkpoints: `python -m trainer.checkpoint inspect|verify|diff PATH …`.
 
 inspect: what is in one; verify: whether all under PATH are whole; diff: how two differ. PATH is a step-N folder, or a run's
-folder or its checkpoints folder: then the newest there is meant. Needs neither GPU nor other ranks, executes nothing.
+folder or its checkpoints folder: then the newest there is meant. It may lie in an object store: 's3://bucket/…'. Needs
+neither GPU nor other ranks, executes nothing.
 
 Exit codes: 0; 1 where a checkpoint is damaged or two differ; 2 for a mistake of the user's.
 """
@@ -10,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
+from trainer.checkpoint.place import AnyPath, parse
 
 WIDTH = 160  # of tables that go to a file
 MOST = 40  # lines of a list of tensors
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     try:
         paths = _paths(options)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
@@ -47,21 +48,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="what is in a checkpoint")
     inspect.add_argument("--json", action="store_true", help="for machines")
-    inspect.add_argument("paths", nargs=1, type=Path, metavar="PATH")
+    inspect.add_argument("paths", nargs=1, metavar="PATH")
     check = commands.add_parser("verify", help="whether all checkpoints under PATH are whole")
-    check.add_argument("paths", nargs=1, type=Path, metavar="PATH")
+    check.add_argument("paths", nargs=1, metavar="PATH")
     differ = commands.add_parser("diff", help="how two checkpoints differ")
-    differ.add_argument("paths", nargs=2, type=Path, metavar="PATH")
+    differ.add_argument("paths", nargs=2, metavar="PATH")
     return parser.parse_args(argv)
 
 
-def _paths(options: argparse.Namespace) -> list[Path]:
+def _paths(options: argparse.Namespace) -> list[AnyPath]:
+    paths = [parse(path) for path in options.paths]
     if options.command == "verify":
-        return checkpoints_under(options.paths[0])
-    return [checkpoint_at(path) for path in options.paths]
+        return checkpoints_under(paths[0])
+    return [checkpoint_at(path) for path in paths]
 
 
-def _inspect(options: argparse.Namespace, paths: Sequence[Path]) -> int:
+def _inspect(options: argparse.Namespace, paths: Sequence[AnyPath]) -> int:
     found = describe(paths[0])
     if options.json:
         print(json.dumps(found))
@@ -101,7 +103,7 @@ def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _verify(options: argparse.Namespace, paths: Sequence[Path]) -> int:
+def _verify(options: argparse.Namespace, paths: Sequence[AnyPath]) -> int:
     problems = 0
     for path in paths:
         problem = verify(path)
@@ -110,7 +112,7 @@ def _verify(options: argparse.Namespace, paths: Sequence[Path]) -> int:
     return 1 if problems else 0
 
 
-def _diff(options: argparse.Namespace, paths: Sequence[Path]) -> int:
+def _diff(options: argparse.Namespace, paths: Sequence[AnyPath]) -> int:
     first, second = paths
     found = compare(first, second)
     console = _console()

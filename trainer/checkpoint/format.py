@@ -7,11 +7,9 @@ way than the one that saved. No file of a checkpoint is unpickled or executed, a
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,16 +28,15 @@ from trainer.checkpoint.manifest import (
     verify_files,
 )
 from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.place import AnyPath, Unreachable, place_of
 from trainer.checkpoint.tensor_file import (
     CODES,
     SLAB_BYTES,
     NotFiniteError,
-    TensorFile,
     parse_json,
     sizes,
-    write_tensors,
 )
-from trainer.run_folder import write_json, write_text
+from trainer.run_folder import json_text
 
 VERSION = 1
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
@@ -77,7 +74,7 @@ class Entry:
     parts: tuple[Part, ...]
 
 
-def write_pieces(path: Path, pieces: Sequence[Piece], tensors: Sequence[Tensor] | None = None) -> Written:
+def write_pieces(path: AnyPath, pieces: Sequence[Piece], tensors: Sequence[Tensor] | None = None) -> Written:
     """Writes this rank's ``written`` pieces to one new file and returns once it is on disk. ``tensors`` are copies, one
     for each of ``pieces``, to write in place of the live ones.
 
@@ -98,7 +95,7 @@ def write_pieces(path: Path, pieces: Sequence[Piece], tensors: Sequence[Tensor] 
             entry["pieces"].append({"key": key, "offset": list(piece.offset), "shape": list(tensor.shape)})
             data[key], places[key] = tensor, piece
     try:
-        size, digest = write_tensors(path, data)
+        size, digest = place_of(path).write_tensors(path, data)
     except NotFiniteError as error:
         raise _not_finite(error, places[error.key]) from None
     return Written(size, digest, entries)
@@ -120,36 +117,28 @@ def build_index(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any
 
 
 def write_commit_files(
-    folder: Path, parts: Sequence[tuple[str, Mapping[str, Any]]], facts: Mapping[str, Any], texts: Mapping[str, str]
+    folder: AnyPath, parts: Sequence[tuple[str, Mapping[str, Any]]], facts: Mapping[str, Any], texts: Mapping[str, str]
 ) -> None:
     """Makes a folder that holds every rank's file a checkpoint: index, facts, texts and, last, the manifest; all of it on
     disk when this returns. Raises ``OSError``; ``ValueError`` as ``build_index``."""
+    place = place_of(folder)
+    sizes = place.sizes(folder)
     for name, written in parts:
-        if (folder / name).stat().st_size != written["bytes"]:
+        if sizes.get(name) != written["bytes"]:
             raise OSError(
                 f"{folder / name} is not as its rank wrote it: checkpoints need a folder that all ranks share"
             )
     assert all(map(is_plain, texts)) and not {FACTS, INDEX, *(name for name, _ in parts)} & set(texts), list(texts)
-    write_text(folder / INDEX, json.dumps(build_index(parts)))
-    write_json(folder / FACTS, facts)
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    texts = {INDEX: json.dumps(build_index(parts)), FACTS: json_text(facts), **texts}
     manifest = {name: {"bytes": written["bytes"], DIGEST: written["digest"]} for name, written in parts}
-    manifest |= {name: fingerprint(folder / name) for name in (INDEX, FACTS, *texts)}
-    write_json(folder / MANIFEST, manifest)
-    fsync(folder)
+    for name, text in texts.items():
+        place.write(folder / name, text)
+        manifest[name] = fingerprint(folder / name)
+    place.write(folder / MANIFEST, json_text(manifest))
+    place.flush(folder)
 
 
-def fsync(path: Path) -> None:
-    """Returns once a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def verify(path: Path, hashes: bool = True) -> str | None:
+def verify(path: AnyPath, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint, None where nothing is: its files are those of the manifest, of their sizes and (with
     ``hashes``) bytes, no links among them, and the tensors are where the index says."""
     try:
@@ -158,6 +147,8 @@ def verify(path: Path, hashes: bool = True) -> str | None:
         problem = verify_files(path, manifest) if hashes else None
         if problem is None:
             Reader(path).check_files()
+    except Unreachable:
+        raise
     except (OSError, ValueError) as error:
         return f"not a whole checkpoint ({error})"
     return problem
@@ -170,14 +161,15 @@ class Reader:
     other; their bytes are for ``verify`` to check.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
         text = read_text(path, INDEX)
         try:
             self.entries = parse_index(parse_json(text), read_manifest(path))
         except ValueError as error:
             raise ValueError(f"checkpoint {path}: {INDEX} {error}") from None
-        self._files: dict[str, TensorFile] = {}
+        self._place = place_of(path)
+        self._files: dict[str, Any] = {}
         self._expected: dict[str, dict[str, Any]] = {}  # file: key: dtype and shape
         for entry in self.entries.values():
             for part in entry.parts:
@@ -237,10 +229,12 @@ class Reader:
         for file in self._expected:
             self._file(file)
 
-    def _file(self, name: str) -> TensorFile:
+    def _file(self, name: str) -> Any:
         if name not in self._files:
             try:
-                file = TensorFile(self.path / name)
+                file = self._place.tensors(self.path / name)
+            except Unreachable:
+                raise
             except (OSError, ValueError) as error:
                 raise ValueError(f"checkpoint {self.path}: {name} {error}") from None
             if {key: found[:2] for key, found in file.tensors.items()} != self._expected[name]:
@@ -283,7 +277,7 @@ class Reader:
                     tuple(slice(start - o, end - o) for start, end, o in zip(starts, ends, origin))
                     for origin in (offset, part.offset)
                 )
-                _copy(self._file(part.file)[part.key][out], target[into])
+                self._file(part.file).copy(part.key, out, target[into])
 
     def _convert(self, entry: Entry, piece: Piece) -> None:
         """One value for each part of a row becomes one for each of other parts, a slab of rows at a time."""
@@ -386,16 +380,6 @@ def _spans(widths: Sequence[int]) -> list[tuple[int, int]]:
 def _without_parts(shape: tuple[int, ...], widths: tuple[int, ...] | None) -> tuple[int, ...]:
     """[rows, parts] -> [rows, dim], which no cut of the columns changes."""
     return shape if widths is None else (shape[0], sum(widths))
-
-
-def _copy(source: Tensor, target: Tensor) -> None:
-    """In slabs of rows: a part of a big table that is to go to another device is not first made contiguous whole."""
-    if source.dim() == 0 or target.is_cpu:
-        target.copy_(source)
-        return
-    rows = max(1, SLAB_BYTES * len(source) // (source.numel() * source.element_size()))
-    for into, out in zip(target.split(rows), source.split(rows)):
-        into.copy_(out)
 
 
 def _described(piece: Piece, tensor: Tensor) -> dict[str, Any]:

@@ -1,42 +1,41 @@
 """What is in a checkpoint, and how two of them differ: plain data, of which ``python -m trainer.checkpoint`` makes tables."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from trainer.checkpoint.digest import DIGEST
-from trainer.checkpoint.folder import COMMITTED, committed
+from trainer.checkpoint.folder import committed
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.manifest import FACTS, INDEX, MANIFEST, read_facts, read_manifest
+from trainer.checkpoint.place import AnyPath, StorePath, of_run, place_of
 from trainer.checkpoint.tensor_file import SLAB_BYTES
 
 
-def checkpoint_at(path: Path) -> Path:
+def checkpoint_at(path: AnyPath) -> AnyPath:
     """A ``step-N`` folder as it is; the newest one of a run's folder or of its ``checkpoints``. Raises ``ValueError``."""
-    found = [path] if _is_checkpoint(path) else committed(path / "checkpoints") or committed(path)
+    found = [path] if place_of(path).is_checkpoint(path) else committed(of_run(path)) or committed(path)
     if not found:
         raise ValueError(f"{path} {_lack(path)}: give a step-N folder, the folder of a run, or its checkpoints folder")
     return found[0]
 
 
-def checkpoints_under(path: Path) -> list[Path]:
+def checkpoints_under(path: AnyPath) -> list[AnyPath]:
     """Every checkpoint at or below a folder, in the order of the folders, the newest of each first. Raises
     ``ValueError`` where there is none."""
-    found = [path] if _is_checkpoint(path) else []
-    if not found:
-        for folder, names, _ in os.walk(path):
-            names[:] = sorted(name for name in names if not COMMITTED.fullmatch(name))
-            found += committed(Path(folder))
+    place = place_of(path)
+    if place.is_checkpoint(path):
+        return [path]
+    found = [checkpoint for folder in place.folders_below(path) for checkpoint in committed(folder)]
+    found = found or committed(of_run(path))
     if not found:
         raise ValueError(f"{path} {_lack(path)}: give a folder with step-N folders in or below it")
     return found
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: AnyPath) -> dict[str, Any]:
     """Facts, tables, sums of all other tensors by kind, and files of a checkpoint; no tensor is read. Raises
     ``ValueError`` for a damaged one."""
     facts, reader = read_facts(path), Reader(path)
@@ -47,11 +46,14 @@ def describe(path: Path) -> dict[str, Any]:
         "facts": facts,
         "tables": _tables(reader, facts),
         "kinds": {kind: _sums(reader, kind) for kind in kinds},
-        "files": {MANIFEST: (path / MANIFEST).stat().st_size, **{name: it["bytes"] for name, it in manifest.items()}},
+        "files": {
+            MANIFEST: len(place_of(path).read(path / MANIFEST)),
+            **{name: it["bytes"] for name, it in manifest.items()},
+        },
     }
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
+def compare(first: AnyPath, second: AnyPath) -> dict[str, Any]:
     """How two checkpoints differ; empty lists where they do not. Tensors are read a slab of rows at a time. Raises
     ``ValueError`` for a damaged one."""
     readers = Reader(first), Reader(second)
@@ -139,7 +141,7 @@ def _dtype(reader: Reader, name: str) -> str:
     return str(reader.dtype(name)).removeprefix("torch.")
 
 
-def _texts(path: Path) -> dict[str, str]:
+def _texts(path: AnyPath) -> dict[str, str]:
     """Digests of what is neither tensors nor told elsewhere."""
     manifest = read_manifest(path)
     return {
@@ -160,11 +162,9 @@ def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str,
     return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and (COMMITTED.fullmatch(path.name) is not None or (path / MANIFEST).is_file())
-
-
-def _lack(path: Path) -> str:
+def _lack(path: AnyPath) -> str:
+    if isinstance(path, StorePath):
+        return "holds no checkpoint"
     if not path.exists():
         return "does not exist"
     return "holds no checkpoint" if path.is_dir() else "is no folder"

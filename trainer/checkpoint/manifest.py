@@ -5,27 +5,26 @@ folder is ever opened, nor anything through a link.
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
-from trainer.checkpoint.tensor_file import open_plain, parse_json
+from trainer.checkpoint.place import MANIFEST, AnyPath, Unreachable, place_of
+from trainer.checkpoint.tensor_file import parse_json
 
-MANIFEST = "MANIFEST.json"
 FACTS = "state.json"
 INDEX = "index.json"
 LARGEST_MANIFEST = 100 << 20
 
 
-def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
     """``bytes`` and ``blake3`` of every file of a checkpoint. Raises ``ValueError`` for a folder that is none, ``OSError``
     for one that cannot be read."""
-    if path.is_symlink() or not path.is_dir():
+    place = place_of(path)
+    if not place.is_folder(path):
         raise ValueError("is a link or no folder")
-    with open_plain(path / MANIFEST) as file:
-        manifest = parse_json(file.read(LARGEST_MANIFEST))
+    manifest = parse_json(place.read(path / MANIFEST, LARGEST_MANIFEST))
     if not isinstance(manifest, dict):
         raise ValueError(f"{MANIFEST} is no object")
     for name, expected in manifest.items():
@@ -41,24 +40,26 @@ def is_plain(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..", MANIFEST) and "\0" not in name and "\\" not in name
 
 
-def check_listing(path: Path, manifest: dict[str, dict[str, Any]]) -> None:
+def check_listing(path: AnyPath, manifest: dict[str, dict[str, Any]]) -> None:
     """Raises ``ValueError`` unless the folder holds exactly the files of the manifest, of their sizes and no links."""
-    with os.scandir(path) as entries:
-        found = {entry.name: entry for entry in entries if entry.name != MANIFEST}
-    for name, entry in found.items():
+    place = place_of(path)
+    found = {name: size for name, size in place.sizes(path).items() if name != MANIFEST}
+    for name, size in found.items():
         if name not in manifest:
+            if place.is_stray(name):
+                continue
             raise ValueError(f"{name} is not in {MANIFEST}")
-        if not entry.is_file(follow_symlinks=False):
+        if size is None:
             raise ValueError(f"{name} is a link or no file")
     for name, expected in manifest.items():
         if name not in found:
             raise ValueError(f"{name} is missing")
-        size = found[name].stat(follow_symlinks=False).st_size
+        size = found[name]
         if size != expected["bytes"]:
             raise ValueError(f"{name} has {size} bytes, not {expected['bytes']} as in {MANIFEST}: damaged or replaced")
 
 
-def verify_files(path: Path, names: Iterable[str]) -> str | None:
+def verify_files(path: AnyPath, names: Iterable[str]) -> str | None:
     """What is wrong with the bytes of some of a checkpoint's files, None where nothing is; ranks can share the hashing.
     (``verify`` looks at everything else.)"""
     try:
@@ -66,12 +67,14 @@ def verify_files(path: Path, names: Iterable[str]) -> str | None:
         for name in names:
             if fingerprint(path / name) != manifest[name]:
                 return f"{name} differs from {MANIFEST}: damaged or replaced"
+    except Unreachable:
+        raise
     except (OSError, ValueError) as error:
         return f"not a whole checkpoint ({error})"
     return None
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: AnyPath) -> dict[str, Any]:
     """The facts of a committed checkpoint: ``progress``, ``identity``, ``world_size`` … Raises ``ValueError`` as
     ``read_text``."""
     text = read_text(path, FACTS)
@@ -84,14 +87,15 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_text(path: Path, name: str) -> str:
+def read_text(path: AnyPath, name: str) -> str:
     """One text file of a committed checkpoint, held against its manifest; tensors are not looked at. Raises
     ``ValueError`` where the checkpoint lacks it or it is damaged."""
     try:
         expected = read_manifest(path).get(name)
         if expected is not None:
-            with open_plain(path / name) as file:
-                content = file.read()
+            content = place_of(path).read(path / name)
+    except Unreachable:
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
     if expected is None:
@@ -103,7 +107,7 @@ def read_text(path: Path, name: str) -> str:
     return content.decode(errors="replace")
 
 
-def check_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_identity(path: AnyPath, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Raises ``ValueError``, with every difference, unless a job goes on as the one that saved ``path``."""
     current = json.loads(json.dumps(current))
     changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
@@ -123,13 +127,12 @@ def difference(saved: Any, current: Any, prefix: str = "") -> str:
     return f"{prefix.rstrip('.')} was {saved!r}, is {current!r}".strip()
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: AnyPath) -> dict[str, Any]:
     """Bytes and digest of a file, which is no link."""
     digest, size = new_digest(), 0
-    with open_plain(path) as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-            size += len(chunk)
+    for chunk in place_of(path).chunks(path):
+        digest.update(chunk)
+        size += len(chunk)
     return {"bytes": size, DIGEST: digest.hexdigest()}
 
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -27,6 +26,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, verify, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import check_identity, read_facts, read_manifest, verify_files
 from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.place import AnyPath, Attempt, place_of
 from trainer.checkpoint.tensor_file import place_tensors
 from trainer.config import CheckpointConfig
 from trainer.distributed import Ranks, from_first, on_all_ranks
@@ -93,12 +93,12 @@ class _Save:
     """One under way: first every rank writes, then rank 0 commits (``committing``; None elsewhere)."""
 
     step: int
-    part: Path
-    final: Path
+    attempt: Attempt
     facts: dict[str, Any]
     writing: _Job
     committing: _Job | None = None
     written: bool = False
+    is_there: bool = False  # whatever happens behind the commit
 
 
 class Checkpoints:
@@ -111,7 +111,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         config: CheckpointConfig,
         state: State,
         identity: Mapping[str, Any],
@@ -121,6 +121,7 @@ class Checkpoints:
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.config, self.state, self.identity, self.ranks = folder, config, state, identity, ranks
+        self.place = place_of(folder)
         self.texts, self.before_commit = texts or {}, before_commit
         self.seconds = 0.0  # that training has waited
         self._save: _Save | None = None
@@ -151,7 +152,7 @@ class Checkpoints:
             self.begin(progress)
         self.seconds += time.perf_counter() - started
 
-    def save(self, progress: Progress) -> Path:
+    def save(self, progress: Progress) -> AnyPath:
         """Writes ``step-N``, and returns when it is there. A ``step-N`` that this run neither wrote nor loaded is a damaged
         one that was passed over: it is replaced. Raises ``OSError`` on every rank when any rank could not write, even
         when it tried again, and ``ValueError`` where the state is not finite."""
@@ -182,7 +183,7 @@ class Checkpoints:
         """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""
         return self._advance(wait=True, last=last) if self._save is not None else False
 
-    def load(self, path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    def load(self, path: AnyPath, progress: Progress | None = None) -> dict[str, Any]:
         """Loads a committed checkpoint in place, strictly both ways, and returns its facts.
 
         With ``progress`` the whole job goes on from it; without, only what ``state`` names is read (scoring). Raises
@@ -200,7 +201,7 @@ class Checkpoints:
             self._last_step = progress.step
         return facts
 
-    def _verify(self, path: Path) -> None:
+    def _verify(self, path: AnyPath) -> None:
         """Every rank hashes some of the files."""
         problem = from_first(lambda: verify(path, hashes=False))
         if not problem:
@@ -223,7 +224,7 @@ class Checkpoints:
             for line in lines:
                 print(f"checkpoint {reader.path.name}: {line}", flush=True)
 
-    def newest(self) -> Path | None:
+    def newest(self) -> AnyPath | None:
         """The newest checkpoint that is whole; what happens to damaged ones is ``config.on_corrupt``."""
         return from_first(lambda: folders.newest(self.folder, self.config.on_corrupt))
 
@@ -247,7 +248,6 @@ class Checkpoints:
         """Takes the snapshot of this step, and leaves it to be written; an earlier save is waited for."""
         self.finish()
         self._retry_step, self._last_time = None, time.monotonic()
-        final = self.folder / f"step-{progress.step}"
         facts = {
             "progress": progress.state_dict(),
             "identity": self.identity,
@@ -257,16 +257,16 @@ class Checkpoints:
         }
         further = list(self.state.snapshot())
         pieces = [*self._written(), *(piece for piece in further if piece.written)]
-        part = Path(from_first(lambda: str(folders.fresh(self.folder, "tmp", final.name))))
+        attempt = from_first(lambda: self.place.attempt(self.folder, f"step-{progress.step}"))
         needed = sum(on_ranks(sum(map(_bytes, pieces))))
         faults.at("before_snapshot", step=progress.step, rank=self.ranks.rank)
         ready, tensors = self._snapshot(pieces) if self.asynchronous else (lambda: None, None)
-        work = _Writing(part, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step)
+        work = _Writing(attempt, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step)
         try:
             self.before_commit()
         except OSError as error:
             work.spoilt = error
-        self._save = _Save(progress.step, part, final, facts, _Job(work))
+        self._save = _Save(progress.step, attempt, facts, _Job(work))
         if not self.asynchronous:
             self.finish()
 
@@ -319,13 +319,13 @@ class Checkpoints:
             faults.at(phase, step=save.step, rank=0)
 
         reached("before_manifest")
-        write_commit_files(save.part, parts, save.facts, self.texts)
+        self.place.clear(save.attempt)
+        write_commit_files(save.attempt.part, parts, save.facts, self.texts)
         reached("before_rename")
-        if save.final.exists():
-            folders.remove(save.final)
-        os.rename(save.part, save.final)
+        self.place.publish(save.attempt)
         reached("before_fsync")
-        folders.fsync(self.folder)
+        self.place.flush(self.folder)
+        save.is_there = True
         reached("during_prune")
         folders.prune(self.folder, self.config.keep)
 
@@ -346,8 +346,8 @@ class Checkpoints:
         """Nothing of it stays; a later attempt, or an error on every rank."""
         self._save = None
         self._failures += 1
-        if self.ranks.is_first:
-            folders.discard(save.part)
+        if self.ranks.is_first and not save.is_there:
+            self.place.discard(save.attempt)
         lasting = ": !" in complaint
         complaint = complaint.replace(": !", ": ", 1)
         message = f"checkpoint step-{save.step} could not be written to {self.folder} ({complaint})"
@@ -385,8 +385,8 @@ class Checkpoints:
 class _Writing:
     """What a rank's thread does in a save: (file name, its entries)."""
 
-    part: Path
-    folder: Path
+    attempt: Attempt
+    folder: AnyPath
     rank: int
     pieces: Sequence[Piece]
     tensors: Sequence[Tensor] | None
@@ -398,14 +398,15 @@ class _Writing:
     def __call__(self) -> tuple[str, dict[str, Any]]:
         if self.spoilt is not None:
             raise self.spoilt
-        self.part.mkdir(parents=True, exist_ok=True)
-        free = folders.free_bytes(self.folder)
-        if free < self.needed:
+        place = place_of(self.folder)
+        place.prepare(self.attempt)
+        free = place.free_bytes(self.folder)
+        if free is not None and free < self.needed:
             raise OSError(f"the disk is full: {self.needed:,} bytes are needed, {free:,} are free: make room")
         self.ready()
         faults.at("during_write", step=self.step, rank=self.rank)
-        name = f"rank-{self.rank:05}.safetensors"
-        return name, write_pieces(self.part / name, self.pieces, self.tensors).to_dict()
+        name = self.attempt.file(self.rank)
+        return name, write_pieces(self.attempt.part / name, self.pieces, self.tensors).to_dict()
 
 
 def on_all(mine: bool) -> bool:

@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,6 +53,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     return file.size, digest.hexdigest()
 
 
+def stream_tensors(write: Callable[[memoryview], Any], tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """The same bytes to ``write``, a bounded portion at a time, which it must be done with when it returns: how many, and
+    their digest. Raises ``ValueError`` as ``write_tensors``, and what ``write`` raises."""
+    digest, size = new_digest(), 0
+    for data in _contents({key: tensors[key] for key in _ordered(tensors)}):
+        digest.update(data)
+        write(data)
+        size += len(data)
+    return size, digest.hexdigest()
+
+
 def place_tensors(like: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tensor]:
     """New CPU tensors of the same shapes and types, in one piece of memory in which each lies as it will in the file
     (modulo a disk's block): ``write_tensors`` then needs no copy of them. ``pinned``: for copies from a GPU."""
@@ -72,9 +83,10 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         with open_plain(path) as file:
-            header, self._start = _read_header(file)
             size = os.fstat(file.fileno()).st_size
-            self.tensors: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = _parse(header, size - self._start)
+            length = header_bytes(file.read(8), size)
+            self._start = 8 + length
+            self.tensors = parse_header(file.read(length), size - self._start)
             self._bytes = _mapped(file)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -82,6 +94,17 @@ class TensorFile:
         dtype, shape, begin = self.tensors[key]
         begin += self._start
         return self._bytes[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    def copy(self, key: str, part: tuple[slice, ...], target: Tensor) -> None:
+        """Copies a rectangle of a tensor, one slice for each dimension, to ``target``, on whatever device: in slabs of
+        rows, as a part of a big table that is to go to another device is not first made contiguous whole."""
+        source = self[key][part]
+        if source.dim() == 0 or target.is_cpu:
+            target.copy_(source)
+            return
+        rows = max(1, SLAB_BYTES * len(source) // (source.numel() * source.element_size()))
+        for into, out in zip(target.split(rows), source.split(rows)):
+            into.copy_(out)
 
 
 def slabs(tensor: Tensor) -> Iterator[Tensor]:
@@ -160,16 +183,15 @@ class NotFiniteError(ValueError):
         self.key, self.place, self.value = key, place, value
 
 
-def _read_header(file: BinaryIO) -> tuple[bytes, int]:
-    """The header and the place in the file where the data start."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
+def header_bytes(start: bytes, size: int) -> int:
+    """The length of the header of a file of ``size`` bytes, which begins with ``start``. Raises ``ValueError``."""
+    length = int.from_bytes(start[:8], "little")
     if size < 8 or not 0 < length <= min(size - 8, LONGEST_HEADER) or length % 8:
         raise ValueError(f"is no file of tensors: a header of {length} bytes in a file of {size}")
-    return file.read(length), 8 + length
+    return length
 
 
-def _parse(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
+def parse_header(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
     """Dtype, shape and first byte of each tensor, which fill ``size`` bytes without a gap or an overlap."""
     header = parse_json(text)
     if not isinstance(header, dict):
