@@ -1,8 +1,8 @@
 """Decoded rows, between Arrow and batches.
 
 Letters: R rows, D dense features, S keys with at most one id a row (columns of single ids, and crosses), J keys with
-any number (lists). Arrays are feature-major: a column is decoded by one contiguous write, shuffled inside the CPU's
-cache, and already lies as KeyedJaggedTensor wants it.
+any number (lists), G columns that rows are grouped by. Arrays are feature-major: a column is decoded by one contiguous
+write, shuffled inside the CPU's cache, and already lies as KeyedJaggedTensor wants it.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ class Bags:
 class Columns:
     """R decoded rows: ``numbers`` float32 [D + 0 … 2, R], the dense features, then label and weight where they are
     read; ``ids`` int32 or int64 [S, R], ``NO_ID`` where there is none (nowhere, if ``complete``); ``bags``: one each of J
-    keys; ``dropped`` bool [R]: rows that a policy left out, which have no ids (None: none)."""
+    keys; ``dropped`` bool [R]: rows that a policy left out, which have no ids (None: none); ``keys`` int64 [G, R]: raw
+    values as keys (``data_loaders.keys``)."""
 
     num_dense: int
     numbers: NDArray[np.float32]
@@ -58,6 +59,7 @@ class Columns:
     bags: list[Bags]
     dropped: NDArray[np.bool_] | None = None
     complete: bool = False
+    keys: NDArray[np.int64] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -72,12 +74,13 @@ class Columns:
             [bag.between(start, stop) for bag in self.bags],
             None if self.dropped is None else self.dropped[start:stop],
             self.complete,
+            None if self.keys is None else self.keys[:, start:stop],
         )
 
     def fill(self, parts: list["Columns"], rows: NDArray[np.int64] | None, spare: NDArray[np.int64]) -> None:
         """Writes the rows of all parts, one after the other, in the order of ``rows``, a permutation of them (None: as they
         come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far."""
-        for name in ("numbers", "ids"):
+        for name in ("numbers", "ids") if self.keys is None else ("numbers", "ids", "keys"):
             lines = getattr(self, name)
             natural = spare.view(lines.dtype)[: self.num_rows]
             for index, line in enumerate(lines):

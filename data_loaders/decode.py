@@ -1,7 +1,7 @@
 """Arrow tables to ``Columns``: the decoders of all columns, put together by schema and layout."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from data_loaders.column_decoders import (
 )
 from data_loaders.column_types import check_types
 from data_loaders.columns import NO_ID, Bags, Columns, concat_bags
+from data_loaders.keys import check_key_types, keys_of
 from data_loaders.plain import PlainColumns
 from data_loaders.schema import Layout, Schema
 
@@ -48,7 +49,8 @@ class Decoder:
     weight.
 
     ``types``: the Arrow type of each column (widths may differ in the tables). ``labeled``: without it neither label
-    nor weight are read. What is missing, truncated, replaced or dropped is added to ``counters``.
+    nor weight are read. ``keys``: columns whose raw values come as keys. What is missing, truncated, replaced or dropped
+    is added to ``counters``.
 
     Raises ``ValueError`` at once for a type that a feature cannot use, and ``RowError`` when decoding for a value that
     it cannot.
@@ -62,9 +64,12 @@ class Decoder:
         counters: Counters,
         *,
         labeled: bool = True,
+        keys: Sequence[str] = (),
     ) -> None:
         check_types(schema, layout, types, labeled=labeled)
+        check_key_types(keys, types)
         self._counters = counters
+        self._keys = tuple(keys)
         self.num_dense = len(schema.dense)
         self._log1p = [index for index, name in enumerate(schema.dense) if schema.features[name].log1p]
         self._numbers: list[Single] = [Dense(name, schema, counters) for name in schema.dense]
@@ -102,7 +107,7 @@ class Decoder:
     @property
     def is_light(self) -> bool:
         """Whether most of the work is one copy: plain columns only, no hashing, no lists."""
-        return not self._bags and all(line.plain for line in (*self._numbers, *self._singles))
+        return not self._bags and not self._keys and all(line.plain for line in (*self._numbers, *self._singles))
 
     def __call__(self, tables: Iterable[pa.Table], count: int, purpose: str = "") -> Columns:
         """The ``count`` rows of all tables, one table after the other.
@@ -131,7 +136,10 @@ class Decoder:
         width = count + _PADDING
         numbers = self._buffers.empty(f"{purpose} numbers", (len(self._numbers), width), np.float32)
         ids = self._buffers.empty(f"{purpose} ids", (len(self._singles), width), self._dtype)
-        return Columns(self.num_dense, numbers[:, :count], ids[:, :count], self._no_bags())
+        columns = Columns(self.num_dense, numbers[:, :count], ids[:, :count], self._no_bags())
+        if self._keys:
+            columns.keys = self._buffers.empty(f"{purpose} keys", (len(self._keys), width), np.int64)[:, :count]
+        return columns
 
     def _no_bags(self) -> list[Bags]:
         return [Bags(np.zeros(1, np.int64), np.empty(0, self._dtype)) for _ in self._bags]
@@ -148,6 +156,8 @@ class Decoder:
                     columns.complete = not (part == NO_ID).any()
         for index in self._log1p:
             _log1p(columns.numbers[index, source.start : source.stop])
+        for index, name in enumerate(self._keys):
+            columns.keys[index, source.start : source.stop] = keys_of(source.array(name))
         lists = {bag.name: lists_of(source.array(bag.column)) for bag in self._bags}
         found = [bag.decode(source, lists[bag.name], self._dtype) for bag in self._bags]
         bags, removed = [bags for bags, _ in found], {bag.name: rows for bag, (_, rows) in zip(self._bags, found)}

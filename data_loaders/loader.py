@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ from data_loaders.column_decoders import Counters, RowError
 from data_loaders.column_types import check_types
 from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
+from data_loaders.keys import check_key_types, texts_of_keys
 from data_loaders.manifest import Manifest
 from data_loaders.order import EpochOrder, Order, Segment, Unit
 from data_loaders.reader import RowGroups, TableStream
@@ -48,7 +49,8 @@ class Loader:
     ones padded; over all ranks every row comes once. ``shuffle=False`` gives time order: step k is rows [k · batch_size,
     (k + 1) · batch_size) of the files as they lie. ``contiguous=True``, with a shard a rank, gives rank r the r-th part
     of the files instead, which saves reading them on every rank (evaluation, prediction). ``labeled=False`` does without
-    label and weight columns; ``record_origin`` says in each cursor which rows came.
+    label and weight columns; ``record_origin`` says in each cursor which rows came; ``keys`` names columns, features or
+    not, whose raw values come with each batch as ``Batch.keys``.
 
     ``counters`` count, since construction, values that were null, out of range, non-finite or truncated, by
     ``<feature>.<what>``, in rows of this rank, and ``rows.dropped``. ``wait_seconds`` is how long the consumer has
@@ -77,6 +79,7 @@ class Loader:
         labeled: bool = True,
         contiguous: bool = False,
         record_origin: bool = False,
+        keys: Sequence[str] = (),
     ) -> None:
         if world_size > shards:
             enough = next((n for n in range(world_size, batch_size + 1) if batch_size % n == 0), None)
@@ -100,10 +103,12 @@ class Loader:
         self._record_origin = record_origin
         self._counters = Counters()
         self.wait_seconds = 0.0
-        columns = _columns(schema, layout, labeled)
-        self._decoder = _decoder(manifest, schema, layout, columns, self._counters, labeled)
+        self._manifest = manifest
+        self._key_texts: dict[tuple[str, int], str | None] = {}
+        columns = list(dict.fromkeys((*_columns(schema, layout, labeled), *keys)))
+        self._decoder = _decoder(manifest, schema, layout, columns, self._counters, labeled, keys)
         self._collator = Collator(layout, self._decoder.slots, self._local_batch_size, may_drop=schema.may_drop)
-        self._row_groups = RowGroups(manifest, columns, _hashed_columns(schema, layout))
+        self._row_groups = RowGroups(manifest, columns, _hashed_columns(schema, layout) | set(keys))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,6 +127,15 @@ class Loader:
     @property
     def counters(self) -> dict[str, int]:
         return self._counters.snapshot()
+
+    def key_texts(self, column: str, keys: Iterable[int]) -> dict[int, str | None]:
+        """The values of ``column`` that have these keys, as text (None for null)."""
+        keys = list(keys)
+        unknown = [key for key in keys if (column, key) not in self._key_texts]
+        if unknown:
+            found = texts_of_keys(self._manifest, column, unknown)
+            self._key_texts.update({(column, key): text for key, text in found.items()})
+        return {key: self._key_texts[column, key] for key in keys}
 
     def epoch(self, epoch: int, start_step: int = 0) -> "BatchIterator":
         """Batches from step ``start_step`` to the epoch's end: those that a run not interrupted would have seen."""
@@ -378,18 +392,29 @@ def _columns(schema: Schema, layout: Layout, labeled: bool) -> list[str]:
 
 
 def _decoder(
-    manifest: Manifest, schema: Schema, layout: Layout, columns: list[str], counters: Counters, labeled: bool
+    manifest: Manifest,
+    schema: Schema,
+    layout: Layout,
+    columns: list[str],
+    counters: Counters,
+    labeled: bool,
+    keys: Sequence[str],
 ) -> Decoder:
+    try:
+        manifest.check_columns(keys)
+    except ValueError as error:
+        raise ValueError(f"a column of evaluation.group_by, request or slices: {error}") from error
     manifest.check_columns(columns)
     types: dict[str, pa.DataType] = {}
     for path, found in manifest.types(columns):
         try:
             check_types(schema, layout, found, labeled=labeled)
+            check_key_types(keys, found)
         except ValueError as error:
             raise ValueError(f"'{path}': {error}") from error
         # A column of nulls only says nothing about whether it holds lists; another file may.
         types.update({name: kind for name, kind in found.items() if name not in types or pa.types.is_null(types[name])})
-    return Decoder(schema, layout, types, counters, labeled=labeled)
+    return Decoder(schema, layout, types, counters, labeled=labeled, keys=keys)
 
 
 def _hashed_columns(schema: Schema, layout: Layout) -> set[str]:

@@ -1,6 +1,7 @@
 """Evaluates a trained run on any data: ``torchrun … -m trainer.evaluate RUN_FOLDER [--split test] [overrides]``.
 
-Overrides change the recorded configuration: ``data.root=… data.test=[other.parquet] evaluation.batch_size=65536``.
+Overrides change the recorded configuration: ``data.root=… data.test=[other.parquet] evaluation.batch_size=65536
+evaluation.group_by=user_id 'evaluation.slices=[device]'`` (docs/metrics.md).
 """
 
 import argparse
@@ -35,8 +36,10 @@ def run(options: argparse.Namespace) -> None:
         config, data, ranks = trained.config, trained.config.data, trained.ranks
         manifest = build.scan(data, options.split, trained.layout)
         batch_size = config.evaluation.batch_size or config.batch_size
-        loader = build.build_ordered_loader(manifest, data.schema, trained.layout, batch_size, data.stream, ranks)
-        values = evaluate(trained.built.pipeline, loader, ranks)
+        loader = build.build_ordered_loader(
+            manifest, data.schema, trained.layout, batch_size, data.stream, ranks, keys=config.evaluation.columns
+        )
+        values = evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
         if ranks.is_first:
             print(json.dumps({"checkpoint": str(trained.checkpoint), "split": options.split, **values}, indent=2))
             if options.output:

@@ -10,7 +10,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
-from trainer.distributed import Ranks, all_reduce_sum, sum_counters
+from trainer.config import EvaluationConfig
+from trainer.distributed import Ranks, from_first, sum_counters
+from trainer.held_out import HeldOutMetrics
 from trainer.metrics import ClickMetrics
 from trainer.progress import Progress
 from trainer.reporting import Reporter
@@ -25,10 +27,11 @@ def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOut
     scoring = TrainPipelineSparseDist(model, pipeline._optimizer, pipeline._device, execute_all_batches=True)
     batches = loader.epoch(0)
     try:
-        while True:
-            with torch.no_grad():
-                outputs = scoring.progress(batches)
-            yield outputs
+        with pipeline._optimizer.averaged():
+            while True:
+                with torch.no_grad():
+                    outputs = scoring.progress(batches)
+                yield outputs
     except StopIteration:
         return
     finally:
@@ -38,22 +41,31 @@ def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOut
 
 
 def evaluate(
-    pipeline: TrainPipelineSparseDist, loader: Loader, ranks: Ranks, *, under_way: bool = True
+    pipeline: TrainPipelineSparseDist,
+    loader: Loader,
+    options: EvaluationConfig,
+    ranks: Ranks,
+    *,
+    under_way: bool = True,
 ) -> dict[str, Any]:
-    """AUC, log loss, NE, calibration and speed on all rows of ``loader``; the same on every rank.
+    """Metrics and speed on all rows of ``loader``, which has the keys of ``options.columns``; the same on every rank.
 
     A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """
-    metrics = ClickMetrics(device=ranks.device)
+
+    def texts(column: str, keys: list[int]) -> dict[int, str | None]:
+        return from_first(lambda: loader.key_texts(column, keys))
+
+    metrics = HeldOutMetrics(options, ranks.device, texts)
     started = time.perf_counter()
     if under_way:
         pipeline.detach()
     for outputs in score(pipeline, loader):
-        metrics.update(outputs.logits, outputs.labels, outputs.weights)
+        metrics.update(outputs)
     if under_way:
         # The batches in flight keep their input distribution. (To start it anew, attach's default, breaks sequence tables.)
         pipeline.attach(sparse_dist=False)
-    values = metrics.compute(all_reduce_sum)
+    values = metrics.compute()
     seconds = time.perf_counter() - started
     return {
         **values,
@@ -64,36 +76,41 @@ def evaluate(
 
 
 class Evaluator:
-    """Evaluates ``valid`` every ``every_steps`` steps, or at the end of each epoch."""
+    """Evaluates ``valid`` every ``options.every_steps`` steps, or at the end of each epoch."""
 
     def __init__(
         self,
         pipeline: TrainPipelineSparseDist,
         valid: Loader | None,
-        every_steps: int | None,
+        options: EvaluationConfig,
         epoch_steps: int,
         reporter: Reporter,
         ranks: Ranks,
     ) -> None:
-        self.pipeline, self.valid, self.every_steps, self.epoch_steps = pipeline, valid, every_steps, epoch_steps
+        self.pipeline, self.valid, self.options, self.epoch_steps = pipeline, valid, options, epoch_steps
         self.reporter, self.ranks = reporter, ranks
         self.last: tuple[int, dict[str, Any]] | None = None
-        self.on_result: Callable[[Progress, str, dict[str, Any]], None] = lambda progress, split, values: None
+        # Whether training is to end.
+        self.on_result: Callable[[Progress, str, dict[str, Any]], bool] = lambda progress, split, values: False
+        self.over = False
 
-    def maybe_evaluate(self, progress: Progress) -> None:
-        due = progress.step % self.every_steps == 0 if self.every_steps else progress.epoch_step == self.epoch_steps
+    def maybe_evaluate(self, progress: Progress) -> bool:
+        """Whether training is to end, the same on all ranks."""
+        every = self.options.every_steps
+        due = progress.step % every == 0 if every else progress.epoch_step == self.epoch_steps
         if due and self.valid is not None:
             self.evaluate(progress)
+        return self.over
 
     def evaluate(self, progress: Progress) -> dict[str, Any]:
         """Metrics of ``valid`` at this step, computed once."""
         assert self.valid is not None
         if self.last is None or self.last[0] != progress.step:
-            values = evaluate(self.pipeline, self.valid, self.ranks)
+            values = evaluate(self.pipeline, self.valid, self.options, self.ranks)
             self.reporter.outside(values["seconds"])
             self.reporter.write("valid", values, progress)
             self.last = (progress.step, values)
-            self.on_result(progress, "valid", values)
+            self.over = self.on_result(progress, "valid", values)
         return self.last[1]
 
 

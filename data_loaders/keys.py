@@ -1,0 +1,75 @@
+"""Raw values of any column as 64-bit keys, for metrics by group, and keys back to values that people can read.
+
+Equal values have equal keys, whatever the width of the column's type and however a file stores them: a whole number in
+floating point is that integer, a time is a number of seconds, a boolean 0 or 1. Null is a value of its own, and so is
+NaN. Different integers have different keys. Different values of other types have equal keys with a probability of 2^-64
+a pair: for a million of them, 3e-8 that there is any such pair.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_loaders.arrow import flat, is_text, null_mask, numbers, type_kind
+from data_loaders.hashing import hash_ids, mix
+from data_loaders.manifest import Manifest
+from data_loaders.reader import PIECE_ROWS, Handle, RowGroups
+
+_NULL = mix(np.array([0x6E756C6C], np.uint64)).view(np.int64)[0]  # "null"
+_NAN = np.float64("nan")
+_INT64 = 2.0**63
+_KINDS = ("number", "text", "time", "time of day", "duration", "null")
+
+
+def check_key_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) -> None:
+    """Raises ``ValueError`` for a column of lists or the like."""
+    for column in columns:
+        if type_kind(types[column]) not in _KINDS:
+            raise ValueError(
+                f"evaluation.group_by, request or slices: rows cannot be grouped by column '{column}' of type "
+                f"{types[column]}: choose one of single values (text, numbers, times)"
+            )
+
+
+def keys_of(array: pa.Array) -> NDArray[np.int64]:
+    """int64 [len(array)] of an array as ``arrow.flat`` gives it, of a type that ``check_key_types`` lets pass."""
+    kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    whole = pa.types.is_integer(kind) or is_text(kind)
+    keys = (hash_ids(array) if whole else _hash_numbers(numbers(array))).view(np.int64)
+    nulls = null_mask(array)
+    return keys if nulls is None else np.where(nulls, _NULL, keys)
+
+
+def _hash_numbers(values: NDArray[np.floating]) -> NDArray[np.uint64]:
+    values = values.astype(np.float64)
+    values[np.isnan(values)] = _NAN  # there are many bit patterns
+    bits = values.view(np.int64).copy()
+    with np.errstate(invalid="ignore"):
+        whole = (np.floor(values) == values) & (values >= -_INT64) & (values < _INT64)
+    bits[whole] = values[whole].astype(np.int64)
+    return mix(bits.view(np.uint64))
+
+
+def texts_of_keys(manifest: Manifest, column: str, wanted: Iterable[int]) -> dict[int, str | None]:
+    """What the values with these keys look like; None for null. Reads the one column until all are found."""
+    left, found = set(wanted), {}
+    groups, handle = RowGroups(manifest, [column], {column}), Handle()
+    for number in range(groups.count):
+        for table in groups.pieces(number, PIECE_ROWS, handle):
+            if not left:
+                return found
+            keys, first = np.unique(keys_of(flat(table.column(0))), return_index=True)
+            for key, row in zip(keys.tolist(), first.tolist()):
+                if key in left:
+                    left.remove(key)
+                    found[key] = _text(table.column(0)[row].as_py())
+    assert not left, "the data have changed while they were read"
+    return found
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return None if value is None else str(value)
