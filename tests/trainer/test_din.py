@@ -39,6 +39,15 @@ def bare_schema() -> Schema:
     )
 
 
+def two_histories_schema() -> Schema:
+    """Clicks, of two attributes, and visits are each looked at by a candidate of their own; their tables differ in width."""
+    schema = small_schema()
+    schema.tables["shop"] = Table(15, embedding_dim=4)
+    schema.features["shop_id"] = Feature("sparse", table="shop")
+    schema.features["visited_shops"] = Feature("sequence", table="shop", max_length=9, target="shop_id")
+    return schema
+
+
 def naive_logit(schema: Schema, values: dict[str, np.ndarray], row: dict, activation: str, softmax: bool) -> float:
     """Figure 2 and equations 2 and 3 of the paper on one row."""
 
@@ -65,9 +74,11 @@ def naive_interest(
     values: dict[str, np.ndarray], prefix: str, query: np.ndarray, events: list, activation: str, softmax: bool
 ) -> np.ndarray:
     scores = []
-    for event in events:
+    for number, event in enumerate(events):
         inputs = np.concatenate([query, event, query - event, query * event])
         hidden = values[f"{prefix}.first.weight"] @ inputs + values[f"{prefix}.first.bias"]
+        if f"{prefix}.positions" in values:
+            hidden = hidden + values[f"{prefix}.positions"][len(events) - 1 - number]
         hidden = activate(values, f"{prefix}.activation", hidden, activation)
         scores.append(float(mlp(values, f"{prefix}.rest", hidden, activation)[0]))
     if softmax and scores:
@@ -75,18 +86,23 @@ def naive_interest(
     return sum((score * event for score, event in zip(scores, events)), np.zeros_like(query))
 
 
-@pytest.mark.parametrize("make_schema", [small_schema, bare_schema])
+SCHEMAS = [small_schema, bare_schema, two_histories_schema]
+
+
+@pytest.mark.parametrize("make_schema", SCHEMAS)
+@pytest.mark.parametrize("position", ["none", "learned"])
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("activation", ["dice", "prelu"])
-def test_equals_the_paper(make_schema, activation, softmax):
+def test_equals_the_paper(make_schema, activation, softmax, position):
     schema = make_schema()
-    model, rows = build(schema, activation=activation, softmax=softmax), random_rows(schema, 12)
+    model = build(schema, activation=activation, softmax=softmax, position=position)
+    rows = random_rows(schema, 12)
     expected = [naive_logit(schema, state(model), row, activation, softmax) for row in rows]
     np.testing.assert_allclose(model(make_batch(schema, model.layout, rows)).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make_schema", [small_schema, bare_schema])
-@pytest.mark.parametrize("options", [{}, {"activation": "prelu", "softmax": True}])
+@pytest.mark.parametrize("make_schema", SCHEMAS)
+@pytest.mark.parametrize("options", [{}, {"activation": "prelu", "softmax": True, "position": "learned"}])
 def test_contract(make_schema, options):
     check_model(build(make_schema(), **options), make_schema())
     check_dense_start(Model, make_schema(), **UNITS, **options)
@@ -105,6 +121,21 @@ def test_tables_of_attended_sequences_are_read_id_by_id():
         "dim_8": ["item"],
         "dim_4": ["category"],
     }
+
+
+def test_each_history_has_its_own_distances_as_many_as_it_may_have_events():
+    attentions = build(two_histories_schema(), position="learned").head.attentions
+    assert [tuple(attention.positions.shape) for attention in attentions] == [(6, 8), (9, 8)]
+    assert all(attention.positions is None for attention in build(two_histories_schema()).head.attentions)
+
+
+def test_the_order_of_events_matters_to_positions_alone():
+    schema = bare_schema()
+    rows = [{"item_id": [1], "clicked": clicked} for clicked in ([7, 8, 9], [9, 8, 7])]
+    for position, same in (("none", True), ("learned", False)):
+        model = build(schema, position=position)
+        first, second = model(make_batch(schema, model.layout, rows)).tolist()
+        assert (first == pytest.approx(second, rel=1e-4)) is same
 
 
 def test_nothing_pooled():
@@ -130,5 +161,7 @@ def test_mistakes():
         Model(schema, device=torch.device("cpu"))
     with pytest.raises(ValueError, match=r"model.attention_units is \[\]"):
         Model(bare_schema(), attention_units=[], device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="model.position: 'learnt' is not known; did you mean 'learned'"):
+        Model(bare_schema(), position="learnt", device=torch.device("cpu"))
     with pytest.raises(ValueError, match="model.activation: 'dic' is not known; did you mean 'dice'"):
         Model(bare_schema(), activation="dic", device=torch.device("cpu"))

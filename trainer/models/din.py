@@ -14,16 +14,19 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Layout, Schema, one_of
 from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags, build_embeddings, embedding_configs
 from trainer.models import FeatureAxes
 from trainer.modules import MLP, Head, Segments, TargetAttention, check_units, segment_mean, segment_sum
 
+POSITIONS = ("none", "learned")
+
 
 class DIN(nn.Module):
-    """``hidden_units``, ``dropout``: of the network over all inputs; ``attention_units``: of the activation unit;
-    ``activation``: of both (dice, prelu or relu); ``softmax``: whether an event's weights sum to 1 over a history
-    (the paper: no).
+    """``hidden_units``, ``normalization``, ``dropout``: of the network over all inputs; ``attention_units``: of the
+    activation unit; ``activation``: of both (dice, prelu or relu); ``softmax``: whether an event's weights sum to 1 over a
+    history (the paper: no); ``position``: what an event's weight knows of its distance from the end of the history, nothing
+    (none, as in the paper) or a vector for each distance up to ``max_length`` (learned).
 
     Raises ``ValueError`` where no sequence of the schema names a ``target``, or for hyperparameters out of range."""
 
@@ -35,11 +38,14 @@ class DIN(nn.Module):
         attention_units: list[int] = [64, 32],
         activation: str = "dice",
         softmax: bool = False,
+        position: str = "none",
+        normalization: str = "none",
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
         super().__init__()
         check_units(hidden_units, "model.hidden_units")
+        one_of(position, POSITIONS, "model.position")
         if not schema.histories:
             raise ValueError(
                 "schema.features has no sequence with a target, which model din attends to: set target: <sparse "
@@ -47,7 +53,18 @@ class DIN(nn.Module):
             )
         self.layout: Layout = schema.layout(attention=True)
         configs = bag_configs(schema, self.layout.pooled)
-        self.head = DINHead(schema, self.layout, configs, hidden_units, attention_units, activation, softmax, dropout)
+        self.head = DINHead(
+            schema,
+            self.layout,
+            configs,
+            hidden_units,
+            attention_units,
+            activation,
+            softmax,
+            position,
+            normalization,
+            dropout,
+        )
         self.embedding_bags = build_embedding_bags(configs, device) if configs else None
         self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
 
@@ -85,6 +102,8 @@ class DINHead(Head):
         attention_units: list[int],
         activation: str,
         softmax: bool,
+        position: str,
+        normalization: str,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -96,11 +115,19 @@ class DINHead(Head):
         }
         self.groups = PooledGroups(configs, layout.pooled)
         self.attentions = nn.ModuleList(
-            TargetAttention(sum(width[key] for key in group), attention_units, activation=activation, softmax=softmax)
+            TargetAttention(
+                sum(width[key] for key in group),
+                attention_units,
+                activation=activation,
+                softmax=softmax,
+                positions=max(schema.features[key].max_length for key in group) if position == "learned" else None,
+            )
             for group in self.histories.values()
         )
         in_dim = len(schema.dense) + sum(width.values())
-        self.deep = MLP(in_dim, hidden_units, activation=activation, dropout=dropout, out_dim=1)
+        self.deep = MLP(
+            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
+        )
 
     def logits(
         self, dense: Tensor, pooled: KeyedTensor | None, jagged: list[dict[str, JaggedTensor]], weights: Tensor

@@ -1,0 +1,241 @@
+"""Mini-batch aware regularisation of embedding tables (Zhou et al., 2018, "Deep Interest Network for Click-Through Rate
+Prediction", section 5.1, equations 4 to 7): of a table only the rows whose ids occur in a global batch are decayed, by
+
+    w_j -= lr (gradient + λ / n_j w_j)
+
+where n_j is how often id j occurs in all training data, so that λ is what a row is decayed by in an epoch in which each of
+its occurrences has a batch of its own, however frequent the id is.
+
+Where: TorchRec brings every id to the rank that holds its row, so a kernel is called with the ids that the whole global
+batch has for its shard. Which rows occur is known there without asking; the parts of a row that is cut by columns all see
+the same ids.
+
+When: in backward, once the gradient of a kernel's output is complete and before the kernel updates its rows. A row is
+decayed once a step, however often its id occurs. With sgd this is equation 7 to the letter. Other optimizers adapt to the
+gradient alone: the decay is decoupled, as in AdamW (Loshchilov and Hutter, 2019), and goes by their learning rate.
+
+``weight_decay`` (with ``weight_decay_rows: touched``) is the same with n_j = 1: w_j -= lr weight_decay w_j, beside the
+optimizer's own step, on a CPU and a GPU alike. (FBGEMM's weight decay is not used: its CPU kernels ignore it, sgd and adagrad
+have none, and row-wise AdaGrad's goes through s, adam's does not.)
+
+n_j is exact: before the first step of a run all its rows are read once for their ids (``count``), whose numbers go to the
+shards' owners. They are pieces of the checkpoint, ``counts/<table>``, so a run that goes on does not count again, under
+whatever plan. (Not ``tables/<table>/…``: they are facts of the data, which a warm start has others of.) An id that was not
+counted, in files that came later, is taken to occur once.
+
+Shapes: N ids of a kernel's call, F its features, M the most units a row has (see ``_Kernel``), n distinct ids of a round.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from math import gcd
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
+from torchrec.distributed.embedding_types import ShardedEmbeddingTable
+from torchrec.distributed.types import ShardingPlan
+
+from data_loaders.batch import Batch
+from trainer.checkpoint.piece import Piece
+from trainer.config import OptimConfig
+from trainer.embeddings import is_wide_table
+from trainer.optim.tables import EmbeddingTable, embedding_tables, fused_kernels, is_data_parallel
+from trainer.pieces import empty_piece
+
+
+class MiniBatchAware:
+    """Decays the rows of the tables of a sharded model that have ``mini_batch_l2`` or ``weight_decay``. ``count`` comes
+    before the first step of a run, or the counts of a checkpoint.
+
+    Raises ``ValueError`` for a data-parallel table."""
+
+    def __init__(self, model: nn.Module, plan: ShardingPlan, optim: OptimConfig) -> None:
+        l2 = {t.name: optim.of_table(t.name, wide=is_wide_table(t.name)).mini_batch_l2 for t in embedding_tables(model)}
+        self.tables = [table for table in embedding_tables(model) if l2[table.name]]
+        for table in self.tables:
+            _check_sharded(table, plan, l2[table.name])
+        configs = {t.name: optim.of_table(t.name, wide=is_wide_table(t.name)) for t in embedding_tables(model)}
+        touched = {
+            name: config.weight_decay if config.weight_decay_rows == "touched" else 0.0
+            for name, config in configs.items()
+        }
+        kernels = ((kernel, tables.embedding_tables) for kernel, tables in fused_kernels(model))
+        self._kernels = [
+            _Kernel(kernel, shards, l2, touched)
+            for kernel, shards in kernels
+            if any(l2[shard.name] or touched[shard.name] for shard in shards)
+        ]
+        # The rows of all tables, one after the other, are one space of ids.
+        begins = accumulate((table.rows for table in self.tables), initial=0)
+        self._begins = dict(zip((table.name for table in self.tables), begins))
+        self._owned = _owned(self.tables, plan, self._begins)
+
+    def count(self, batches: Iterable[Batch], *, batches_per_round: int) -> None:
+        """Sets the counts to how often ids occur in ``batches``, all ranks' together: each has equally many of them.
+        ``batches_per_round``: after so many, ranks tell each other (memory for their ids is all that it takes)."""
+        for kernel in self._kernels:
+            kernel.counts.zero_()
+        pending: list[Tensor] = []
+        for number, batch in enumerate(batches, start=1):
+            pending += self._ids(batch)
+            if number % batches_per_round == 0:
+                self._share(pending)
+                pending = []
+        self._share(pending)
+
+    def pieces(self) -> list[Piece]:
+        """``counts/<table>`` int64 [rows, 1]. What several parts of a row keep, the first one's owner writes."""
+        found: list[Piece] = []
+        shards = [shard for kernel in self._kernels for shard in kernel.shards]
+        for table in self.tables:
+            name, shape = f"counts/{table.name}", (table.rows, 1)
+            mine = [shard for shard in shards if shard.table == table.name]
+            for shard in mine:
+                counts = shard.counts.unsqueeze(1)
+                found.append(Piece(name, shape, (shard.row, 0), counts, written=shard.column == 0))
+            if not mine:
+                found.append(empty_piece(name, shape, torch.int64))
+        return found
+
+    def _ids(self, batch: Batch) -> list[Tensor]:
+        found = []
+        for table in self.tables:
+            jagged = batch.sparse if table.pooled else batch.sequence
+            found += [jagged[key].values().long() + self._begins[table.name] for key in table.features]
+        return found
+
+    def _share(self, ids: Sequence[Tensor]) -> None:
+        """Adds up what all ranks found since the last round, where the rows are."""
+        distinct, counts = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).unique(return_counts=True)
+        found = torch.stack((distinct, counts), dim=1)  # [n, 2], ascending
+        sends = []
+        for ranges in self._owned:
+            places = torch.searchsorted(distinct, torch.tensor(ranges, dtype=torch.int64).view(-1)).view(-1, 2)
+            sends.append(torch.cat([found[:0], *(found[start:end] for start, end in places.tolist())]))
+        ids, counts = _exchange(sends).unbind(1)
+        for kernel in self._kernels:
+            for shard in kernel.shards:
+                row = ids - self._begins[shard.table] - shard.row
+                inside = (row >= 0) & (row < len(shard.counts))
+                device = shard.counts.device
+                shard.counts.index_add_(0, row[inside].to(device), counts[inside].to(device))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A part of ``table`` that begins at ``row`` and ``column``, and how often the ids of its rows occur: ``counts``
+    [rows of the shard]."""
+
+    table: str
+    row: int
+    column: int
+    counts: Tensor
+
+
+class _Kernel:
+    """An FBGEMM kernel with a table to decay, perhaps among others.
+
+    Its memory is looked at in units of as many floats as divide all its rows and all places where a table begins: where
+    tables are equally wide, a row is one unit."""
+
+    def __init__(
+        self,
+        kernel: SplitTableBatchedEmbeddingBagsCodegen,
+        tables: Sequence[ShardedEmbeddingTable],
+        l2: dict[str, float],
+        weight_decay: dict[str, float],
+    ) -> None:
+        self._kernel = kernel
+        device, feature_table = kernel.weights_offsets.device, list(kernel.feature_table_map)
+        counted = [table.local_rows if l2[table.name] else 0 for table in tables]
+        ends = list(accumulate(counted))
+        self.counts = torch.zeros(ends[-1], dtype=torch.int64, device=device)
+        parts = self.counts.split(counted)
+        self.shards = [
+            _Shard(table.name, *table.local_metadata.shard_offsets, part)
+            for table, part in zip(tables, parts, strict=True)
+            if l2[table.name]
+        ]
+        begins = kernel.weights_offsets.tolist()  # [F] where a feature's table begins, in floats
+        self._unit = gcd(*(table.local_cols for table in tables), *begins, self._floats().numel())
+
+        def of_feature(values: Sequence[float]) -> Tensor:
+            return torch.tensor([values[table] for table in feature_table], device=device)
+
+        self._l2 = of_feature([l2[table.name] for table in tables])
+        self._weight_decay = of_feature([weight_decay[table.name] for table in tables])
+        self._begins = torch.tensor(begins, device=device) // self._unit
+        self._units = of_feature([table.local_cols for table in tables]) // self._unit
+        self._each_unit = torch.arange(max(table.local_cols for table in tables) // self._unit, device=device)
+        # An id of a table without counts stands for the first count, and its λ is 0.
+        self._counted = of_feature([int(count > 0) for count in counted])
+        self._first_counts = of_feature([end - count if count else 0 for end, count in zip(ends, counted)])
+        kernel.register_forward_hook(self._watch, with_kwargs=True)
+
+    def _watch(self, kernel: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        if not (kernel.training and output.requires_grad):
+            return
+        indices = named["indices"] if "indices" in named else inputs[0]  # [N], local to the shard
+        offsets = named["offsets"] if "offsets" in named else inputs[1]  # [F * bags + 1]
+        if indices.numel():
+            output.register_hook(partial(self._decay, indices.long(), offsets.long()))
+
+    @torch.no_grad()
+    def _decay(self, indices: Tensor, offsets: Tensor, gradient: Tensor) -> None:
+        """All rows are read before any is written, and equal ids write equal values: nothing is made unique."""
+        feature = self._features(offsets, indices.numel())  # [N]
+        decay = self._weight_decay[feature]  # [N]
+        if self.counts.numel():
+            counts = self.counts.index_select(0, self._first_counts[feature] + indices * self._counted[feature])
+            decay = decay + self._l2[feature] / counts.clamp(min=1)
+        # The kernel's rate, a tensor on the host: nothing waits for a GPU.
+        kept = 1 - self._kernel.learning_rate_tensor * decay
+        units = torch.minimum(self._each_unit, self._units[feature].unsqueeze(1) - 1)  # [N, M]
+        rows = (self._begins[feature] + indices * self._units[feature]).unsqueeze(1) + units
+        kept = kept.unsqueeze(1).expand_as(rows).reshape(-1, 1)
+        memory, rows = self._floats().view(-1, self._unit), rows.view(-1)  # [N * M]
+        memory.index_copy_(0, rows, (memory.index_select(0, rows) * kept).to(memory.dtype))
+
+    def _features(self, offsets: Tensor, num_ids: int) -> Tensor:
+        features = self._l2.numel()
+        bags = (offsets.numel() - 1) // features
+        each = torch.arange(features, device=offsets.device)
+        return each.repeat_interleave(offsets[::bags].diff(), output_size=num_ids)
+
+    def _floats(self) -> Tensor:
+        weights = self._kernel.weights_dev if self._kernel.weights_dev.numel() else self._kernel.weights_host
+        # Not detach(): the kernel's backward, about to write there itself, would complain of the change.
+        return weights.data
+
+
+def _check_sharded(table: EmbeddingTable, plan: ShardingPlan, l2: float) -> None:
+    if is_data_parallel(table, plan):
+        raise ValueError(
+            f"table '{table.name}' is data_parallel and has mini_batch_l2={l2}: no rank sees all ids of a batch there; "
+            f"choose another type in sharding.by_table.{table.name}, or set mini_batch_l2 to 0 (optim.by_table)"
+        )
+
+
+def _owned(tables: Sequence[EmbeddingTable], plan: ShardingPlan, begins: dict[str, int]) -> list[list[tuple[int, int]]]:
+    """For each rank the ranges of ids whose rows it has a part of."""
+    found: list[set[tuple[int, int]]] = [set() for _ in range(dist.get_world_size())]
+    for table in tables:
+        for shard in plan.plan[table.module][table.name].sharding_spec.shards:
+            first = begins[table.name] + shard.shard_offsets[0]
+            found[shard.placement.rank()].add((first, first + shard.shard_sizes[0]))
+    return [sorted(ranges) for ranges in found]
+
+
+def _exchange(sends: Sequence[Tensor]) -> Tensor:
+    """What all ranks send here: ``sends`` int64 [n, 2] for each rank -> [sum of n, 2], on the CPU."""
+    sizes = torch.tensor([len(send) for send in sends])
+    arriving = torch.empty_like(sizes)
+    dist.all_to_all_single(arriving, sizes)
+    received = torch.empty(int(arriving.sum()), 2, dtype=torch.int64)
+    dist.all_to_all_single(received, torch.cat(list(sends)), arriving.tolist(), sizes.tolist())
+    return received
