@@ -1,8 +1,8 @@
 """Configuration -> objects, in the order TorchRec needs: schema, model with tables on meta, task, plan, in-backward
 table optimizers, sharding, dense optimizer, data, pipeline. Each step takes the values it uses."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
 from trainer import sharding
-from trainer.config import DataConfig, StreamConfig, TrainConfig
-from trainer.dice import Dice
+from trainer.batch_statistics import BatchStatistics
+from trainer.config import DataConfig, LossConfig, StreamConfig, TrainConfig
 from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.embeddings import init_std_of_tables
 from trainer.models import load_model_class
@@ -26,6 +26,8 @@ from trainer.modules import set_autocast
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.task import ClickTask
+
+COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,25 @@ def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Modul
     return load_model_class(model["name"])(schema, **hyperparameters, device=torch.device("meta"))
 
 
-def build_task(model: nn.Module, precision: str, device: torch.device, *, may_drop: bool) -> ClickTask:
-    """Model + loss. Dense arithmetic in bf16 where asked for; Dice's statistics over all ranks, and, where rows may be
+def build_task(
+    model: nn.Module, precision: str, device: torch.device, *, may_drop: bool, loss: LossConfig | None = None
+) -> ClickTask:
+    """Model + loss. Dense arithmetic in bf16 where asked for; statistics of activations over all ranks, and, where rows may be
     dropped, the number of rows a loss is the mean of."""
-    task = ClickTask(model)
+    loss = loss or LossConfig()
+    task = ClickTask(model, label_smoothing=loss.label_smoothing, negative_sampling_rate=loss.negative_sampling_rate)
     if may_drop:
         task.loss.mean_over_ranks = mean_over_ranks
     set_autocast(task, autocast_dtype(precision, device))
     for module in task.modules():
-        if isinstance(module, Dice):
+        if isinstance(module, BatchStatistics):
             module.all_reduce = sum_with_gradient
     return task
 
 
 def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
     """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
-    task = build_task(model, config.precision, ranks.device, may_drop=config.data.schema.may_drop)
+    task = build_task(model, config.precision, ranks.device, may_drop=config.data.schema.may_drop, loss=config.loss)
     plan = sharding.make_plan(
         task,
         config.sharding,
@@ -96,6 +101,26 @@ def build_train_loader(
     return loader, manifest
 
 
+def count_ids(
+    optimizer: CombinedOptimizer, data: DataConfig, layout: Layout, batch_size: int, manifest: Manifest, ranks: Ranks
+) -> None:
+    """Before the first step of a run: tells mini-batch aware regularisation, where a table has it, how often each id
+    occurs in the training data. Reads these tables' features alone, unless a row may be left out for another one."""
+    regularised = optimizer.mini_batch_aware
+    if not regularised.tables:
+        return
+    schema, labeled = data.schema, data.schema.may_drop
+    if not schema.may_drop:
+        wanted = {key for table in regularised.tables for key in table.features}
+        layout = Layout(*(tuple(key for key in keys if key in wanted) for keys in (layout.pooled, layout.unpooled)))
+        numbers_left_out = {name: feature for name, feature in schema.features.items() if feature.table}
+        schema = replace(schema, features=numbers_left_out)
+    loader = build_ordered_loader(manifest, schema, layout, batch_size, data.stream, ranks, labeled=labeled)
+    if ranks.is_first:
+        print(f"Counting ids in {loader.num_rows:,} rows (mini_batch_l2) …", flush=True)
+    regularised.count(loader.epoch(0), batches_per_round=max(1, COUNTED_AT_ONCE // loader.local_batch_size))
+
+
 def build_ordered_loader(
     manifest: Manifest,
     schema: Schema,
@@ -105,11 +130,12 @@ def build_ordered_loader(
     ranks: Ranks,
     *,
     labeled: bool = True,
+    keys: Sequence[str] = (),
 ) -> Loader:
-    """File order, each rank a contiguous part: for evaluation and prediction."""
+    """File order, each rank a contiguous part: for evaluation and prediction. ``keys``: columns to group rows by."""
     whole = -(-batch_size // ranks.world_size) * ranks.world_size
     order = {"batch_size": whole, "shards": ranks.world_size, "shuffle": False, "contiguous": True, "seed": 0}
-    return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled)
+    return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled, keys=keys)
 
 
 def _build_loader(

@@ -30,8 +30,9 @@ def run(
     before_step: Callable[[int], None],
     on_first_step: Callable[[], None],
 ) -> None:
-    """Trains until ``batches`` end, or until ``guard`` says that a rank was asked to stop: then all ranks return after the
-    same step, without saving or evaluating. Every event keeps its own cadence.
+    """Trains until ``batches`` end, or ``evaluator`` says so, or ``guard`` says that a rank was asked to stop: then all ranks
+    return after the same step, without saving or evaluating. Every event keeps its own cadence. A checkpoint comes after
+    the evaluation of its step, since it holds what that one has decided.
 
     ``before_step`` gets the number of steps made so far; ``on_first_step`` runs after the first step, when the pipeline
     has rewritten the model.
@@ -54,8 +55,11 @@ def run(
         if guard.stop_requested:
             return
         with guard.watchdog.paused():
+            over = evaluator.maybe_evaluate(progress)
             checkpoints.maybe_save(progress)
-            evaluator.maybe_evaluate(progress)
+        if over:
+            guard.over(progress.step)
+            return
 
 
 def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:

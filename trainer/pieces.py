@@ -4,6 +4,7 @@ A checkpoint knows tensors by canonical names that no plan changes, each of one 
 
 * ``tables/<table>/weight`` [rows, dim], ``tables/<table>/<state>`` for each state of its optimizer: AdaGrad's ``sum`` and
   Adam's ``exp_avg`` and ``exp_avg_sq`` [rows, dim]; row-wise AdaGrad's ``sum`` [rows, parts]
+* ``counts/<table>`` [rows, 1]: how often the id of a row occurs in the training data, where its optimizer wants to know
 * ``dense/<parameter or buffer>``, named as in the task's ``state_dict``
 * ``optimizer/<parameter>/<state>`` of dense parameters
 

@@ -8,6 +8,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
+from trainer.judge import Judge
 from trainer.optim.combined import CombinedOptimizer
 from trainer.pieces import model_pieces
 from trainer.reporting import Reporter
@@ -16,10 +17,10 @@ PACKAGES = ("torch", "torchrec")
 
 
 class ModelState:
-    """Tables and dense layers, for scoring."""
+    """Tables and dense layers, and the averages that stand for these in scoring, where there are any."""
 
-    def __init__(self, model: DistributedModelParallel) -> None:
-        self.pieces: Sequence[Piece] = model_pieces(model)
+    def __init__(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+        self.pieces: Sequence[Piece] = [*model_pieces(model), *optimizer.average_pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
         return ()
@@ -43,8 +44,9 @@ class TrainingState(ModelState):
         optimizer: CombinedOptimizer,
         reporter: Reporter,
         plan_rows: Sequence[Mapping[str, Any]],
+        judge: Judge | None = None,
     ) -> None:
-        self.optimizer, self.reporter, self.plan_rows = optimizer, reporter, plan_rows
+        self.optimizer, self.reporter, self.plan_rows, self.judge = optimizer, reporter, plan_rows, judge
         self.pieces = [*model_pieces(model), *optimizer.pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
@@ -54,6 +56,8 @@ class TrainingState(ModelState):
         return {
             "optimizer_steps": self.optimizer.steps,
             "table_steps": self.optimizer.table_steps,
+            "rate_reduction": self.optimizer.reduction,
+            "judge": self.judge.facts() if self.judge is not None else {},
             "metrics": self.reporter.facts(),
             "plan": [
                 {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")}
@@ -63,5 +67,7 @@ class TrainingState(ModelState):
         }
 
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
-        self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"])
+        self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"], facts["rate_reduction"])
+        if self.judge is not None:
+            self.judge.restore(facts["judge"])
         self.reporter.restore(facts["metrics"], reader)

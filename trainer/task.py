@@ -4,6 +4,7 @@ B is the number of rows of this rank. The pipeline traces ``forward`` symbolical
 so it stays straight-line; whatever computes is inside a sub-module.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,13 +17,15 @@ from data_loaders.batch import Batch, Cursor
 
 class TaskOutput(NamedTuple):
     """What a step leaves for metrics and progress: ``loss`` [] is this rank's, its mean over ranks that of the global
-    batch; ``logits``, ``labels``, ``weights`` [B] (weight 0: padding). Nothing here keeps the graph alive."""
+    batch; ``logits``, ``labels``, ``weights`` [B] (weight 0: padding); ``keys`` [B, G] as in the batch. Nothing here
+    keeps the graph alive."""
 
     loss: Tensor
     logits: Tensor
     labels: Tensor
     weights: Tensor
     cursor: Cursor
+    keys: Tensor | None = None
 
 
 class WeightedLogLoss(nn.Module):
@@ -30,17 +33,39 @@ class WeightedLogLoss(nn.Module):
 
     ``mean_over_ranks`` is put in where normalizers differ between ranks (see ``Batch.normalizer``). A global batch
     without any row that counts has loss 0.
+
+    ``label_smoothing`` ε: a click counts as 1 - ε / 2, none as ε / 2 (Szegedy et al., 2016, "Rethinking the Inception
+    Architecture", section 7, with two classes).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.mean_over_ranks: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
-        losses = functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")  # [B]
+        labels = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # [B]
         if self.mean_over_ranks is not None:
             normalizer = self.mean_over_ranks(normalizer)
         return (losses * weights).sum() / normalizer.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class Outcome(nn.Module):
+    """What a step leaves (``TaskOutput``).
+
+    Where only a share w of the negatives is in the training data, scores are corrected for it: of a probability p learnt
+    there, q = p / (p + (1 - p) / w) is that of all data (He et al., 2014, "Practical Lessons from Predicting Clicks on Ads
+    at Facebook", section 6.3), which adds log w to the logit. Training itself, and its own metrics, are of the data as they
+    are."""
+
+    def __init__(self, negative_sampling_rate: float = 1.0) -> None:
+        super().__init__()
+        self.correction = math.log(negative_sampling_rate)
+
+    def forward(self, loss: Tensor, logits: Tensor, batch: Batch) -> TaskOutput:
+        logits = logits.detach() if self.training else logits.detach() + self.correction
+        return TaskOutput(loss.detach(), logits, batch.labels, batch.weights, batch.cursor, batch.keys)
 
 
 class StepGuard(nn.Module):
@@ -59,16 +84,17 @@ class StepGuard(nn.Module):
 
 
 class ClickTask(nn.Module):
-    """A model (``forward(batch) -> logits [B]``), its loss, and what guards a step."""
+    """A model (``forward(batch) -> logits [B]``), its loss, and what guards a step and tells of it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0, negative_sampling_rate: float = 1.0) -> None:
         super().__init__()
         self.model = model
-        self.loss = WeightedLogLoss()
+        self.loss = WeightedLogLoss(label_smoothing)
         self.guard = StepGuard()
+        self.outcome = Outcome(negative_sampling_rate)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         logits = self.model(batch)  # [B]
         loss = self.loss(logits, batch.labels, batch.weights, batch.normalizer)
         self.guard(loss, logits, batch.cursor)
-        return loss, TaskOutput(loss.detach(), logits.detach(), batch.labels, batch.weights, batch.cursor)
+        return loss, self.outcome(loss, logits, batch)

@@ -3,6 +3,8 @@ inside backward already. Its state is the same pieces whatever the plan (``train
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,8 +15,11 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from trainer.checkpoint.piece import Piece
 from trainer.config import OptimConfig, TableOptimizerConfig
 from trainer.embeddings import is_wide_table
+from trainer.optim.average import DenseAverage
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, materialise_state, schedule_factor
 from trainer.optim.ftrl import FTRL
+from trainer.optim.mini_batch_aware import MiniBatchAware
+from trainer.optim.rates import TableRates, check_schedules
 from trainer.optim.tables import (
     EmbeddingTable,
     FusedShard,
@@ -33,8 +38,8 @@ from trainer.pieces import empty_piece, in_order, whole_piece, written_once
 class CombinedOptimizer:
     """All optimizers of a sharded model.
 
-    ``steps`` counts the steps made, and alone decides the dense learning rate; clipping and schedule are for dense
-    parameters only. Raises ``ValueError`` for options that an optimizer does not have.
+    ``steps`` counts the steps made. It and ``reduction``, what a plateau left of all rates, decide the learning rates of
+    the next step. Clipping is for dense parameters only. Raises ``ValueError`` for options that an optimizer does not have.
     """
 
     def __init__(
@@ -42,7 +47,9 @@ class CombinedOptimizer:
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
         self.steps = self.table_steps = 0
+        self.reduction = 1.0
         self._model, self._plan, self._optim = model, plan, optim
+        check_schedules(embedding_tables(model), optim)
         self._tables, self._table_parameters = data_parallel_table_optimizers(model, plan, optim)
         for optimizer in self._tables:
             materialise_state(optimizer)
@@ -52,14 +59,26 @@ class CombinedOptimizer:
             if parameter.requires_grad and name not in self._table_parameters
         }
         self._dense = make_dense_optimizer(self._dense_parameters, optim.dense) if self._dense_parameters else None
+        averaged = optim.dense.ema_decay is not None and self._dense_parameters
+        self._average = DenseAverage(self._dense_parameters, optim.dense.ema_decay) if averaged else None
         wide = any(is_wide_table(table.name) for table in embedding_tables(model))
         self._ftrl = FTRL(model, optim.wide) if wide and optim.wide.name == "ftrl" else None
+        self._table_rates = TableRates(model, self._tables, optim, total_steps)
+        self._table_rates.set(self.steps, self.reduction)
+        self.mini_batch_aware = MiniBatchAware(model, plan, optim)
         count_training_steps_only(model)
 
     @property
     def lr(self) -> float:
         """The dense learning rate of the next step."""
-        return self.config.lr * schedule_factor(self.config.schedule, self.steps, self.total_steps)
+        return self.config.lr * schedule_factor(self.config.schedule, self.steps, self.total_steps) * self.reduction
+
+    def reduce_rates(self, reduction: float) -> None:
+        """From the next step on all learning rates are ``reduction`` times what their schedules say."""
+        if self._ftrl is not None:
+            self._ftrl.change_rate(self._optim.wide.lr * reduction)
+        self.reduction = reduction
+        self._table_rates.set(self.steps, self.reduction)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self._ordinary():
@@ -78,7 +97,10 @@ class CombinedOptimizer:
             optimizer.step()
         if self._ftrl is not None:
             self._ftrl.step()
+        if self._average is not None:
+            self._average.update(self.steps)
         self.steps += 1
+        self._table_rates.set(self.steps, self.reduction)
 
     def pieces(self) -> list[Piece]:
         """All state but the number of steps: the same names in the same order on every rank. It is the optimizer's own
@@ -94,12 +116,25 @@ class CombinedOptimizer:
                 replicated += self._data_parallel_pieces(table, kind)
             else:
                 fused += _fused_pieces(table, kind, part_widths(table, self._plan), shards.get(table.name, []))
-        return in_order([*fused, *written_once(replicated)])
+        return in_order([*fused, *self.mini_batch_aware.pieces(), *self.average_pieces(), *written_once(replicated)])
 
-    def restore(self, steps: int, table_steps: int = 0) -> None:
-        """Goes on as after ``steps`` steps: the schedule, and what the tables' optimizers derive from their number, in
+    def average_pieces(self) -> list[Piece]:
+        """Of the averages that stand for the dense parameters in scoring (``optim.dense.ema_decay``)."""
+        return in_order(written_once(self._average.pieces())) if self._average is not None else []
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the dense parameters are their averages, where there are any."""
+        return self._average.in_place() if self._average is not None else nullcontext()
+
+    def restore(self, steps: int, table_steps: int = 0, reduction: float = 1.0) -> None:
+        """Goes on as after ``steps`` steps: the schedules, and what the tables' optimizers derive from their number, in
         which the ``table_steps`` of earlier runs count, too. The rest of the state is in ``pieces``."""
-        self.steps, self.table_steps = steps, table_steps
+        self.steps, self.table_steps, self.reduction = steps, table_steps, reduction
+        if self._ftrl is not None:
+            self._ftrl.config = replace(self._optim.wide, lr=self._optim.wide.lr * reduction)
+        self._table_rates.set(steps, reduction)
+        if self._average is not None and not steps:  # a warm start has changed the parameters
+            self._average.restart()
         set_fused_steps(self._model, table_steps + steps)
         for optimizer in self._tables:
             for state in optimizer.state.values():

@@ -17,7 +17,7 @@ them all, 5 ms for ``unique`` alone).
 Shapes: N ids of a kernel's call, F features of the kernel, R rows of 4 floats in the kernel's memory.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,16 @@ class FTRL:
                 rows.index_copy_(0, touched, ftrl_update(rows.index_select(0, touched), self.config))
             kernel.touched.clear()
 
+    @torch.no_grad()
+    def change_rate(self, lr: float) -> None:
+        """A new α, which leaves every weight as it is. (z holds Σ g - (β + √n) / α w, σ being the growth of the last term
+        but one, so a change of α moves z by that term's; with α alone changed, w would jump.) A pass over the tables."""
+        by = 1 / lr - 1 / self.config.lr
+        for kernel in self._kernels:
+            for rows in kernel.wide_rows():
+                rows[:, 1] -= (self.config.beta + rows[:, 2].sqrt()) * by * rows[:, 0]
+        self.config = replace(self.config, lr=lr)
+
 
 def ftrl_update(rows: Tensor, config: TableOptimizerConfig) -> Tensor:
     """The rows ``[w, z, n, -g]`` after a step, as ``[w, z, n, 0]``: [N, 4] -> [N, 4]."""
@@ -101,6 +111,16 @@ class _Kernel:
         """The kernel's memory as rows of 4 floats: [R, 4]."""
         memory = self.kernel.weights_dev if self.kernel.weights_dev.numel() else self.kernel.weights_host
         return memory.detach().view(-1, WIDE_DIM)
+
+    def wide_rows(self) -> list[Tensor]:
+        """The rows of each wide table's shard, live: [R, 4] each."""
+        found, tables = [], self.tables.embedding_tables
+        begins = dict(zip(self.kernel.feature_table_map, self.kernel.weights_offsets.tolist(), strict=False))
+        for number, table in enumerate(tables):
+            if is_wide_table(table.name):
+                begin = begins[number] // WIDE_DIM
+                found.append(self.rows()[begin : begin + table.local_rows])
+        return found
 
     def _record(self, kernel: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not (kernel.training and torch.is_grad_enabled()):

@@ -8,9 +8,13 @@ Updates of a touched row w with gradient g (D entries), as FBGEMM computes them:
 
 * sgd              w -= lr g
 * adagrad          s += g²; w -= lr g / (√s + eps)                         Duchi et al., 2011, one s an entry
-* rowwise_adagrad  g += weight_decay w; s += mean(g²); w -= lr g / (√s + eps)     one s a row
-* adam             m, v as Kingma & Ba, 2015; w -= lr (m̂ / (√v̂ + eps) + weight_decay w); untouched rows rest
+* rowwise_adagrad  s += mean(g²); w -= lr g / (√s + eps)                   one s a row
+* adam             m, v as Kingma & Ba, 2015; w -= lr m̂ / (√v̂ + eps); untouched rows rest
 * ftrl             sgd with rate 1 collects -g in slot 3 of the row; see ``trainer.optim.ftrl``
+
+``weight_decay`` of touched rows is ours (``trainer.optim.mini_batch_aware``). That of all rows is PyTorch's, of data-parallel
+tables: g += weight_decay w in every row, the gradient of weight_decay / 2 ‖table‖² in the loss, as DeepCTR's and FuxiCTR's
+regularisers have it; with their dense Adam, too, which moves every row at every step.
 
 In a table cut by columns, rowwise_adagrad keeps one s for each part of a row, the mean being over that part.
 """
@@ -23,7 +27,6 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
-    WeightDecayMode,
 )
 from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward
@@ -40,7 +43,6 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from trainer.config import OptimConfig, TableOptimizerConfig
 from trainer.embeddings import WIDE_DIM, is_wide_table
 
-WITH_WEIGHT_DECAY = ("rowwise_adagrad", "adam")
 _ORDINARY = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
@@ -98,6 +100,7 @@ def apply_table_optimizers(model: nn.Module, plan: ShardingPlan, optim: OptimCon
     for table in tables:
         if is_data_parallel(table, plan):
             continue
+        _check_fused(table, optim.of_table(table.name, wide=is_wide_table(table.name)), device)
         optimizer, arguments = fused_optimizer(optim.of_table(table.name, wide=is_wide_table(table.name)))
         _apply_optimizer_in_backward(optimizer, [parameters[table.parameter]], arguments)
 
@@ -129,11 +132,9 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
     if config.name == "adagrad":
         return Adagrad, {"lr": config.lr, "eps": config.eps}
     if config.name == "adam":
-        betas = {"beta1": config.beta1, "beta2": config.beta2}
-        return Adam, {"lr": config.lr, "eps": config.eps, "weight_decay": config.weight_decay, **betas}
+        return Adam, {"lr": config.lr, "eps": config.eps, "beta1": config.beta1, "beta2": config.beta2}
     assert config.name == "rowwise_adagrad", config.name
-    decay = {"weight_decay": config.weight_decay, "weight_decay_mode": WeightDecayMode.L2}
-    return RowWiseAdagrad, {"lr": config.lr, "eps": config.eps, **(decay if config.weight_decay else {})}
+    return RowWiseAdagrad, {"lr": config.lr, "eps": config.eps}
 
 
 def state_bytes(config: TableOptimizerConfig, rows: int, dim: int) -> int:
@@ -166,19 +167,20 @@ def data_parallel_table_optimizers(
     """Optimizers (one a kind) for the data-parallel tables of the sharded ``model``, and those parameters by name.
 
     The updates are those above, computed densely over the table; only adam differs: it moves rows that a batch does not
-    touch, too. Raises ``ValueError`` for a weight decay, which would shrink those rows.
+    touch, too. Raises ``ValueError`` for a weight decay of touched rows: which these are, an ordinary optimizer cannot know.
     """
     tables = [table for table in embedding_tables(model) if is_data_parallel(table, plan)]
     parameters = dict(model.named_parameters()) if tables else {}
     groups: dict[str, list[dict[str, Any]]] = {}
     for table in tables:
         config = optim.of_table(table.name, wide=is_wide_table(table.name))
-        if config.weight_decay:
+        if config.weight_decay and config.weight_decay_rows == "touched":
             raise ValueError(
-                f"table '{table.name}' is data_parallel and its optimizer has weight_decay={config.weight_decay}, "
-                "which would shrink all rows at every step: set it to 0, or shard the table (sharding.by_table)"
+                f"table '{table.name}' is data_parallel and has weight_decay={config.weight_decay} for touched rows, which "
+                "only sharded tables know: set weight_decay_rows=all, or shard the table (sharding.by_table)"
             )
-        group = {"params": [parameters[table.parameter]], "lr": config.lr}
+        group = {"params": [parameters[table.parameter]], "lr": config.lr, "config": config}
+        group["weight_decay"] = config.weight_decay
         if config.name != "sgd":
             group["eps"] = config.eps
         if config.name == "adam":
@@ -272,19 +274,26 @@ def _tables_of(path: str, module: nn.Module) -> list[EmbeddingTable]:
     ]
 
 
+def _check_fused(table: EmbeddingTable, config: TableOptimizerConfig, device: torch.device) -> None:
+    """Raises ``ValueError`` for what a table can have only where it is data-parallel."""
+    remedy = f"sharding.by_table.{table.name}=data_parallel"
+    if config.name == "adam" and device.type == "cpu":
+        raise ValueError(
+            f"optim: table '{table.name}' has optimizer adam, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or "
+            f"sgd, or device=cuda, or {remedy}"
+        )
+    if config.weight_decay and config.weight_decay_rows == "all":
+        raise ValueError(
+            f"optim: table '{table.name}' has weight_decay={config.weight_decay} of all its rows, which FBGEMM does not "
+            f"touch in a step: use weight_decay_rows=touched, or {remedy}"
+        )
+
+
 def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig, device: torch.device) -> None:
     where = f"optim: table '{table.name}' has optimizer {config.name}"
-    if config.name == "adam" and device.type == "cpu":
-        raise ValueError(f"{where}, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or sgd, or device=cuda")
     if config.name in ("rowwise_adagrad", "adagrad", "adam") and not config.eps > 0:
         raise ValueError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
-    if config.weight_decay and config.name not in WITH_WEIGHT_DECAY:
-        remedy = "use l2 instead" if config.name == "ftrl" else f"only {' and '.join(WITH_WEIGHT_DECAY)} have it"
-        raise ValueError(f"{where} with weight_decay={config.weight_decay}, which it ignores: {remedy}, or set it to 0")
-    if config.weight_decay and device.type == "cpu":
-        raise ValueError(
-            f"{where} with weight_decay={config.weight_decay}, which FBGEMM silently ignores on a CPU: set it to 0, or "
-            "use device=cuda"
-        )
+    if config.weight_decay and config.name == "ftrl":
+        raise ValueError(f"{where} with weight_decay={config.weight_decay}: use l2 instead, or set it to 0")
     if config.name == "ftrl":
         assert is_wide_table(table.name) and table.dim == WIDE_DIM, table

@@ -8,6 +8,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from trainer.config import TABLE_OPTIMIZERS, OptimConfig, TableOptimizerConfig
 from trainer.optim.tables import (
+    _check_fused,
     _uncount_evaluation,
     check_table_optimizers,
     embedding_tables,
@@ -56,12 +57,21 @@ def test_every_optimizer_has_a_fused_form_and_a_size() -> None:
         assert state_bytes(config, rows=10, dim=8) == expected[name]
 
 
-def test_adam_is_for_gpus() -> None:
-    tables = embedding_tables(TwoCollections())
-    optim = OptimConfig(tables=TableOptimizerConfig("adam", weight_decay=0.1))
-    check_table_optimizers(tables, optim, torch.device("cuda"))
-    with pytest.raises(ValueError, match="lacks on a CPU"):
-        check_table_optimizers(tables, optim, torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TableOptimizerConfig("adam"), "lacks on a CPU.*or sharding.by_table.user=data_parallel"),
+        (
+            TableOptimizerConfig("sgd", weight_decay=0.1, weight_decay_rows="all"),
+            "weight_decay_rows=touched, or sharding",
+        ),
+    ],
+)
+def test_what_only_data_parallel_tables_have_is_refused_for_others(config: TableOptimizerConfig, message: str) -> None:
+    table = embedding_tables(TwoCollections())[0]
+    with pytest.raises(ValueError, match=message):
+        _check_fused(table, config, torch.device("cpu"))
+    _check_fused(table, TableOptimizerConfig("adam", weight_decay=0.1), torch.device("cuda"))
 
 
 def test_ftrl_has_l2_instead_of_weight_decay() -> None:

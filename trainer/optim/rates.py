@@ -1,0 +1,67 @@
+"""Learning rates of embedding tables over the run: each table optimizer's own schedule times what a plateau left of it.
+
+FBGEMM keeps a rate for each kernel, on the host, and reads it in a training forward; tables of equal optimizer arguments
+share a kernel, so they share a schedule (``check_schedules``). FTRL's rate is part of its sums and changes on a plateau
+only (``trainer.optim.ftrl``).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from trainer.config import OptimConfig, ScheduleConfig, TableOptimizerConfig
+from trainer.embeddings import is_wide_table
+from trainer.optim.dense import schedule_factor
+from trainer.optim.tables import EmbeddingTable, fused_kernels, fused_optimizer
+
+
+class TableRates:
+    """Sets the rates of fused and of data-parallel tables. A parameter group of ``data_parallel`` has its table's
+    ``config``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_parallel: Sequence[torch.optim.Optimizer],
+        optim: OptimConfig,
+        total_steps: int,
+    ) -> None:
+        self._total_steps = total_steps
+        self._groups = [group for optimizer in data_parallel for group in optimizer.param_groups]
+        self._kernels = []
+        for kernel, tables in fused_kernels(model):
+            configs = [_config(optim, table.name) for table in tables.embedding_tables]
+            if all(config.name != "ftrl" for config in configs):
+                self._kernels.append((kernel, configs[0]))
+
+    def set(self, step: int, reduction: float) -> None:
+        """For the step that ``step`` steps precede."""
+        for group in self._groups:
+            group["lr"] = self._rate(group["config"], step, reduction)
+        for kernel, config in self._kernels:
+            kernel.set_learning_rate(self._rate(config, step, reduction))
+
+    def _rate(self, config: TableOptimizerConfig, step: int, reduction: float) -> float:
+        return config.lr * schedule_factor(config.schedule, step, self._total_steps) * reduction
+
+
+def check_schedules(tables: Sequence[EmbeddingTable], optim: OptimConfig) -> None:
+    """Raises ``ValueError`` for tables that would share a kernel and not its rate."""
+    known: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        config = _config(optim, table.name)
+        arguments = repr(fused_optimizer(config))
+        rate = "ftrl" if config.name == "ftrl" else repr(config.schedule)
+        other, theirs = known.setdefault(arguments, (table.name, rate))
+        moves = optim.plateau.patience is not None or not {rate, theirs} <= {"ftrl", repr(ScheduleConfig())}
+        if rate != theirs and moves:
+            raise ValueError(
+                f"optim: tables '{other}' and '{table.name}' have the same optimizer and lr={config.lr}, so FBGEMM updates "
+                "them with one rate, but their rates change differently: give one of them another lr (such as "
+                f"{1.0001 * config.lr:g}), or both one schedule"
+            )
+
+
+def _config(optim: OptimConfig, table: str) -> TableOptimizerConfig:
+    return optim.of_table(table, wide=is_wide_table(table))
