@@ -18,9 +18,11 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from data_loaders.schema import one_of
+from trainer.batch_statistics import BatchNorm, LayerNorm
 from trainer.dice import Dice
 
-ACTIVATIONS = ("relu", "prelu", "dice")
+ACTIVATIONS = ("relu", "prelu", "dice", "tanh")
+NORMALIZATIONS = ("none", "batch", "layer")
 
 
 class Head(nn.Module, ABC):
@@ -49,9 +51,10 @@ def set_autocast(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation and dropout after each, then a linear output layer of ``out_dim`` units.
+    """Linear layers, each followed by normalisation (none, batch or layer), an activation and dropout, then a linear
+    output layer of ``out_dim`` units. A layer before batch normalisation has no bias of its own: it would cancel.
 
-    Raises ``ValueError`` (``model.activation``, ``model.dropout``) for values out of range.
+    Raises ``ValueError`` (``model.activation``, ``model.normalization``, ``model.dropout``) for values out of range.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class MLP(nn.Module):
         hidden_units: Sequence[int],
         *,
         activation: str = "relu",
+        normalization: str = "none",
         dropout: float = 0.0,
         out_dim: int,
     ) -> None:
@@ -67,7 +71,8 @@ class MLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"model.dropout is {dropout}: give the share of units to drop, at least 0 and below 1")
         dims = (in_dim, *hidden_units)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(dims))
+        self.layers = nn.ModuleList(nn.Linear(*pair, bias=normalization != "batch") for pair in pairwise(dims))
+        self.normalizations = nn.ModuleList(build_normalization(normalization, dim) for dim in hidden_units)
         self.activations = nn.ModuleList(build_activation(activation, dim) for dim in hidden_units)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(dims[-1], out_dim)
@@ -76,8 +81,9 @@ class MLP(nn.Module):
         """``inputs`` [N, in_dim], ``valid`` [N] (which rows count in statistics; None: all) -> [N, out_dim]
         float32, the output layer also under autocast."""
         hidden = inputs
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            hidden = self.dropout(activate(activation, layer(hidden), valid))  # [N, C]
+        for layer, normalization, activation in zip(self.layers, self.normalizations, self.activations, strict=True):
+            hidden = normalize(normalization, layer(hidden), valid)  # [N, C]
+            hidden = self.dropout(activate(activation, hidden, valid))
         # Few operations, and bf16 would leave 3 digits of a logit: whole groups of rows would tie in a ranking.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.output(hidden.float())
@@ -89,15 +95,45 @@ def check_units(units: Sequence[int], where: str) -> None:
         raise ValueError(f"{where} is {list(units)}: give the width of each hidden layer, at least one, each positive")
 
 
+def check_least(value: int, least: int, where: str) -> None:
+    """Raises ``ValueError`` for a count below ``least``."""
+    if value < least:
+        raise ValueError(f"{where} is {value}: it must be at least {least}")
+
+
 def build_activation(name: str, channels: int) -> nn.Module:
     one_of(name, ACTIVATIONS, "model.activation")
     if name == "dice":
         return Dice(channels)
-    return nn.PReLU(channels) if name == "prelu" else nn.ReLU()
+    if name == "prelu":
+        return nn.PReLU(channels)
+    return nn.Tanh() if name == "tanh" else nn.ReLU()
+
+
+def build_normalization(name: str, channels: int) -> nn.Module:
+    one_of(name, NORMALIZATIONS, "model.normalization")
+    if name == "batch":
+        return BatchNorm(channels)
+    return LayerNorm(channels) if name == "layer" else nn.Identity()
+
+
+def normalize(normalization: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
+    return inputs if isinstance(normalization, nn.Identity) else normalization(inputs, valid)
 
 
 def activate(activation: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
     return activation(inputs, valid) if isinstance(activation, Dice) else activation(inputs)
+
+
+class LogitLinear(nn.Linear):
+    """A summand of the logits without a bias of its own: ``[N, in_dim] -> [N]`` in float32, also under autocast."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__(in_dim, 1, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return super().forward(inputs.float()).squeeze(1)
 
 
 class FactorizationMachine(nn.Module):
@@ -136,16 +172,30 @@ class TargetAttention(nn.Module):
     two products of width D remain for a token instead of one of width 4D.
 
     Weights are not normalised (section 4.3: their sum expresses the intensity of the interest) unless ``softmax``.
+
+    ``positions``: so many distances from the end of the history (0: the last event) are told apart, each by a vector
+    that is added to the first layer's output and begins as 0; older events share the last one. This is an embedding of
+    the distance among the inputs of ``a``, multiplied by its part of the first layer once and for all. None: the order
+    of events is not looked at, as in the paper.
     Raises ``ValueError`` (``model.attention_units``, ``model.activation``).
     """
 
-    def __init__(self, dim: int, hidden_units: Sequence[int], *, activation: str, softmax: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_units: Sequence[int],
+        *,
+        activation: str,
+        softmax: bool = False,
+        positions: int | None = None,
+    ) -> None:
         super().__init__()
         check_units(hidden_units, "model.attention_units")
         self.softmax = softmax
         self.first = nn.Linear(4 * dim, hidden_units[0])
         self.activation = build_activation(activation, hidden_units[0])
         self.rest = MLP(hidden_units[0], hidden_units[1:], activation=activation, out_dim=1)
+        self.positions = nn.Parameter(torch.zeros(positions, hidden_units[0])) if positions is not None else None
 
     def forward(self, query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
         """``query`` [B, D], ``tokens`` [T, D], ``offsets`` [B + 1] -> [B, D] float32; zeros for an empty history."""
@@ -161,6 +211,9 @@ class TargetAttention(nn.Module):
         of_query = functional.linear(query, for_query + for_difference, self.first.bias)  # [B, C]
         hidden = functional.linear(tokens, for_token - for_difference) + expand(of_query, segments)  # [T, C]
         hidden = hidden + functional.linear(expand(query, segments) * tokens, for_product)
+        if self.positions is not None:
+            distance = from_the_end(segments).clamp(max=len(self.positions) - 1)  # [T]
+            hidden = hidden + functional.embedding(distance, self.positions).to(hidden.dtype)
         return self.rest(activate(self.activation, hidden, None)).squeeze(1)
 
 
@@ -175,6 +228,12 @@ class Segments(NamedTuple):
         """``num_tokens`` is a tensor's length, known on the host: nothing waits for a GPU."""
         samples = torch.arange(len(offsets) - 1, device=offsets.device)
         return cls(offsets, torch.repeat_interleave(samples, offsets.diff(), output_size=num_tokens))
+
+
+def from_the_end(segments: Segments) -> Tensor:
+    """How many tokens of its sample come after each token: [T] int64."""
+    tokens = torch.arange(len(segments.sample), device=segments.sample.device)
+    return segments.offsets[1:].index_select(0, segments.sample) - 1 - tokens
 
 
 def segment_softmax(scores: Tensor, segments: Segments) -> Tensor:

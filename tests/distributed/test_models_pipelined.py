@@ -20,7 +20,7 @@ from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Schema
 from tests.distributed.helper import run_distributed
 from tests.trainer.samples import Row, make_batch, one_dim_schema, random_rows, randomize, small_schema
-from trainer.models import deepfm, din, wide_deep
+from trainer.models import dcn, dcn_v2, deepfm, din, dlrm, embedding_mlp, fm, fnn, lr, pnn, wide_deep
 from trainer.modules import Dice
 from trainer.task import ClickTask
 
@@ -29,6 +29,20 @@ CASES = {
     "wide_deep": (wide_deep.Model, small_schema, {"hidden_units": [8, 4]}),
     "deepfm": (deepfm.Model, one_dim_schema, {"hidden_units": [8, 4]}),
     "din": (din.Model, small_schema, {"hidden_units": [8, 4], "attention_units": [8, 4]}),
+    "lr": (lr.Model, small_schema, {}),
+    "fm": (fm.Model, one_dim_schema, {}),
+    "fnn": (fnn.Model, one_dim_schema, {"hidden_units": [8, 4]}),
+    "embedding_mlp": (embedding_mlp.Model, small_schema, {"hidden_units": [8, 4]}),
+    "ipnn": (pnn.Model, one_dim_schema, {"hidden_units": [8, 4]}),
+    "opnn": (pnn.Model, one_dim_schema, {"hidden_units": [8, 4], "product": "outer"}),
+    "dcn": (dcn.Model, small_schema, {"hidden_units": [8, 4], "cross_layers": 2}),
+    "dcn_v2": (dcn_v2.Model, small_schema, {"hidden_units": [8, 4], "cross_layers": 2}),
+    "dcn_v2 experts": (
+        dcn_v2.Model,
+        small_schema,
+        {"hidden_units": [8, 4], "rank": 2, "experts": 3, "structure": "parallel"},
+    ),
+    "dlrm": (dlrm.Model, one_dim_schema, {"bottom_units": [6], "hidden_units": [8, 4]}),
 }
 
 
@@ -161,8 +175,9 @@ def test_two_ranks_equal_one(results, name):
     assert results[0][name]["steps"] == list(range(1, len(expected) + 1))
 
 
-@pytest.mark.parametrize(("name", "modules"), [("wide_deep", 1), ("deepfm", 1), ("din", 3)])
-def test_all_lookups_are_pipelined(results, name, modules):
+@pytest.mark.parametrize("name", CASES)
+def test_all_lookups_are_pipelined(results, name):
+    modules = 3 if name == "din" else 1
     for result in results:
         assert result[name]["sharded"] == modules  # DIN: one collection for each width, and the pooled one
         assert result[name]["pipelined"] == modules

@@ -206,7 +206,8 @@ def _check_bf16(model: nn.Module, schema: Schema, rows: list[Row]) -> None:
     rounded = model(batch).detach()
     set_autocast(model, None)
     assert rounded.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
+    has_layers = any(isinstance(module, nn.Linear) for module in model.modules())  # sums alone stay float32
+    assert torch.equal(rounded, exact) != has_layers
     assert not torch.equal(rounded, rounded.bfloat16().float()), "logits have only bf16's digits"
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
 

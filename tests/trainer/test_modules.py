@@ -78,7 +78,7 @@ def test_dense_fields():
 @pytest.mark.parametrize("masked", [False, True])
 def test_dice_equals_the_paper_with_gradients(masked, piece, monkeypatch):
     """Rows in one piece and in two."""
-    monkeypatch.setattr("trainer.dice.PIECE", piece)
+    monkeypatch.setattr("trainer.batch_statistics.PIECE", piece)
     module = Dice(4)
     randomize(module, std=1.0)
     valid = torch.tensor([1.0, 0.5, 0.0, 3.0, 0.0, 1.0]) if masked else None
@@ -217,15 +217,22 @@ def naive_attention(module: TargetAttention, query: torch.Tensor, tokens: torch.
         return torch.zeros_like(query)
     queries = query.expand_as(tokens)
     hidden = module.first(torch.cat((queries, tokens, queries - tokens, queries * tokens), dim=1))
+    if module.positions is not None:  # one-hot distances from the end, times a matrix
+        oldest = len(module.positions) - 1
+        distances = [
+            [float(min(len(tokens) - 1 - t, oldest) == d) for d in range(oldest + 1)] for t in range(len(tokens))
+        ]
+        hidden = hidden + torch.tensor(distances) @ module.positions
     scores = module.rest(module.activation(hidden)).squeeze(1)
     weights = scores.softmax(0) if module.softmax else scores
     return (weights.unsqueeze(1) * tokens).sum(0)
 
 
+@pytest.mark.parametrize("positions", [None, 3, 7])  # fewer and more than the events of the longest history
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("activation", ["prelu", "dice"])
-def test_attention_equals_the_paper_with_gradients(activation, softmax):
-    module = TargetAttention(3, [8, 4], activation=activation, softmax=softmax)
+def test_attention_equals_the_paper_with_gradients(activation, softmax, positions):
+    module = TargetAttention(3, [8, 4], activation=activation, softmax=softmax, positions=positions)
     randomize(module)
     module.eval()  # Dice's moving averages: samples do not meet
     query, tokens = inputs_of(5, 3).requires_grad_(), inputs_of(9, 3, seed=1).requires_grad_()
@@ -258,13 +265,22 @@ def test_attention_in_training_equals_padded_attention():
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_attention_without_tokens(softmax):
-    module = TargetAttention(3, [8, 4], activation="dice", softmax=softmax)
+    module = TargetAttention(3, [8, 4], activation="dice", softmax=softmax, positions=5)
     query, tokens = inputs_of(3, 3).requires_grad_(), torch.zeros(0, 3).requires_grad_()
     interest = module(query, tokens, NO_TOKENS)
     interest.sum().backward()
     assert torch.equal(interest, torch.zeros(3, 3))
     for leaf in (query, tokens, *module.parameters()):
         assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+def test_attention_to_positions_begins_as_attention_without():
+    plain, module = (TargetAttention(3, [8], activation="prelu", positions=positions) for positions in (None, 5))
+    module.load_state_dict({**plain.state_dict(), "positions": module.positions.detach()})
+    query, tokens = inputs_of(5, 3), inputs_of(9, 3, seed=1)
+    assert torch.equal(module(query, tokens, OFFSETS), plain(query, tokens, OFFSETS))
+    module(query, tokens, OFFSETS).sum().backward()
+    assert module.positions.grad.any(dim=1).all()
 
 
 def test_attention_of_a_sample_is_its_own():

@@ -10,6 +10,7 @@ else to the head, which it does not look into.
 
 ``feature_axes(schema)`` says which part of a dense parameter belongs to which feature: ``{parameter: (axis, [(feature,
 width), …])}``, in the order along that axis. A warm start moves these parts by name when features are added or removed.
+Parameters that the model has for some hyperparameters only are among them, too.
 A model that keeps modules by position for features names those features in ``feature_modules(schema)``.
 """
 

@@ -15,12 +15,13 @@ from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
+from trainer.models.inputs import field_dim, field_names, first_order
 from trainer.modules import MLP, DenseFields, FactorizationMachine, Head, check_units
 
 
 class DeepFM(nn.Module):
-    """``hidden_units``, ``dropout``: of the network. First-order weights belong to every number and sparse feature, and
-    to the sequences with ``wide: true``.
+    """``hidden_units``, ``normalization``, ``dropout``: of the network. First-order weights belong to every number and
+    sparse feature, and to the sequences with ``wide: true``.
 
     Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
     hyperparameters out of range."""
@@ -30,6 +31,7 @@ class DeepFM(nn.Module):
         schema: Schema,
         *,
         hidden_units: list[int] = [384, 384, 384],
+        normalization: str = "none",
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
@@ -37,39 +39,24 @@ class DeepFM(nn.Module):
         check_units(hidden_units, "model.hidden_units")
         self.layout: Layout = schema.layout()
         deep = list(self.layout.pooled)
-        wide = [key for key in deep if key in schema.wide or key in schema.sparse]
-        dim = common_dim(schema, deep)
+        wide = first_order(schema)
+        dim = field_dim(schema, "deepfm")
         configs = bag_configs(schema, deep, wide)
-        self.head = DeepFMHead(configs, deep, wide, len(schema.dense), dim, hidden_units, dropout)
+        self.head = DeepFMHead(configs, deep, wide, len(schema.dense), dim, hidden_units, normalization, dropout)
         self.embedding_bags = build_embedding_bags(configs, device)
 
     def forward(self, batch: Batch) -> Tensor:
         pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled)  # [B]
+        return self.head(batch.dense, pooled, batch.weights)  # [B]
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        keys = schema.layout().pooled
-        dim = common_dim(schema, list(keys))
-        axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [(key, dim) for key in (*keys, *schema.dense)])}
+        dim = field_dim(schema, "deepfm")
+        axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [(key, dim) for key in field_names(schema)])}
         if schema.dense:
             numbers = [(name, 1) for name in schema.dense]
             axes |= {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")}
         return axes
-
-
-def common_dim(schema: Schema, features: list[str]) -> int:
-    """The one ``embedding_dim`` of the features' tables."""
-    dims = {schema.features[key].table: schema.dim(schema.features[key].table) for key in features}
-    if not dims:
-        raise ValueError("schema.features has no sparse feature or sequence: model deepfm needs at least one")
-    if len(set(dims.values())) > 1:
-        shown = ", ".join(f"{table}: {dim}" for table, dim in dims.items())
-        raise ValueError(
-            f"schema.tables: embedding_dim differs ({shown}), but model deepfm multiplies every field with every "
-            "other: give all its tables one embedding_dim"
-        )
-    return next(iter(dims.values()))
 
 
 class DeepFMHead(Head):
@@ -81,6 +68,7 @@ class DeepFMHead(Head):
         num_dense: int,
         dim: int,
         hidden_units: list[int],
+        normalization: str,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -89,16 +77,18 @@ class DeepFMHead(Head):
         self.wide = WideLookup()
         self.dense_fields = DenseFields(num_dense, dim, init_std=DEFAULT_INIT_STD) if num_dense else None
         self.factorization_machine = FactorizationMachine()
-        self.deep = MLP((len(deep) + num_dense) * dim, hidden_units, dropout=dropout, out_dim=1)
+        self.deep = MLP(
+            (len(deep) + num_dense) * dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1
+        )
 
-    def logits(self, dense: Tensor, pooled: KeyedTensor) -> Tensor:
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)
         first_order = self.wide(rows).sum(1)  # [B]
         fields = embedded.unflatten(1, (-1, self.dim))  # [B, F, D]
         if self.dense_fields is not None:
             linear, numbers = self.dense_fields(dense)
             first_order, fields = first_order + linear, torch.cat((fields, numbers), dim=1)
-        deep = self.deep(fields.flatten(1)).squeeze(1)  # [B]
+        deep = self.deep(fields.flatten(1), valid=weights).squeeze(1)  # [B]
         return first_order + self.factorization_machine(fields) + deep
 
 

@@ -15,11 +15,13 @@ from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
+from trainer.models.inputs import concatenated, total_width
 from trainer.modules import MLP, Head, check_units
 
 
 class WideDeep(nn.Module):
-    """``hidden_units``, ``dropout``: of the deep part. The linear part uses the schema's ``wide`` features and crosses.
+    """``hidden_units``, ``normalization``, ``dropout``: of the deep part. The linear part uses the schema's ``wide``
+    features and crosses.
 
     Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
 
@@ -28,6 +30,7 @@ class WideDeep(nn.Module):
         schema: Schema,
         *,
         hidden_units: list[int] = [1024, 512, 256],
+        normalization: str = "none",
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
@@ -36,21 +39,18 @@ class WideDeep(nn.Module):
         self.layout: Layout = schema.layout(crosses=True)
         deep = [key for key in self.layout.pooled if key in schema.features]
         wide = [key for key in self.layout.pooled if key in schema.wide]
-        if not deep:
-            raise ValueError("schema.features has no sparse feature or sequence: model wide_deep needs at least one")
+        in_dim = total_width(concatenated(schema, "wide_deep"))
         configs = bag_configs(schema, deep, wide)
-        in_dim = len(schema.dense) + sum(schema.dim(schema.features[key].table) for key in deep)
-        self.head = WideDeepHead(configs, deep, wide, in_dim, hidden_units, dropout)
+        self.head = WideDeepHead(configs, deep, wide, in_dim, hidden_units, normalization, dropout)
         self.embedding_bags = build_embedding_bags(configs, device)
 
     def forward(self, batch: Batch) -> Tensor:
         pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled)  # [B]
+        return self.head(batch.dense, pooled, batch.weights)  # [B]
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        embedded = [(key, schema.dim(schema.features[key].table)) for key in schema.layout().pooled]
-        return {"head.deep.layers.0.weight": (1, [*((name, 1) for name in schema.dense), *embedded])}
+        return {"head.deep.layers.0.weight": (1, concatenated(schema, "wide_deep"))}
 
 
 class WideDeepHead(Head):
@@ -61,16 +61,17 @@ class WideDeepHead(Head):
         wide: list[str],
         in_dim: int,
         hidden_units: list[int],
+        normalization: str,
         dropout: float,
     ) -> None:
         super().__init__()
         self.groups = PooledGroups(configs, deep, wide)
         self.wide = WideLookup()
-        self.deep = MLP(in_dim, hidden_units, dropout=dropout, out_dim=1)
+        self.deep = MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1)
 
-    def logits(self, dense: Tensor, pooled: KeyedTensor) -> Tensor:
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)  # [B, D], [B, 4F]
-        deep = self.deep(torch.cat((dense, embedded), dim=1)).squeeze(1)  # [B]
+        deep = self.deep(torch.cat((dense, embedded), dim=1), valid=weights).squeeze(1)  # [B]
         return self.wide(rows).sum(1) + deep
 
 

@@ -1,0 +1,33 @@
+"""FNN begins as a trained factorization machine: the rules of warm_start that do it (docs/models.md)."""
+
+import pytest
+import torch
+
+from data_loaders.schema import Schema
+from tests.trainer.samples import one_dim_schema
+from tests.trainer.test_models_linear import without_numbers
+from tests.trainer.test_warm_start import Run, start, table
+
+RULES = {"skip": ["dense/model.head.de*"], "drop": ["dense/model.head.bias"]}
+
+
+@pytest.mark.parametrize("schema", [one_dim_schema(), without_numbers(one_dim_schema())], ids=["numbers", "ids alone"])
+def test_fnn_takes_the_vectors_and_linear_weights_of_fm_with_their_optimizer_state(schema: Schema, tmp_path):
+    old, new = Run(schema, "fm", seed=1), Run(schema, "fnn", seed=2, fresh=True)
+    report = start(old.save(tmp_path / "step-7"), new, **RULES)
+    tables = [piece.name for piece in new.pieces if piece.name.startswith("tables/")]
+    assert {"tables/item/weight", "tables/item/sum", "tables/wide_item_id/weight"} < set(tables)
+    assert all(torch.equal(new.now(name), old.now(name)) for name in tables)
+    assert table(report, "item").status == "kept" and table(report, "item").state == "kept"
+    for piece in new.pieces:
+        if not piece.name.startswith("tables/"):
+            assert torch.equal(piece.tensor, new.before[piece.name]), piece.name
+
+
+def test_without_its_rules_fnn_names_them(tmp_path):
+    old, new = Run(one_dim_schema(), "fm", seed=1), Run(one_dim_schema(), "fnn", seed=2, fresh=True)
+    with pytest.raises(ValueError) as error:
+        start(old.save(tmp_path / "step-7"), new)
+    assert "head.deep.layers.0.weight is new" in str(error.value)
+    assert "head.dense_fields.vectors is of another model" in str(error.value)
+    assert "drop: ['dense/model.head.bias']" in str(error.value)

@@ -1,0 +1,83 @@
+"""DCN (Wang et al., 2017, "Deep & Cross Network for Ad Click Predictions", equations 1 to 5).
+
+``logit = w . [cross network(x_0), deep network(x_0)] + b`` over ``x_0``, all numbers and embeddings beside each other.
+
+Shapes: B rows of this rank, I width of x_0.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from data_loaders.batch import Batch
+from data_loaders.schema import Layout, Schema
+from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.interactions import CrossNetwork
+from trainer.models import FeatureAxes
+from trainer.models.inputs import concatenated, total_width
+from trainer.modules import MLP, Head, LogitLinear, check_least, check_units
+
+
+class DCN(nn.Module):
+    """``cross_layers``: of the cross network (0: the deep network alone); ``hidden_units``, ``normalization``, ``dropout``: of
+    the deep one.
+
+    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        cross_layers: int = 6,
+        hidden_units: list[int] = [1024, 1024],
+        normalization: str = "none",
+        dropout: float = 0.0,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        check_units(hidden_units, "model.hidden_units")
+        check_least(cross_layers, 0, "model.cross_layers")
+        self.layout: Layout = schema.layout()
+        in_dim = total_width(concatenated(schema, "dcn"))
+        configs = bag_configs(schema, self.layout.pooled)
+        self.head = DCNHead(
+            configs, list(self.layout.pooled), in_dim, cross_layers, hidden_units, normalization, dropout
+        )
+        self.embedding_bags = build_embedding_bags(configs, device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.embedding_bags(batch.sparse)
+        return self.head(batch.dense, pooled, batch.weights)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        names = ("deep.layers.0.weight", "cross.weights", "cross.biases", "cross_output.weight")
+        return {f"head.{name}": (1, concatenated(schema, "dcn")) for name in names}
+
+
+class DCNHead(Head):
+    def __init__(
+        self,
+        configs: list[EmbeddingBagConfig],
+        features: list[str],
+        in_dim: int,
+        cross_layers: int,
+        hidden_units: list[int],
+        normalization: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.groups = PooledGroups(configs, features)
+        self.cross = CrossNetwork(in_dim, cross_layers) if cross_layers else None
+        self.cross_output = LogitLinear(in_dim) if cross_layers else None
+        self.deep = MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1)
+
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
+        embedded, _ = self.groups(pooled)
+        inputs = torch.cat((dense, embedded), dim=1)  # [B, I]
+        deep = self.deep(inputs, valid=weights).squeeze(1)  # [B]
+        return deep if self.cross is None else deep + self.cross_output(self.cross(inputs))
+
+
+Model = DCN

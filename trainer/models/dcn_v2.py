@@ -1,0 +1,99 @@
+"""DCN-V2 (Wang et al., 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank
+Systems", section 3, equations 1 to 5).
+
+``x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`` over ``x_0``, all numbers and embeddings beside each other. Stacked, the deep network is
+over the last ``x_l``; parallel, it is over ``x_0``, and a last layer over both. ``W_l`` is a full matrix, one of low rank, or a
+mixture of low-rank experts.
+
+Shapes: B rows of this rank, I width of x_0.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from data_loaders.batch import Batch
+from data_loaders.schema import Layout, Schema, one_of
+from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.interactions import LowRankCrossNetwork, MatrixCrossNetwork
+from trainer.models import FeatureAxes
+from trainer.models.inputs import concatenated, total_width
+from trainer.modules import MLP, Head, LogitLinear, check_least, check_units
+
+STRUCTURES = ("stacked", "parallel")
+
+
+class DCNV2(nn.Module):
+    """``cross_layers``, at least 1; ``structure``: stacked or parallel; ``rank`` of the cross layers' matrices (None: full)
+    and ``experts`` of that rank; ``hidden_units``, ``normalization``, ``dropout``: of the deep network.
+
+    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        cross_layers: int = 3,
+        structure: str = "stacked",
+        rank: int | None = None,
+        experts: int = 1,
+        hidden_units: list[int] = [768, 768],
+        normalization: str = "none",
+        dropout: float = 0.0,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        check_units(hidden_units, "model.hidden_units")
+        check_least(cross_layers, 1, "model.cross_layers")
+        check_least(experts, 1, "model.experts")
+        one_of(structure, STRUCTURES, "model.structure")
+        if rank is not None:
+            check_least(rank, 1, "model.rank")
+        elif experts > 1:
+            raise ValueError(f"model.experts is {experts}, but their matrices are full: give model.rank, or experts=1")
+        self.layout: Layout = schema.layout()
+        in_dim = total_width(concatenated(schema, "dcn_v2"))
+        configs = bag_configs(schema, self.layout.pooled)
+        self.head = DCNV2Head(
+            PooledGroups(configs, self.layout.pooled),
+            cross_network(in_dim, cross_layers, rank, experts),
+            MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1),
+            LogitLinear(in_dim) if structure == "parallel" else None,
+        )
+        self.embedding_bags = build_embedding_bags(configs, device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.embedding_bags(batch.sparse)
+        return self.head(batch.dense, pooled, batch.weights)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        """Not of full matrices, ``head.cross.weights``, whose rows and columns both belong to features."""
+        columns = ("deep.layers.0.weight", "cross_output.weight", "cross.biases", "cross.up")
+        axes: FeatureAxes = {f"head.{name}": (1, concatenated(schema, "dcn_v2")) for name in columns}
+        return axes | {f"head.cross.{name}": (2, concatenated(schema, "dcn_v2")) for name in ("down", "gates")}
+
+
+def cross_network(in_dim: int, num_layers: int, rank: int | None, experts: int) -> nn.Module:
+    if rank is None:
+        return MatrixCrossNetwork(in_dim, num_layers)
+    return LowRankCrossNetwork(in_dim, num_layers, rank, experts)
+
+
+class DCNV2Head(Head):
+    """``cross_output`` is there where the two networks are parallel."""
+
+    def __init__(self, groups: PooledGroups, cross: nn.Module, deep: MLP, cross_output: LogitLinear | None) -> None:
+        super().__init__()
+        self.groups, self.cross, self.deep, self.cross_output = groups, cross, deep, cross_output
+
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
+        embedded, _ = self.groups(pooled)
+        inputs = torch.cat((dense, embedded), dim=1)  # [B, I]
+        crossed = self.cross(inputs)
+        if self.cross_output is None:
+            return self.deep(crossed, valid=weights).squeeze(1)
+        return self.deep(inputs, valid=weights).squeeze(1) + self.cross_output(crossed)
+
+
+Model = DCNV2

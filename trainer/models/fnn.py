@@ -1,0 +1,101 @@
+"""FNN (Zhang, Du and Wang, 2016, "Deep Learning over Multi-field Categorical Data", section 3.1, equations 1 to 6).
+
+``logit = MLP(w_1 x_1, v_1 x_1, …, w_F x_F, v_F x_F)``: a network over each field's linear weight and vector, which begin as
+those of a trained factorization machine and are trained on. Its tables are those of model fm:
+
+    model=fnn warm_start=<run of model fm> warm_start.skip=['dense/model.head.de*'] warm_start.drop=[dense/model.head.bias]
+
+(The paper's w_0, an input that is constant, is left to the biases.)
+
+Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim, L fields with a linear
+weight, N numbers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from data_loaders.batch import Batch
+from data_loaders.schema import Layout, Schema
+from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models import FeatureAxes
+from trainer.models.inputs import field_dim, field_names, first_order
+from trainer.modules import MLP, DenseFields, Head, check_units
+
+
+class FNN(nn.Module):
+    """``hidden_units``, ``activation`` (tanh in the paper; relu, prelu, dice), ``normalization``, ``dropout``: of the network.
+
+    Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
+    hyperparameters out of range."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        hidden_units: list[int] = [200, 300, 100],
+        activation: str = "tanh",
+        normalization: str = "none",
+        dropout: float = 0.0,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        check_units(hidden_units, "model.hidden_units")
+        self.layout: Layout = schema.layout()
+        dim, deep, wide = field_dim(schema, "fnn"), list(self.layout.pooled), first_order(schema)
+        configs = bag_configs(schema, deep, wide)
+        self.head = FNNHead(
+            configs, deep, wide, len(schema.dense), dim, hidden_units, activation, normalization, dropout
+        )
+        self.embedding_bags = build_embedding_bags(configs, device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.embedding_bags(batch.sparse)
+        return self.head(batch.dense, pooled, batch.weights)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        dim = field_dim(schema, "fnn")
+        numbers = [(name, 1) for name in schema.dense]
+        linear = [*((key, 1) for key in first_order(schema)), *numbers]
+        vectors = [(key, dim) for key in field_names(schema)]
+        axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [*linear, *vectors])}
+        return axes | (
+            {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")} if numbers else {}
+        )
+
+
+class FNNHead(Head):
+    def __init__(
+        self,
+        configs: list[EmbeddingBagConfig],
+        deep: list[str],
+        wide: list[str],
+        num_dense: int,
+        dim: int,
+        hidden_units: list[int],
+        activation: str,
+        normalization: str,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.groups = PooledGroups(configs, deep, wide)
+        self.wide = WideLookup()
+        self.dense_fields = DenseFields(num_dense, dim, init_std=DEFAULT_INIT_STD) if num_dense else None
+        in_dim = len(wide) + len(deep) * dim + num_dense * (1 + dim)
+        self.deep = MLP(
+            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
+        )
+
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
+        vectors, rows = self.groups(pooled)  # [B, (F - N) D], [B, 4 (L - N)]
+        linear = self.wide(rows)  # [B, L - N]
+        if self.dense_fields is not None:
+            _, numbers = self.dense_fields(dense)  # [B, N, D]
+            linear = torch.cat((linear, dense * self.dense_fields.weights), dim=1)
+            vectors = torch.cat((vectors, numbers.flatten(1)), dim=1)
+        return self.deep(torch.cat((linear, vectors), dim=1), valid=weights).squeeze(1)
+
+
+Model = FNN

@@ -1,0 +1,44 @@
+"""What models say alike of their inputs: which features, in which order, how wide.
+
+Models over *fields* give every feature one vector of the same width: pooled features first, then numbers. Others put
+numbers first, then pooled features as wide as their tables are.
+"""
+
+from data_loaders.schema import Schema
+
+
+def concatenated(schema: Schema, model: str) -> list[tuple[str, int]]:
+    """``(feature, width)`` of the numbers and pooled features beside each other. Raises ``ValueError`` where the schema has
+    no sparse feature or sequence."""
+    pooled = schema.layout().pooled
+    if not pooled:
+        raise ValueError(f"schema.features has no sparse feature or sequence: model {model} needs at least one")
+    return [*((name, 1) for name in schema.dense), *((key, schema.dim(schema.features[key].table)) for key in pooled)]
+
+
+def total_width(inputs: list[tuple[str, int]]) -> int:
+    return sum(width for _, width in inputs)
+
+
+def field_dim(schema: Schema, model: str) -> int:
+    """The one ``embedding_dim`` of all tables that features read. Raises ``ValueError`` where they differ, or where the
+    schema has no sparse feature or sequence."""
+    concatenated(schema, model)
+    tables = (schema.features[key].table for key in schema.layout().pooled)
+    dims = {table: schema.dim(table) for table in tables}
+    if len(set(dims.values())) > 1:
+        shown = ", ".join(f"{table}: {dim}" for table, dim in dims.items())
+        raise ValueError(
+            f"schema.tables: embedding_dim differs ({shown}), but model {model} multiplies every field with every "
+            "other: give all its tables one embedding_dim"
+        )
+    return next(iter(dims.values()))
+
+
+def field_names(schema: Schema) -> list[str]:
+    return [*schema.layout().pooled, *schema.dense]
+
+
+def first_order(schema: Schema) -> list[str]:
+    """The pooled features with a linear weight in a factorization machine: sparse ones, and sequences with ``wide: true``."""
+    return [key for key in schema.layout().pooled if key in schema.wide or key in schema.sparse]

@@ -1,0 +1,60 @@
+"""Logistic regression (as in McMahan et al., 2013, "Ad Click Prediction: a View from the Trenches", section 3).
+
+``logit = w . [x, crosses, numbers] + b``: the wide part of Wide & Deep alone, with weights for numbers, too. It reads the
+schema's ``wide`` features and crosses, and no other column of ids.
+
+Shapes: B rows of this rank, F linear features, N numbers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from data_loaders.batch import Batch
+from data_loaders.schema import Layout, Schema
+from trainer.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models import FeatureAxes
+from trainer.modules import Head
+
+
+class LogisticRegression(nn.Module):
+    """Raises ``ValueError`` where the schema has neither a wide feature nor a cross."""
+
+    def __init__(self, schema: Schema, *, device: torch.device) -> None:
+        super().__init__()
+        if not schema.wide:
+            raise ValueError(
+                "schema has no feature for a linear model: set wide: true on a sparse feature or a sequence, or choose "
+                "another model than lr"
+            )
+        wide = [key for key in schema.layout(crosses=True).pooled if key in schema.wide]
+        self.layout: Layout = Layout(tuple(wide))
+        configs = bag_configs(schema, [], wide)
+        self.head = LogisticRegressionHead(configs, wide, len(schema.dense))
+        self.embedding_bags = build_embedding_bags(configs, device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = self.embedding_bags(batch.sparse)
+        return self.head(batch.dense, pooled)  # [B]
+
+    @staticmethod
+    def feature_axes(schema: Schema) -> FeatureAxes:
+        return {"head.numbers": (0, [(name, 1) for name in schema.dense])} if schema.dense else {}
+
+
+class LogisticRegressionHead(Head):
+    def __init__(self, configs: list[EmbeddingBagConfig], wide: list[str], num_dense: int) -> None:
+        super().__init__()
+        self.groups = PooledGroups(configs, [], wide)
+        self.wide = WideLookup()
+        self.numbers = nn.Parameter(torch.zeros(num_dense)) if num_dense else None
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def logits(self, dense: Tensor, pooled: KeyedTensor) -> Tensor:
+        _, rows = self.groups(pooled)  # [B, 4F]
+        linear = self.wide(rows).sum(1) + self.bias  # [B]
+        return linear if self.numbers is None else linear + (dense * self.numbers).sum(1)
+
+
+Model = LogisticRegression
