@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 CPU_RANKS = 2
 GRACE_SECONDS = 30  # as torchrun has it
+GRACE = "TRAINER_GRACE_SECONDS"  # tells the workers, who warn where a save takes longer (trainer.grace)
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 # Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     on_gpu = device != "cpu" and count_gpus() > 0
     os.environ.update(worker_environment(os.environ, num_ranks, on_gpu, num_cores()))
+    os.environ[GRACE] = str(options.grace)
     return run(options.module, overrides, num_ranks, options.max_restarts, options.grace)
 
 

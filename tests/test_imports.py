@@ -10,17 +10,37 @@ OURS = ("conf", "data_loaders", "launch", "trainer", "bench", "tests")
 DISTRIBUTED = ("torch.distributed", "torchrec.distributed")
 CONFIGURATION = ("hydra", "omegaconf")
 # What turns a batch into logits and loss, wherever it runs: unit test, sharded, exported.
-PURE = ("trainer.models", "trainer.modules", "trainer.dice", "trainer.embeddings", "trainer.task")
-# From the ground up; a module imports from its own level and those below.
+PURE = (
+    "trainer.models",
+    "trainer.modules",
+    "trainer.batch_statistics",
+    "trainer.dice",
+    "trainer.embeddings",
+    "trainer.task",
+)
+# From the ground up; a module imports from its own level and those below. Every module of the trainer has its place.
 LEVELS = (
-    ("trainer.config", "trainer.modules", "trainer.embeddings"),
+    ("trainer.warm_start.rules",),
+    ("trainer.config",),
+    # A model, whoever runs it.
+    ("trainer.batch_statistics", "trainer.dice", "trainer.embeddings", "trainer.interactions", "trainer.modules"),
     ("trainer.models",),
-    ("trainer.task", "trainer.progress"),
-    ("trainer.sharding", "trainer.optim", "trainer.checkpoint", "trainer.metrics", "trainer.distributed"),
-    ("trainer.ledger",),
+    ("trainer.compose", "trainer.progress", "trainer.task"),
+    ("trainer.keyed_rows", "trainer.metrics"),
+    ("trainer.grouped_metrics", "trainer.ranking"),
+    # A process among others, and its run folder.
+    ("trainer.distributed",),
+    ("trainer.attempts", "trainer.faults", "trainer.process", "trainer.run_folder", "trainer.watchdog"),
+    ("trainer.checkpoint", "trainer.guard", "trainer.held_out", "trainer.judge", "trainer.pace", "trainer.session"),
+    # What is sharded, trained, saved and told.
+    ("trainer.grace", "trainer.ledger", "trainer.optim", "trainer.pieces", "trainer.reporting"),
+    ("trainer.scoring", "trainer.sharding", "trainer.state", "trainer.warm_start", "trainer.wide_weights"),
     ("trainer.build", "trainer.loop"),
-    ("trainer.inputs",),
-    ("trainer.train",),
+    ("trainer.inputs", "trainer.trained"),
+    ("trainer.resuming",),
+    ("trainer.evaluate", "trainer.predict", "trainer.train"),
+    ("launch.bars", "launch.check_install", "launch.run"),
+    ("launch.incremental",),
 )
 
 
@@ -106,12 +126,19 @@ def test_models_know_of_data_only_schema_and_batch():
     assert broken(lambda m, n: within(m, PURE) and within(n, ["data_loaders"]) and not within(n, allowed)) == []
 
 
-def test_imports_within_the_trainer_point_downwards():
+def test_imports_point_downwards():
     def upwards(module, name):
         here, there = level(module), level(name)
         return here is not None and there is not None and there > here
 
     assert broken(upwards) == []
+
+
+def test_every_module_has_a_level():
+    ours = [module for module in IMPORTS if within(module, ["trainer", "launch"])]
+    unplaced = [module for module in ours if level(module) is None and "." in module]
+    assert unplaced == [], "add them to LEVELS"
+    assert [name for modules in LEVELS for name in modules if name not in IMPORTS] == [], "no longer there"
 
 
 def test_launch_knows_only_the_configuration():

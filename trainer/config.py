@@ -16,9 +16,10 @@ DENSE_OPTIMIZERS = ("adam", "adamw", "adagrad", "sgd", "rmsprop", "adamax", "nad
 SHARDING_TYPES = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard", "data_parallel")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+DECAYED_ROWS = ("touched", "all")
 DECAYS = ("constant", "linear", "cosine")
 RESUMES = ("auto", "never")
-BEST = ("valid.auc", "valid.logloss", "valid.ne")
+BEST = ("valid.auc", "valid.auc_pr", "valid.gauc", "valid.logloss", "valid.ne")
 ON_CORRUPT = ("fallback", "error")
 
 
@@ -89,9 +90,33 @@ class DataConfig:
 
 
 @dataclass
+class ScheduleConfig:
+    """A learning rate over the run: a linear warm-up over ``warmup_steps``, then ``decay`` to ``final`` times the
+    rate at the end of the run."""
+
+    warmup_steps: int = 0
+    decay: str = "constant"
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        one_of(self.decay, DECAYS, "optim: schedule.decay")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim: schedule.warmup_steps is {self.warmup_steps}: it must not be negative")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"optim: schedule.final is {self.final}: it is a share of the rate, from 0 to 1")
+
+
+@dataclass
 class TableOptimizerConfig:
     """The optimizer of embedding tables, fused into backward. ``lr`` is FTRL's alpha; ``beta``, ``l1`` and ``l2`` belong
-    to FTRL, ``eps`` to the AdaGrads and Adam, ``beta1`` and ``beta2`` to Adam."""
+    to FTRL, ``eps`` to the AdaGrads and Adam, ``beta1`` and ``beta2`` to Adam.
+
+    ``weight_decay`` with ``weight_decay_rows: touched`` shrinks the rows that a step looks up by lr · weight_decay of
+    themselves, once a step (``trainer.optim.mini_batch_aware``); ``all`` is an L2 term of the loss,
+    weight_decay / 2 · ‖table‖², which moves every row at every step: for data-parallel tables only.
+
+    ``mini_batch_l2``: λ of DIN's mini-batch aware regularisation, lr · λ / n of a row once in every step in which its id
+    occurs, n being how often it does in the training data (``trainer.optim.mini_batch_aware``)."""
 
     name: str = "rowwise_adagrad"
     lr: float = 0.02
@@ -102,41 +127,49 @@ class TableOptimizerConfig:
     beta: float = 1.0
     l1: float = 0.0
     l2: float = 0.0
+    weight_decay_rows: str = "touched"
+    mini_batch_l2: float = 0.0
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         one_of(self.name, TABLE_OPTIMIZERS, "optim: table optimizer name")
+        one_of(self.weight_decay_rows, DECAYED_ROWS, "optim: a table optimizer's weight_decay_rows")
+        if self.name == "ftrl" and self.schedule != ScheduleConfig():
+            raise ValueError(
+                "optim.wide.schedule: FTRL's rate belongs to the sums it keeps and falls with them by itself; remove the "
+                "schedule (optim.plateau works), or choose adagrad or sgd"
+            )
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise ValueError(f"optim: a table optimizer's lr is {self.lr}: it must be a positive number")
-        for name in ("eps", "weight_decay", "beta", "l1", "l2"):
+        for name in ("eps", "weight_decay", "beta", "l1", "l2", "mini_batch_l2"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim: a table optimizer's {name} is {getattr(self, name)}: it must not be negative")
+        self._check_mini_batch_l2()
 
-
-@dataclass
-class ScheduleConfig:
-    """Learning rate of the dense optimizer: a linear warm-up over ``warmup_steps``, then ``decay`` to ``final`` times the
-    rate at the end of the run."""
-
-    warmup_steps: int = 0
-    decay: str = "constant"
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        one_of(self.decay, DECAYS, "optim.dense.schedule.decay")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optim.dense.schedule.warmup_steps is {self.warmup_steps}: it must not be negative")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"optim.dense.schedule.final is {self.final}: it is a share of the rate, from 0 to 1")
+    def _check_mini_batch_l2(self) -> None:
+        if self.mini_batch_l2 and self.name == "ftrl":
+            raise ValueError(
+                f"optim: ftrl has mini_batch_l2={self.mini_batch_l2}, but its weights follow from sums over all gradients: "
+                "use l2 instead"
+            )
+        if self.lr * self.mini_batch_l2 > 1:
+            raise ValueError(
+                f"optim: a table optimizer's mini_batch_l2 is {self.mini_batch_l2}, which with lr={self.lr} would more than "
+                f"take away the row of an id that occurs once: give at most {1 / self.lr:g}"
+            )
 
 
 @dataclass
 class DenseOptimizerConfig:
-    """A ``torch.optim`` optimizer. ``options`` are further arguments of its constructor (``betas``, ``momentum`` …)."""
+    """A ``torch.optim`` optimizer. ``options`` are further arguments of its constructor (``betas``, ``momentum`` …).
+    ``ema_decay``: evaluation and prediction take an exponential moving average of the dense parameters in their place
+    (0.999 is one over some thousand steps)."""
 
     name: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    ema_decay: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
@@ -146,6 +179,28 @@ class DenseOptimizerConfig:
             raise ValueError(f"optim.dense.lr is {self.lr}: it must be a positive number")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.dense.clip_norm is {self.clip_norm}: give a positive norm, or null for none")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optim.dense.ema_decay is {self.ema_decay}: it is between 0 and 1, such as 0.999, or null")
+
+
+@dataclass
+class PlateauConfig:
+    """All learning rates, of the dense part and of tables, are multiplied by ``factor`` after ``patience`` evaluations in a
+    row that did not improve ``metric`` by more than ``min_delta``, down to ``min_factor`` of what the schedule says. No
+    ``patience``: not at all."""
+
+    metric: str = "valid.auc"
+    factor: float = 0.1
+    patience: int | None = None
+    min_delta: float = 0.0
+    min_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_patience(self.metric, self.patience, self.min_delta, "optim.plateau")
+        if not 0 < self.factor < 1:
+            raise ValueError(f"optim.plateau.factor is {self.factor}: it must be above 0 and below 1")
+        if not 0 <= self.min_factor <= 1:
+            raise ValueError(f"optim.plateau.min_factor is {self.min_factor}: it is a share of the rate, from 0 to 1")
 
 
 @dataclass
@@ -156,6 +211,7 @@ class OptimConfig:
     wide: TableOptimizerConfig = field(default_factory=lambda: TableOptimizerConfig(name="adagrad"))
     by_table: dict[str, TableOptimizerConfig] = field(default_factory=dict)
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
 
     def __post_init__(self) -> None:
         for where, table in (("tables", self.tables), *((f"by_table.{n}", t) for n, t in self.by_table.items())):
@@ -191,20 +247,34 @@ class ShardingConfig:
 class CheckpointConfig:
     """A checkpoint every ``every_steps`` steps or ``every_minutes`` minutes, whichever comes first, and at the end; the
     last ``keep`` stay, and with ``best`` (such as ``valid.auc`` or ``valid.logloss``) that of the best evaluation.
+    ``restore_best``: it is the best one that the final evaluation, ``trainer.evaluate`` and ``trainer.predict`` take,
+    instead of the last one; so it is with ``early_stopping``.
 
     ``asynchronous``: training goes on while a snapshot is written, which takes as much memory as a rank's tables and
     optimizer state. ``max_failures``: so many failed saves in a row are reported and tried again. ``on_corrupt``: a
-    damaged newest checkpoint is passed over (``fallback``) or ends the run (``error``)."""
+    damaged newest checkpoint is passed over (``fallback``) or ends the run (``error``).
 
+    ``root``: checkpoints go to ``<root>/<name of the run folder>`` instead of the run folder's ``checkpoints``: a folder, or
+    a URI of ``data_loaders.storage`` such as ``s3://bucket/prefix``. Where ``run.dir`` is empty, and the run folder's
+    name a date, it is ``<root>/<run.name>/<date-time>``. No two runs under a root may have the same name."""
+
+    root: str | None = None
     every_steps: int | None = None
     every_minutes: float | None = 10.0
     keep: int = 2
     best: str | None = None
+    restore_best: bool = False
     asynchronous: bool = True
     max_failures: int = 3
     on_corrupt: str = "fallback"
 
     def __post_init__(self) -> None:
+        if self.root is not None:
+            if not self.root:
+                raise ValueError("checkpoint.root is empty: give a folder or a URI, or null for the run folder")
+            from data_loaders.storage import root_name  # here, as pyarrow takes a while
+
+            root_name(self.root)
         for name in ("every_steps", "every_minutes"):
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"checkpoint.{name}")
@@ -214,6 +284,8 @@ class CheckpointConfig:
             raise ValueError(f"checkpoint.max_failures is {self.max_failures}: it must not be negative")
         if self.best is not None:
             one_of(self.best, BEST, "checkpoint.best")
+        elif self.restore_best:
+            raise ValueError("checkpoint.restore_best=true, but checkpoint.best is null: say by what, such as valid.auc")
         one_of(self.on_corrupt, ON_CORRUPT, "checkpoint.on_corrupt")
 
 
@@ -221,16 +293,74 @@ class CheckpointConfig:
 class EvaluationConfig:
     """``every_steps``: valid is evaluated so often (None: at each epoch's end). ``batch_size``: global; the training
     batch size by default. ``before_training``: the rows to be trained are scored once before the first step, as a model
-    that goes on day by day is judged (progressive validation); ``metrics.json`` has it as ``before``."""
+    that goes on day by day is judged (progressive validation); ``metrics.json`` has it as ``before``.
+
+    Columns of the data, features or not (docs/metrics.md): ``group_by`` for GAUC, ``request`` for NDCG, hit rate (at each
+    of ``top_k``) and MRR, ``slices`` for figures of each of a column's values. Their rows are kept, ``memory_mb`` of them a
+    rank in memory, the others in temporary files. ``calibration_bins`` of expected calibration error. ``base_auc``: the AUC
+    of the model that ``relaimpr`` compares with."""
 
     every_steps: int | None = None
     batch_size: int | None = None
     before_training: bool = False
+    group_by: str | None = None
+    request: str | None = None
+    top_k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    slices: list[str] = field(default_factory=list)
+    memory_mb: int = 1024
+    calibration_bins: int = 20
+    base_auc: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "batch_size"):
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"evaluation.{name}")
+        for name in ("memory_mb", "calibration_bins"):
+            positive(getattr(self, name), f"evaluation.{name}")
+        if not self.top_k or min(self.top_k) < 1 or len(set(self.top_k)) < len(self.top_k):
+            raise ValueError(f"evaluation.top_k is {self.top_k}: give different positive numbers, such as [1, 5, 10]")
+        if len(set(self.slices)) < len(self.slices):
+            raise ValueError(f"evaluation.slices is {self.slices}: name each column once")
+        if self.base_auc is not None and not 0.5 < self.base_auc < 1:
+            raise ValueError(f"evaluation.base_auc is {self.base_auc}: RelaImpr compares with an AUC between 0.5 and 1")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that rows are grouped by, each once."""
+        return tuple(dict.fromkeys(name for name in (self.group_by, self.request, *self.slices) if name))
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Training ends after ``patience`` evaluations in a row that did not improve ``metric`` by more than ``min_delta``. The
+    best checkpoint by that metric is then restored and evaluated (``checkpoint.best``, ``checkpoint.restore_best``). No
+    ``patience``: not at all."""
+
+    metric: str = "valid.auc"
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_patience(self.metric, self.patience, self.min_delta, "early_stopping")
+
+
+@dataclass
+class LossConfig:
+    """``label_smoothing``: a click counts as 1 - label_smoothing / 2, none as label_smoothing / 2.
+    ``negative_sampling_rate``: the share of negatives that the preparation left in the training data (and not in ``valid`` and
+    ``test``); evaluation and prediction correct the probabilities for it."""
+
+    label_smoothing: float = 0.0
+    negative_sampling_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        if not 0 < self.negative_sampling_rate <= 1:
+            raise ValueError(
+                f"loss.negative_sampling_rate is {self.negative_sampling_rate}: it is the share of negatives that the "
+                "training data hold, above 0 and at most 1"
+            )
 
 
 @dataclass
@@ -244,19 +374,22 @@ class DebugConfig:
 @dataclass
 class TrainConfig:
     """The whole job. ``batch_size`` is global: rows of one step over all ranks. ``steps`` ends the run early, even
-    within an epoch (and with it the decay of a learning rate). ``precision`` is that of the dense part (``auto``: bf16
-    where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the newest whole checkpoint of
-    ``run.dir``; ``never`` refuses a folder that holds any. A job in which nothing moves for ``hang_timeout_seconds`` is
-    ended, and says which rank hangs (twelve times as long for a first step, an evaluation and a checkpoint);
-    ``timeout_seconds`` is the process group's own limit, for what the watchdog cannot see."""
+    within an epoch (and with it the decay of a learning rate). ``accumulate_steps`` is 1 and says why. ``precision`` is
+    that of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the
+    newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A job in which nothing moves for
+    ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it builds, and for a first step,
+    an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own limit, for what the watchdog cannot see.
+    Before all that the ranks wait ``rendezvous_timeout_seconds`` for each other."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     device: str = "auto"
@@ -265,21 +398,31 @@ class TrainConfig:
     epochs: int = 1
     steps: int | None = None
     batch_size: int = 4096
+    accumulate_steps: int = 1
     log_every_steps: int = 50
     resume: str = "auto"
     timeout_seconds: float = 1800.0
     hang_timeout_seconds: float = 600.0
+    rendezvous_timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         one_of(self.device, DEVICES, "device")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.resume, RESUMES, "resume")
-        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds", "hang_timeout_seconds"):
+        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds"):
+            positive(getattr(self, name), name)
+        for name in ("hang_timeout_seconds", "rendezvous_timeout_seconds"):
             positive(getattr(self, name), name)
         if self.hang_timeout_seconds >= self.timeout_seconds:
             raise ValueError(
                 f"hang_timeout_seconds is {self.hang_timeout_seconds}, and timeout_seconds {self.timeout_seconds}: give the "
                 "first one less, so that it is the watchdog that ends a hanging job and says who hangs"
+            )
+        if self.accumulate_steps != 1:
+            raise ValueError(
+                f"accumulate_steps is {self.accumulate_steps}: tables are updated inside each backward, so that gradients of "
+                "several batches cannot be added up for them; set batch_size to "
+                f"{self.batch_size * max(self.accumulate_steps, 1)} instead, or add ranks"
             )
         if self.steps is not None:
             positive(self.steps, "steps")
@@ -301,6 +444,28 @@ class TrainConfig:
             if not table.startswith("wide_"):
                 one_of(table, self.data.schema.tables, "optim.by_table / sharding.by_table")
 
+        self._check_judged()
+
+    def _check_judged(self) -> None:
+        """What evaluations decide needs evaluations; early stopping names the best checkpoint's metric."""
+        judged = {"early_stopping": self.early_stopping, "optim.plateau": self.optim.plateau}
+        gauc = [f"{name}.metric" for name, section in judged.items() if section.metric == "valid.gauc"]
+        gauc += ["checkpoint.best"] if self.checkpoint.best == "valid.gauc" else []
+        if gauc and not self.evaluation.group_by:
+            raise ValueError(f"{gauc[0]} is valid.gauc, but evaluation.group_by is null: name the column to group rows by")
+        asked = [name for name, section in judged.items() if section.patience is not None]
+        if asked and not self.data.valid:
+            raise ValueError(f"{asked[0]} watches a metric of valid, but data.valid is empty: name valid's files")
+        if self.early_stopping.patience is None:
+            return
+        metric, best = self.early_stopping.metric, self.checkpoint.best
+        if best not in (None, metric):
+            raise ValueError(
+                f"early_stopping.metric is {metric} and checkpoint.best is {best}: the best checkpoint is restored when "
+                "training stops, so give both the same metric, or leave checkpoint.best out"
+            )
+        self.checkpoint.best, self.checkpoint.restore_best = metric, True
+
     def check_world_size(self, world_size: int) -> None:
         """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
         shards = self.data.stream.shards
@@ -316,6 +481,14 @@ class TrainConfig:
             f"{world_size} ranks cannot share data.stream.shards={shards} logical shards: start at most {shards} ranks, or "
             f"use {remedy}"
         )
+
+
+def check_patience(metric: str, patience: int | None, min_delta: float, where: str) -> None:
+    one_of(metric, BEST, f"{where}.metric")
+    if patience is not None:
+        positive(patience, f"{where}.patience")
+    if not min_delta >= 0:
+        raise ValueError(f"{where}.min_delta is {min_delta}: it must not be negative")
 
 
 def positive(value: float, where: str) -> None:

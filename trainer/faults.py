@@ -4,7 +4,8 @@
 ``rank``, ``step`` or ``attempt`` (the number of restarts by the launcher) acts on all of them. Without the variable the
 hook costs a call and a look at an empty list.
 
-Phases: ``step_begin``, ``forward`` (before the guard's collective), ``before_snapshot``, ``during_write``,
+Phases: ``build`` (before the model is sharded), ``step_begin``, ``forward`` (before the guard's collective), ``evaluation``
+(before what is held out is scored at the end), ``before_snapshot``, ``during_write``,
 ``before_manifest``, ``before_rename``, ``before_fsync``, ``during_prune``, ``reader`` (before a batch is handed to the
 pipeline). Actions: ``kill9``; ``exit=CODE``; ``raise``; ``sleep=SECONDS``; ``enospc``; ``stop`` (SIGTERM to itself);
 ``nan``, for the caller to carry out.
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 from trainer.distributed import identity, launch_id, planned_faults
 
 PHASES = (
+    "build",
     "step_begin",
     "forward",
+    "evaluation",
     "before_snapshot",
     "during_write",
     "before_manifest",

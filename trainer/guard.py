@@ -63,6 +63,7 @@ class Guard:
     def over(self, step: int) -> None:
         """No step came after ``step``."""
         self._attempts.record(step)
+        self.watchdog.beat(step, "end")
 
     def check(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
         """``loss`` [], ``logits`` [B]. Raises ``ValueError`` on every rank where the loss of any is not finite."""

@@ -9,13 +9,12 @@ the pass over the data. A run that stopped exactly there takes all that is there
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout
 from trainer import build
-from trainer.checkpoint import MANIFEST, committed, read_facts, read_text
+from trainer.checkpoint import AnyPath, committed, of_run, parse, place_of, read_facts, read_text
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.progress import Progress
@@ -52,13 +51,13 @@ class Inputs:
 class Saved:
     """What a checkpoint says of itself: which job it is of, how far that had come, and on which files."""
 
-    path: Path
+    path: AnyPath
     identity: Mapping[str, Any]
     progress: Progress
     inputs: Inputs
 
     @classmethod
-    def at(cls, path: Path, root: str) -> "Saved":
+    def at(cls, path: AnyPath, root: str) -> "Saved":
         """Reads a committed checkpoint's own record, not its tensors. Raises ``ValueError`` where it is damaged, or there
         is none."""
         facts, data = read_facts(path), json.loads(read_text(path, DATA))
@@ -134,12 +133,12 @@ def incremental(present: Manifest, saved: Saved) -> tuple[Inputs, list[str]]:
     return Inputs(present.select(new), 0, before), notes
 
 
-def find(new_since: str) -> Path:
-    """The checkpoint that a path names, or the newest one of the run folder that it names."""
-    path = Path(new_since)
-    if (path / MANIFEST).is_file():
+def find(new_since: str) -> AnyPath:
+    """The checkpoint that a path or URI names, or the newest one of the run that it names."""
+    path = parse(new_since)
+    if place_of(path).is_checkpoint(path):
         return path
-    found = committed(path / "checkpoints")
+    found = committed(of_run(path))
     if not found:
         raise ValueError(
             f"data.new_since={new_since} is neither a checkpoint nor the folder of a run that has saved one: correct the "

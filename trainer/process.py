@@ -16,7 +16,7 @@ from typing import Any
 
 from data_loaders.storage import StorageError
 from trainer.compose import UserError
-from trainer.distributed import first_to_say, identity, launch_id
+from trainer.distributed import RendezvousError, first_to_say, identity, launch_id
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("trainer", "data_loaders"))
@@ -31,8 +31,9 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pi
 
 def guarded(job: Callable[[], Any]) -> None:
     """Runs a job and ends the process: it never returns. A mistake of its user ends in one line on stderr and exit code 2,
-    storage that keeps failing in one line and exit code 1, which a launcher may answer by starting again, and a bug in its
-    traceback and exit code 1; a rank that loses contact with another says only that. Nothing waits for other ranks."""
+    storage that keeps failing, or ranks that do not come, in one line and exit code 1, which a launcher may answer by
+    starting again, and a bug in its traceback and exit code 1; a rank that loses contact with another says only that.
+    Nothing waits for other ranks."""
     quiet_libraries()
     if launch_id()[0]:
         die_with_launcher()
@@ -82,7 +83,7 @@ def is_user_error(error: BaseException) -> bool:
 def is_retryable(error: BaseException) -> bool:
     """Whether another start may help, as far as the error shows: not where a person must mend something first."""
     mistake = isinstance(error, (ValueError, OSError)) and is_user_error(error)
-    return isinstance(error, StorageError) or not mistake
+    return isinstance(error, (StorageError, RendezvousError)) or not mistake
 
 
 def is_lost_peer(error: BaseException) -> bool:

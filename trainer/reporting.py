@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Reporter:
         self._window_wait = 0.0
         self._total_steps = total_steps
         self._bar: tqdm | None = None
+        self.further: Callable[[], Mapping[str, Any]] = dict  # what else a line of training metrics tells; all ranks call it
 
     def snapshot(self) -> list[Piece]:
         """The sums of the rows trained so far, over all ranks, for rank 0 to save."""
@@ -85,6 +86,7 @@ class Reporter:
         elapsed = time.perf_counter() - self._window_started
         wait = self.loader.wait_seconds - self._window_wait
         values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
+        values.update(self.further())
         self.write("train", values, progress)
         if self._bar is not None:
             auc = values["auc"]
@@ -172,7 +174,12 @@ def print_summary(final: Mapping[str, Any], folder: Path) -> None:
         if split in final:
             values = final[split]
             table.add_row(f"{split} AUC", _shown(values["auc"]) + _of_best(best.get(split), "auc"))
+            if "gauc" in values:
+                table.add_row(f"{split} GAUC", _shown(values["gauc"]))
             table.add_row(f"{split} log loss", _shown(values["logloss"]) + _of_best(best.get(split), "logloss"))
+    if "wide" in final:
+        wide = final["wide"]
+        table.add_row("wide weights not 0", f"{wide['nonzero']:,} of {wide['rows']:,} ({wide['share']:.1%})")
     table.add_row("run folder", str(folder))
     Console().print(table)
 

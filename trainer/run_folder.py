@@ -4,8 +4,11 @@
 ``stacks/`` after a hang.
 """
 
+import contextlib
 import datetime
+import errno
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -24,12 +27,10 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
     """The folder of this run: ``run.dir``, or a fresh ``root/name/<date-time>``; a restart by torchrun finds the folder of
     its first attempt. Raises ``ValueError`` where it cannot be written."""
     run_id, restarts = launch
-    if run.dir is not None:
-        folder = Path(run.dir)
-    else:
-        parent = Path(run.root) / run.name
-        folder = (_of_launch(parent, run_id) if restarts else None) or _fresh(parent)
+    folder = parent = Path(run.root) / run.name if run.dir is None else Path(run.dir)
     try:
+        if run.dir is None:
+            folder = (_of_launch(parent, run_id) if restarts else None) or _fresh(parent)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
@@ -74,12 +75,27 @@ def now() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all; NaN becomes null, as JSON has none."""
-    write_text(path, json.dumps(_finite(value), indent=2) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """As ``write_json`` writes it."""
+    return json.dumps(_finite(value), indent=2) + "\n"
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(_finite(value)) + "\n")
+    """Whole or not at all. A full disk is no reason to end a run: the line is left out, and that is said."""
+    line = json.dumps(_finite(value)) + "\n"
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(line.encode()) < len(line.encode()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(size)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"\nwarning: {path} has lost a line ({error.strerror}): make room", flush=True)
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -116,9 +132,14 @@ class Status:
 
 
 def _fresh(parent: Path) -> Path:
+    """A folder that was not there; two runs that start in the same second get one each."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    candidates = (parent / (stamp if not n else f"{stamp}-{n}") for n in range(1000))
-    return next(path for path in candidates if not path.exists())
+    for number in itertools.count():
+        path = parent / (f"{stamp}-{number}" if number else stamp)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError
 
 
 def _of_launch(parent: Path, run_id: str) -> Path | None:

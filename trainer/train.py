@@ -10,8 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,31 @@ import yaml
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from data_loaders.loader import BatchIterator, Loader
 from data_loaders.manifest import Manifest
-from data_loaders.order import ORDER_VERSION
-from trainer import build, checkpoint, inputs, loop, run_folder, sharding
-from trainer.attempts import Attempts
+from data_loaders.schema import Layout
+from trainer import build, faults, inputs, loop, run_folder, sharding
+from trainer.checkpoint import AnyPath, note, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, identity, launch_id, process_group
+from trainer.distributed import Ranks, choose_device, from_first, grace_seconds, identity, launch_id, process_group
+from trainer.grace import GraceCheck
 from trainer.guard import Guard
 from trainer.inputs import Inputs, Saved
-from trainer.ledger import Ledger, cut
-from trainer.process import StopSignals, guarded, is_lost_peer, is_retryable, one_line
+from trainer.judge import Judge
+from trainer.ledger import Ledger
+from trainer.pace import Pace
+from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.reporting import Reporter, print_plan, print_summary
+from trainer.resuming import checkpoints_folder, job_identity, resumable, resume, starting_point
 from trainer.scoring import Evaluator, best_possible, evaluate
-from trainer.state import TrainingState
-from trainer.warm_start.start import warm_start
+from trainer.session import Session
+from trainer.state import ModelState, TrainingState
+from trainer.warm_start.start import warm_start, whole_checkpoint
 from trainer.watchdog import Watchdog
+from trainer.wide_weights import wide_weights
 
 
 @record
@@ -55,15 +61,15 @@ def start(argv: Sequence[str]) -> None:
     config.check_world_size(identity()[1])
     model = build.build_model(config.model, config.data.schema, config.seed)
     device = choose_device(config.device)
-    with process_group(device, config.timeout_seconds) as ranks:
+    with process_group(device, config.timeout_seconds, config.rendezvous_timeout_seconds) as ranks:
         if config.warm_start.dry_run:
             return dry_run(config, composed.tree, model, ranks)
         folder = Path(from_first(lambda: str(run_folder.choose(config.run, launch_id()))))
-        with Folder(folder, ranks) as opened:
-            final = train(config, composed.tree, model, opened, ranks)
+        with Session(folder, ranks) as session:
+            final = train(config, composed.tree, model, session, ranks)
             if final is not None and ranks.is_first:
                 run_folder.write_json(folder / "metrics.json", final)
-                opened.close("finished", step=final["train"]["step"])
+                session.close("finished", step=final["train"]["step"], **final.get("selected", {}))
                 print_summary(final, folder)
 
 
@@ -72,78 +78,107 @@ def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: 
     folder = Path(from_first(lambda: tempfile.mkdtemp(prefix="warm-start-")))
     try:
         (folder / "checkpoints").mkdir(exist_ok=True)
-        train(config, tree, model, Folder(folder, ranks), ranks)
+        train(config, tree, model, Session(folder, ranks), ranks)
     finally:
-        if ranks.is_first:
+        if ranks.local_rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class Folder:
-    """Holds the run folder's lock, ``status.json`` and ``attempts.txt`` for as long as the run lives, and hears the signals
-    that ask it to stop."""
+@dataclass(frozen=True)
+class Feed:
+    """What the run reads, and from where on: ``saved`` is the checkpoint it goes on from, if any; ``identity`` what must be
+    the same in it; ``warm``, where it goes on from none, another run's checkpoint to begin with; ``batches`` are those
+    still to train, ``held_out`` the loaders of ``valid`` and ``test``."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self.path, self.ranks = folder, ranks
-        self.status = run_folder.Status(folder, launch_id()[0])
-        self.attempts = Attempts(folder)
-        self.signals = StopSignals(
-            # Hearsay: torchrun stops a rank by SIGTERM, too, when another one failed.
-            lambda name: self._end("preempted", hearsay=True, reason=f"{name} while there was nothing to save")
-        )
-        self._lock = None
-        from_first(self._open)
+    identity: dict[str, Any]
+    saved: Saved | None
+    warm: AnyPath | None
+    chosen: Inputs
+    progress: Progress
+    loader: Loader
+    held_out: dict[str, Loader]
+    total_steps: int
+    batches: BatchIterator
 
-    def __enter__(self) -> "Folder":
-        self.signals.__enter__()
-        return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            lost = is_lost_peer(error)
-            reason = "lost contact with another rank" if lost else one_line(error)[:2000]
-            facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
-            self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
-        else:
-            self.signals.__exit__()
+@dataclass(frozen=True)
+class Job:
+    """All that the loop needs."""
 
-    def close(self, state: str, **facts: Any) -> None:
-        """Rank 0 says how the run ended."""
-        self.attempts.end(state)
-        self.status.update(state, **facts)
+    config: TrainConfig
+    layout: Layout
+    folder: Path
+    ranks: Ranks
+    feed: Feed
+    built: build.Built
+    ledger: Ledger
+    reporter: Reporter
+    state: TrainingState
+    checkpoints: Checkpoints
+    evaluator: Evaluator
+    judge: Judge
 
-    def hang(self, rank: int, step: int, message: str) -> None:
-        """The watchdog's verdict."""
-        self.status.end("failed", reason=message, rank=rank, step=step, retryable=True)
+    @property
+    def progress(self) -> Progress:
+        return self.feed.progress
 
-    def _end(self, state: str, *, hearsay: bool = False, retryable: bool = True, **facts: Any) -> None:
-        self.attempts.end(state)
-        self.status.end(state, hearsay=hearsay, step=self.attempts.step, retryable=retryable, **facts)
-
-    def _open(self) -> None:
-        self._lock = run_folder.lock(self.path)
-        try:
-            self.attempts.begin()
-        except ValueError as error:
-            self.status.end("failed", reason=one_line(error), retryable=False)
-            raise
-        self.status.update("running", world_size=self.ranks.world_size)
+    def close(self) -> None:
+        self.feed.batches.close()
+        self.reporter.close()
 
 
 def train(
-    config: TrainConfig, tree: dict[str, Any], model: nn.Module, opened: Folder, ranks: Ranks
+    config: TrainConfig, tree: dict[str, Any], model: nn.Module, session: Session, ranks: Ranks
 ) -> dict[str, Any] | None:
     """Builds and trains; returns what ``metrics.json`` holds; None for a dry run, and where it was asked to stop and has
     saved."""
-    folder = opened.path
-    data = config.data
-    build.ensure_synthetic(data)
-    job = job_identity(config, tree)
-    saved = from_first(lambda: resumable(config, folder / "checkpoints", job))
-    chosen = inputs.choose(config, model.layout, saved, ranks)
+    with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog:
+        feed = open_feed(config, tree, model.layout, session.path, ranks)
+        watchdog.alive()
+        job = make_job(config, tree, model, feed, session.path, ranks)
+        job.built.task.register_forward_pre_hook(lambda *_: watchdog.alive())  # an evaluation may take its time
+        begin(job)
+        if config.warm_start.dry_run:
+            job.close()
+            return None
+        return train_and_judge(job, tree, session, watchdog)
+
+
+def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: Watchdog) -> dict[str, Any] | None:
+    """From the first step to the last evaluation."""
+    config, ranks = job.config, job.ranks
+    if job.feed.saved is None:  # a checkpoint has the counts
+        build.count_ids(
+            job.built.optimizer, config.data, job.layout, config.batch_size, job.feed.chosen.manifest, ranks
+        )
+    if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
+        run_folder.write_yaml(job.folder / "config.yaml", tree)
+    before = score_before(job)
+    stop_signal = run_steps(job, session, watchdog)
+    if stop_signal:
+        if ranks.is_first:
+            reason = signal.Signals(stop_signal).name
+            session.close("preempted", step=job.progress.step, retryable=True, reason=reason)
+        return None
+    session.signals.end_if_asked()
+    with watchdog.paused():
+        return final_metrics(job) | ({"before": before} if before else {})
+
+
+def open_feed(config: TrainConfig, tree: dict[str, Any], layout: Layout, folder: Path, ranks: Ranks) -> Feed:
+    """Finds the checkpoint to go on from and the files to read, and begins to read them."""
+    build.ensure_synthetic(config.data)
+    identity = job_identity(config, tree)
+    place = checkpoints_folder(config, folder)
+    saved = from_first(lambda: resumable(config, place, identity))
+    from_first(lambda: note(folder, place))
+    source = config.warm_start.path if saved is None else None  # a run that goes on has its own state
+    warm = from_first(lambda: whole_checkpoint(source)) if source is not None else None
+    chosen = inputs.choose(config, layout, saved, ranks)
     progress = starting_point(saved, chosen)
     loader, _ = build.build_train_loader(
-        data,
-        model.layout,
+        config.data,
+        layout,
         config.batch_size,
         config.seed,
         ranks,
@@ -151,84 +186,114 @@ def train(
         record_origin=config.debug.ledger,
     )
     total_steps = progress.total_steps(config.epochs, loader.steps_per_epoch, config.steps)
-    held_out = held_out_loaders(config, model.layout, ranks)
+    held_out = held_out_loaders(config, layout, ranks)
     batches = loop.batches_from(loader, progress, total_steps)  # reading begins, while the model is built
-    built = build.build(config, model, ranks, loader.local_batch_size, total_steps)
+    return Feed(identity, saved, warm, chosen, progress, loader, held_out, total_steps, batches)
+
+
+def make_job(
+    config: TrainConfig, tree: dict[str, Any], model: nn.Module, feed: Feed, folder: Path, ranks: Ranks
+) -> Job:
+    """Plans, shards and initialises the model, tells the plan, and makes what goes with it."""
+    faults.at("build")
+    built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
     if ranks.is_first:
         run_folder.write_json(folder / "plan.json", built.plan_rows)
         print_plan(built.plan_rows)
-
-    ledger = Ledger(folder / "ledger", chosen.manifest, ranks.rank)
-    reporter = Reporter(folder, loader, total_steps, config.log_every_steps, ranks)
-    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows)
+    ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
+    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks)
+    judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
+    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        checkpoints_folder(config, folder),
         config.checkpoint,
         state,
-        job,
+        feed.identity,
         ranks,
-        texts={inputs.DATA: chosen.dumps(), "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)},
+        texts={
+            inputs.DATA: feed.chosen.dumps(),
+            "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        },
         before_commit=ledger.flush,
     )
-    resume(saved, checkpoints, ledger.folder, recording=config.debug.ledger, ranks=ranks)
-    if saved is None and config.warm_start.path is not None:  # a run that goes on has its own state
-        begun = warm_start(config.warm_start, config, state.pieces, built.plan_rows, folder, ranks)
-        built.optimizer.restore(0, begun.table_steps)
-        if config.warm_start.dry_run:
-            batches.close()
-            reporter.close()
-            return None
-    if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
-        run_folder.write_yaml(folder / "config.yaml", tree)
-    evaluator = Evaluator(
-        built.pipeline, held_out.get("valid"), config.evaluation.every_steps, loader.steps_per_epoch, reporter, ranks
-    )
-    evaluator.on_result = checkpoints.consider
-    before = score_before(config, built, model.layout, chosen.manifest, folder, progress, reporter, ranks)
-    seed = partial(loop.seed_dropout, config.seed, ranks)
+    valid, epoch_steps = feed.held_out.get("valid"), feed.loader.steps_per_epoch
+    evaluator = Evaluator(built.pipeline, valid, config.evaluation, epoch_steps, reporter, ranks)
+
+    def on_result(progress: Progress, split: str, values: dict[str, Any]) -> bool:
+        judge.consider(progress, split, values)  # first: a checkpoint of this step holds what it counts
+        checkpoints.consider(progress, split, values)
+        return judge.stopped is not None
+
+    evaluator.on_result = on_result
+    return Job(config, model.layout, folder, ranks, feed, built, ledger, reporter, state, checkpoints, evaluator, judge)
+
+
+def begin(job: Job) -> None:
+    """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
+    config, feed, ranks = job.config, job.feed, job.ranks
+    resume(feed.saved, job.checkpoints, job.ledger.folder, recording=config.debug.ledger, ranks=ranks)
+    if feed.warm is not None:
+        pieces, plan_rows = job.state.pieces, job.built.plan_rows
+        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
+        job.built.optimizer.restore(0, begun.table_steps)
+
+
+def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
+    """Trains, and saves at the end. Returns the number of the signal that ended it early, or 0."""
+    ranks, feed, built = job.ranks, job.feed, job.built
+    grace = GraceCheck(job.checkpoints, grace_seconds(), ranks)
+
+    def before_step(step: int) -> None:
+        grace.look()
+        loop.seed_dropout(job.config.seed, ranks, step)
+
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
-    with Watchdog(folder, ranks, config.hang_timeout_seconds, opened.hang) as watchdog, opened.signals.deferred():
-        guard = Guard(ranks, lambda: opened.signals.asked, watchdog, opened.attempts, chosen.manifest)
+    with Pace(watchdog, feed.loader, ranks) as pace, session.signals.deferred():
+        job.reporter.further = pace.report
+        guard = Guard(ranks, lambda: session.signals.asked, watchdog, session.attempts, feed.chosen.manifest)
         guard.attach(built.task)
         try:
-            loop.run(built.pipeline, batches, progress, ledger, reporter, checkpoints, evaluator, guard, seed, check)
+            if job.judge.stopped is None:  # else the checkpoint it goes on from had the last word
+                loop.run(
+                    built.pipeline,
+                    feed.batches,
+                    job.progress,
+                    job.ledger,
+                    job.reporter,
+                    job.checkpoints,
+                    job.evaluator,
+                    guard,
+                    before_step,
+                    check,
+                )
         finally:
-            batches.close()
-            reporter.close()
+            job.close()
         with watchdog.paused():
-            checkpoints.save(progress)
-    if guard.stop_requested:
-        if ranks.is_first:
-            reason = signal.Signals(guard.stop_signal).name
-            opened.close("preempted", step=progress.step, retryable=True, reason=reason)
-        return None
-    opened.signals.end_if_asked()
-    final = final_metrics(config, built, reporter, evaluator, progress, held_out, ranks)
-    return final | ({"before": before} if before else {})
+            job.checkpoints.save(job.progress)
+    return guard.stop_signal
 
 
-def score_before(
-    config: TrainConfig,
-    built: build.Built,
-    layout: Any,
-    manifest: Manifest,
-    folder: Path,
-    progress: Progress,
-    reporter: Reporter,
-    ranks: Ranks,
-) -> dict[str, Any] | None:
+def score_before(job: Job) -> dict[str, Any] | None:
     """Metrics of the rows to be trained, by the model as it is before the first step; a run that goes on has them from
     its beginning (``before.json``), or never had them."""
-    path = folder / "before.json"
+    config, ranks, path = job.config, job.ranks, job.folder / "before.json"
     if not config.evaluation.before_training:
         return None
-    if progress.step:
+    if job.progress.step:
         return from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
     data, batch_size = config.data, config.evaluation.batch_size or config.batch_size
-    loader = build.build_ordered_loader(manifest, data.schema, layout, batch_size, data.stream, ranks)
-    values = evaluate(built.pipeline, loader, ranks, under_way=False)
-    reporter.outside(values["seconds"])
-    reporter.write("before", values, progress)
+    loader = build.build_ordered_loader(
+        job.feed.chosen.manifest,
+        data.schema,
+        job.layout,
+        batch_size,
+        data.stream,
+        ranks,
+        keys=config.evaluation.columns,
+    )
+    values = evaluate(job.built.pipeline, loader, config.evaluation, ranks, under_way=False)
+    job.reporter.outside(values["seconds"])
+    job.reporter.write("before", values, job.progress)
     if ranks.is_first:
         run_folder.write_json(path, values)
     return values
@@ -240,89 +305,60 @@ def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str
     batch_size = config.evaluation.batch_size or config.batch_size
     return {
         split: build.build_ordered_loader(
-            build.scan(data, split, layout), data.schema, layout, batch_size, data.stream, ranks
+            build.scan(data, split, layout),
+            data.schema,
+            layout,
+            batch_size,
+            data.stream,
+            ranks,
+            keys=config.evaluation.columns,
         )
         for split in ("valid", "test")
         if getattr(data, split)
     }
 
 
-def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread.
-    (The data are a matter of their own: ``trainer.inputs``.)"""
-    stream = config.data.stream
-    return {
-        "model": tree["model"],
-        "schema": tree["data"]["schema"],
-        "new_since": config.data.new_since,
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "stream": {"shards": stream.shards, "shuffle": stream.shuffle, "shuffle_rows": stream.shuffle_rows},
-        "order": ORDER_VERSION,
-    }
-
-
-def resumable(config: TrainConfig, folder: Path, identity: dict[str, Any]) -> Saved | None:
-    """The newest whole checkpoint in ``folder``; None where there is none. Raises ``ValueError`` where it belongs to
-    another job, and where ``resume=never`` meets a checkpoint."""
-    checkpoint.clean(folder)
-    if config.resume == "never" and (found := checkpoint.committed(folder)):
-        raise ValueError(
-            f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
-            "another run.dir, or take its checkpoints away"
-        )
-    path = checkpoint.newest(folder, config.checkpoint.on_corrupt)
-    if path is None:
-        return None
-    checkpoint.check_identity(path, checkpoint.read_facts(path)["identity"], identity)
-    return Saved.at(path, config.data.root)
-
-
-def starting_point(saved: Saved | None, chosen: Inputs) -> Progress:
-    progress = Progress() if saved is None else replace(saved.progress)
-    if progress.epoch < chosen.first_epoch:  # its files are of this epoch on, so the last one is over
-        progress.begin_epoch()
-    return progress
-
-
-def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recording: bool, ranks: Ranks) -> None:
-    """Goes on from ``saved``, if there is one. The ledger loses the steps that will be trained again."""
-    step = saved.progress.step if saved else 0
-    recorded = from_first(lambda: cut(ledger, step))
-    if saved is None:
-        return
-    checkpoints.load(saved.path, saved.progress)
-    if ranks.is_first:
-        print(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained", flush=True)
-        if recording and recorded < step:
-            print(f"warning: steps {recorded + 1} to {step} are not in the ledger: debug.ledger was off", flush=True)
-
-
-def final_metrics(
-    config: TrainConfig,
-    built: build.Built,
-    reporter: Reporter,
-    evaluator: Evaluator,
-    progress: Progress,
-    held_out: dict[str, Any],
-    ranks: Ranks,
-) -> dict[str, Any]:
+def final_metrics(job: Job) -> dict[str, Any]:
+    """What ``metrics.json`` holds: of training, and of what was held out."""
+    progress, reporter, held_out, data = job.progress, job.reporter, job.feed.held_out, job.config.data
+    faults.at("evaluation", step=progress.step)
     train_metrics = {"step": progress.step, "epoch": progress.epoch, **reporter.training_metrics()}
     reporter.write("final", train_metrics, progress)
     final: dict[str, Any] = {"train": train_metrics}
     if "valid" in held_out:
-        final["valid"] = evaluator.evaluate(progress)
+        final["valid"] = job.evaluator.evaluate(progress)
+    selected = restore_best(job) if job.config.checkpoint.restore_best else None
+    if selected is not None:
+        progress = Progress(**selected.pop("progress"))
+        final["selected"] = selected
+        if progress != job.progress and "valid" in held_out:
+            final["valid"] = evaluate(job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks)
+    if (wide := wide_weights(job.built.task, job.ranks)) is not None:
+        final["wide"] = wide
     if "test" in held_out:
-        final["test"] = evaluate(built.pipeline, held_out["test"], ranks)
+        final["test"] = evaluate(job.built.pipeline, held_out["test"], job.config.evaluation, job.ranks)
         reporter.write("test", final["test"], progress)
-    data = config.data
-    if data.probability and ranks.is_first:
+    if data.probability and job.ranks.is_first:
         columns = (data.schema.label, data.probability)
         final["best"] = {
             split: best_possible(Manifest.scan(getattr(data, split), data.root, columns), *columns)
             for split in held_out
         }
     return final
+
+
+def restore_best(job: Job) -> dict[str, Any] | None:
+    """Puts the weights of the best checkpoint in place. Returns the step they are of, by what it is the best, why training
+    stopped (None: it came to its end), and the progress of then; None where no evaluation has named a best one."""
+    folder = job.checkpoints.folder
+    best = from_first(lambda: read_best(folder))
+    if best is None:
+        return None
+    state = ModelState(job.built.task, job.built.optimizer)
+    checkpoints = Checkpoints(folder, job.config.checkpoint, state, {}, job.ranks)
+    facts = checkpoints.load(folder / f"step-{best['step']}")
+    told = {"best_step": best["step"], "metric": best["metric"], "value": best["value"], "stopped": job.judge.stopped}
+    return told | {"progress": facts["progress"]}
 
 
 def once(action: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import build
-from trainer.checkpoint import committed, read_best
+from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import from_yaml
 from trainer.config import TrainConfig
@@ -20,34 +20,38 @@ class Trained:
     ranks: Ranks
     built: build.Built
     layout: object
-    checkpoint: Path
+    checkpoint: AnyPath
 
 
 @contextmanager
 def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Iterator[Trained]:
-    """Opens ``run`` at ``checkpoint`` (a name such as ``step-100``, or ``best``; the newest by default) on however many
-    ranks there are.
+    """Opens ``run`` at ``checkpoint`` (a name such as ``step-100``, or ``best``) on however many ranks there are. By default
+    it is what the run itself ends with: the best one with ``checkpoint.restore_best`` or ``early_stopping``, else the
+    newest. The run is a folder of this machine; its checkpoints may be elsewhere.
 
     Raises ``ValueError`` when there is no such run or checkpoint, or it is damaged.
     """
     config = from_yaml(run / "config.yaml", overrides).config
-    path = _find(run, checkpoint)
+    path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
     model = build.build_model(config.model, config.data.schema, config.seed)
     with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
-        Checkpoints(path.parent, config.checkpoint, ModelState(built.task), {}, ranks).load(path)
+        Checkpoints(path.parent, config.checkpoint, ModelState(built.task, built.optimizer), {}, ranks).load(path)
         yield Trained(config, ranks, built, model.layout, path)
 
 
-def _find(run: Path, checkpoint: str | None) -> Path:
-    available = committed(run / "checkpoints")
+def _find(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:
+    folder = of_run(run)
+    available = committed(folder)
     if not available:
         raise ValueError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
+    if checkpoint is None and prefer_best and read_best(folder) is not None:
+        checkpoint = "best"
     if checkpoint is None:
         return available[0]
     if checkpoint == "best":
-        best = read_best(run / "checkpoints")
+        best = read_best(folder)
         if best is None:
             raise ValueError(f"--checkpoint best: {run} names no best one: train with checkpoint.best=valid.auc")
         checkpoint = f"step-{best['step']}"

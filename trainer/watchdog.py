@@ -23,21 +23,19 @@ from trainer.distributed import Ranks
 
 FOLDER = "stacks"
 PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
-PATIENCE = 12  # times ``hang_timeout``: for a first step, and while paused
+PATIENCE = 12  # times ``hang_timeout``: up to the end of the first step, and while paused
 POLLS = 20  # in ``hang_timeout``
 SECONDS_BETWEEN_POLLS = (0.1, 5.0)
 ROOT = Path(__file__).resolve().parents[1]
-# A main thread in there waits for other ranks, or for a device that does.
-WAITS = tuple(
-    os.path.join("", *parts, "")
-    for parts in (("torch", "distributed"), ("torchrec", "distributed"), ("torch", "autograd"))
-)
+# A main thread in there waits for other ranks, or for a device that does; in BACKWARD it may also compute.
+COLLECTIVES = tuple(os.path.join("", package, "distributed", "") for package in ("torch", "torchrec"))
+BACKWARD = os.path.join("", "torch", "autograd", "")
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank stands: in ``where`` at ``phase`` of ``step`` for ``seconds``; ``waiting`` for others; ``hung``: over
-    its time."""
+    """Where a rank stands: in ``where`` at ``phase`` of ``step`` (0: before the first one) for ``seconds``; ``waiting`` for
+    others; ``hung``: over its time."""
 
     rank: int
     step: int = -1
@@ -86,9 +84,13 @@ class Watchdog:
             self.folder.rmdir()
 
     def beat(self, step: int, phase: str) -> None:
-        """A sign of life; ``phase`` is one of ``PHASES``."""
+        """A sign of life; ``phase`` is one of ``PHASES``. Step 0 is all that comes before the first step."""
         self._step, self._phase = step, phase
         self._steps += phase == "end"
+        self._beats += 1
+
+    def alive(self) -> None:
+        """A sign of life from wherever training stands: while it builds, or evaluates."""
         self._beats += 1
 
     @contextlib.contextmanager
@@ -101,6 +103,19 @@ class Watchdog:
         finally:
             self._beats += 1
             self._paused = False
+
+    @property
+    def steps(self) -> int:
+        """Made while it watched."""
+        return self._steps
+
+    def waits(self) -> bool | None:
+        """Whether training waits for other ranks at this moment; None before the first step's end and while paused. Any
+        thread may ask, and often."""
+        if self._paused or not self._steps:
+            return None
+        frame = sys._current_frames().get(self._watched)
+        return self._phase == "guard" or (frame is not None and _is_in(frame, *COLLECTIVES))
 
     def _watch(self) -> None:
         seen, last = -1, time.monotonic()
@@ -157,7 +172,7 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
     """Of a stack: its innermost function of ours (or of anyone's), with file and line; and whether it waits for others."""
     if frame is None:
         return "an unknown place", False
-    waiting = any(part in frame.f_code.co_filename for part in WAITS)
+    waiting = _is_in(frame, *COLLECTIVES, BACKWARD)
     own: FrameType | None = frame
     while own is not None and not _is_ours(own):
         own = own.f_back
@@ -165,6 +180,10 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
     path = Path(shown.f_code.co_filename)
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     return f"{shown.f_code.co_name} ({name}:{shown.f_lineno})", waiting
+
+
+def _is_in(frame: FrameType, *folders: str) -> bool:
+    return any(folder in frame.f_code.co_filename for folder in folders)
 
 
 def _is_ours(frame: FrameType) -> bool:
@@ -188,7 +207,8 @@ def verdict(beats: Sequence[Beat]) -> str:
     found = hanging(beats)
     silent = [f"rank {beat.rank} of {len(beats)} gives no sign of life" for beat in found if beat.step < 0]
     placed = [
-        f"rank {beat.rank} of {len(beats)} hangs: in {beat.where} since {beat.seconds:.0f} s at step {beat.step}"
+        f"rank {beat.rank} of {len(beats)} hangs: in {beat.where} since {beat.seconds:.0f} s "
+        f"{f'at step {beat.step}' if beat.step else 'before the first step'}"
         for beat in found
         if beat.step >= 0
     ]

@@ -21,7 +21,7 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.progress import Progress
 from trainer.train import job_identity
 from trainer.warm_start.rules import WarmStartConfig
-from trainer.warm_start.start import warm_start
+from trainer.warm_start.start import warm_start, whole_checkpoint
 
 MODEL = ["model=wide_deep", "model.hidden_units=[8]"]
 GROWN = ["data.schema.tables.item.num_embeddings=261", "seed=5"]
@@ -62,17 +62,18 @@ def start_new_run(rank, world_size, root, plan, rules, folder):
     out = folder / f"{plan}-{world_size}"
     if ranks.is_first:
         out.mkdir()
-    told = warm_start(dry, config, pieces, built.plan_rows, out, ranks)
+    source = whole_checkpoint(rules.path)
+    told = warm_start(dry, config, pieces, built.plan_rows, out, ranks, source)
     unchanged = assembled(pieces)
     assert not list(out.iterdir()) and told.table_steps == STEPS
     assert all(torch.equal(unchanged[name][0], values) for name, (values, _) in before.items())
 
     unexplained = WarmStartConfig(rules.path, prepared=rules.prepared)
     with pytest.raises(ValueError, match=r"tables/item has 261 rows, had 200, and no vocabulary shows its ids: grow"):
-        warm_start(unexplained, config, pieces, built.plan_rows, out, ranks)
+        warm_start(unexplained, config, pieces, built.plan_rows, out, ranks, source)
     assert not list(out.iterdir())
 
-    done = warm_start(rules, config, pieces, built.plan_rows, out, ranks)
+    done = warm_start(rules, config, pieces, built.plan_rows, out, ranks, source)
     assert done.report == told.report
     dist.barrier()
     assert json.loads((out / "warm_start.json").read_text()) == json.loads(json.dumps(done.report))

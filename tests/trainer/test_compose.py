@@ -30,7 +30,7 @@ def test_every_experiment_composes_and_builds(experiment):
 def test_every_model_composes_with_every_data_set(model, data):
     config = compose([f"model={model}", f"data={data}", ROOT]).config
     assert config.run.name == f"{model}-{data}"
-    assert (config.optim.wide.name == "ftrl") == (model == "wide_deep")
+    assert (config.optim.wide.name == "ftrl") == (model in ("wide_deep", "lr"))
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,39 @@ def test_a_rank_without_a_sign_is_named():
     assert verdict([Beat(0, 5), Beat(1)]) == "rank 1 of 2 gives no sign of life; the others wait for it"
     alone = Beat(0, 5, seconds=35.2, where="f (a.py:3)")
     assert verdict([alone]) == "rank 0 of 1 hangs: in f (a.py:3) since 35 s at step 5"
+
+
+def test_signs_of_life_while_paused_keep_it_quiet(watch):
+    watch.hang_timeout = 0.1  # 1.2 seconds while paused
+    with watch:
+        watch.beat(1, "end")
+        with watch.paused():
+            for _ in range(20):
+                watch.alive()
+                time.sleep(0.1)
+            assert not watch.ended
+            time.sleep(2)
+    assert watch.ended
+
+
+def test_it_knows_whether_training_waits(watch):
+    assert watch.waits() is None, "nothing is known before the first step's end"
+    watch.beat(1, "end")
+    assert watch.waits() is False and watch.steps == 1
+    watch.beat(2, "guard")
+    assert watch.waits() is True
+    watch.beat(2, "backward")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    seen, never = [], threading.Event()
+    looks = threading.Thread(target=lambda: [seen.append(watch.waits()) for _ in range(500) if not never.wait(0.001)])
+    looks.start()
+    while looks.is_alive():
+        dist.barrier()
+    dist.destroy_process_group()
+    assert True in seen, "within torch.distributed"
+    with watch.paused():
+        assert watch.waits() is None
+
+
+def test_before_the_first_step_is_said_so():
+    assert verdict([Beat(0, 0, seconds=3, where="f (a.py:3)")]).endswith("since 3 s before the first step")

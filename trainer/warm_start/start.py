@@ -7,10 +7,9 @@ from typing import Any
 
 import yaml
 
-from trainer.checkpoint import committed, read_facts, read_text, verify
-from trainer.checkpoint.format import MANIFEST, Reader
+from trainer.checkpoint import AnyPath, Reader, committed, of_run, parse, place_of, read_facts, read_text, verify
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, from_first
+from trainer.distributed import Ranks
 from trainer.models import load_model_class
 from trainer.pieces import Piece
 from trainer.run_folder import write_json
@@ -40,14 +39,14 @@ def warm_start(
     plan_rows: Iterable[Mapping[str, Any]],
     folder: Path,
     ranks: Ranks,
+    path: AnyPath,
 ) -> Begun:
     """Tells what comes from the old run and, unless this is a dry run, writes it into ``pieces`` (of an initialised model
-    and its optimizers) and the report into ``folder``. All ranks call it together.
+    and its optimizers) and the report into ``folder``. ``path`` is the old run's checkpoint (``whole_checkpoint``). All
+    ranks call it together.
 
-    Raises ``ValueError`` on every rank where the checkpoint is damaged or a difference is explained by no rule, before
-    anything is written.
+    Raises ``ValueError`` on every rank where a difference is explained by no rule, before anything is written.
     """
-    path = Path(from_first(lambda: str(whole_checkpoint(rules.path))))
     facts, reader = read_facts(path), Reader(path)
     name = config.model["name"]
     model_class = load_model_class(name)
@@ -65,12 +64,12 @@ def warm_start(
     return Begun(report.to_dict(), steps if plan.keeps_table_state else 0)
 
 
-def whole_checkpoint(path: str) -> Path:
+def whole_checkpoint(path: str) -> AnyPath:
     """The checkpoint at ``path``, or the newest of the run that ``path`` is the folder of, its bytes verified. Raises
     ``ValueError`` where there is none or it is damaged."""
-    found = Path(path)
-    if not (found / MANIFEST).is_file():
-        saved = committed(found / "checkpoints")
+    found = parse(path)
+    if not place_of(found).is_checkpoint(found):
+        saved = committed(of_run(found))
         if not saved:
             raise ValueError(
                 f"warm_start.path={path} is neither a checkpoint nor the folder of a run that has saved one: correct the path"
@@ -82,7 +81,7 @@ def whole_checkpoint(path: str) -> Path:
     return found
 
 
-def vocabularies_of(rules: WarmStartConfig, path: Path, prepared: str | None) -> Vocabularies:
+def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None) -> Vocabularies:
     """``prepared`` is the new run's folder; the old run's is told by ``warm_start.prepared`` or the checkpoint's own
     configuration. Raises ``ValueError`` for a folder that is not there."""
     old = rules.prepared

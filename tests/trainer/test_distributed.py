@@ -1,0 +1,76 @@
+"""How ranks find each other, and each its device."""
+
+import datetime
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from trainer import distributed
+from trainer.distributed import RendezvousError, _meet, choose_device, first_to_say
+from trainer.process import is_retryable
+
+SOON = datetime.timedelta(seconds=0.5)
+
+
+@pytest.fixture
+def agent(monkeypatch):
+    """The store of torchrun's agent, which this process, rank 2 of 4, is told of."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = {"RANK": "2", "WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "1"}
+    for name, value in {**address, **place}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_meeting", distributed._Meeting())
+    return store
+
+
+def test_ranks_that_do_not_come_are_named(agent):
+    agent.set("attempt-1/arrived/0", "")
+    agent.set("attempt-0/arrived/3", "")  # came to an earlier attempt
+    with pytest.raises(
+        RendezvousError, match=r"rank 1, 3 of 4 did not come .* within 0.5 s: .*rendezvous_timeout_seconds"
+    ) as told:
+        _meet(2, 4, SOON)
+    assert is_retryable(told.value)
+    assert [first_to_say(str(told.value)) for _ in range(2)] == [True, False], "by the first one, through the store"
+
+
+def test_all_there_are_let_through(agent):
+    for rank in (0, 1, 3):
+        agent.set(f"attempt-1/arrived/{rank}", "")
+    store = _meet(2, 4, SOON)
+    store.set("x", "1")
+    assert agent.get("attempt-1/x") == b"1"
+
+
+def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
+    assert not first_to_say("a mistake in the configuration"), "rank 0 says that"
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(
+        RendezvousError, match=re.escape("rank 2 did not meet all 4 ranks at MASTER_ADDR:MASTER_PORT=localhost:1")
+    ):
+        _meet(2, 4, SOON)
+    assert first_to_say("no store")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "ranks", "expected"),
+    [
+        ("auto", 0, 2, "cpu"),
+        ("auto", 2, 2, "cuda:1"),
+        ("cpu", 2, 4, "cpu"),
+        ("cuda", 0, 2, "device=cuda, but PyTorch sees no GPU here"),
+        ("cuda", 1, 2, r"2 ranks were started on a machine with 1 GPU\(s\): .*--nproc_per_node=1"),
+        ("auto", 1, 2, r"2 ranks were started on a machine with 1 GPU\(s\)"),
+    ],
+)
+def test_a_rank_gets_its_gpu_or_says_what_is_missing(monkeypatch, wanted, gpus, ranks, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(distributed, "identity", lambda: (1, ranks, 1, ranks))
+    if expected.startswith(("cpu", "cuda:")):
+        assert choose_device(wanted) == torch.device(expected)
+    else:
+        with pytest.raises(ValueError, match=expected):
+            choose_device(wanted)

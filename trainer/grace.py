@@ -1,0 +1,39 @@
+"""Whether a save fits into the time that the launcher grants between a signal and the end (``launch.run --grace``)."""
+
+import time
+
+from trainer.checkpoint.saving import Checkpoints
+from trainer.distributed import Ranks
+
+
+class GraceCheck:
+    """Measures each save, and warns once of one that took longer than ``grace`` seconds (None: nobody has said). It hears
+    of saves by looking between steps, so one that is written beside training counts until the step that notices its end."""
+
+    def __init__(self, checkpoints: Checkpoints, grace: float | None, ranks: Ranks) -> None:
+        self.checkpoints, self.grace, self.ranks = checkpoints, grace, ranks
+        self.told = False
+        self._waited = checkpoints.seconds
+        self._began: float | None = None
+
+    def look(self) -> None:
+        """Between two steps. Rank 0 prints; no collective."""
+        waited, self._waited = self.checkpoints.seconds - self._waited, self.checkpoints.seconds
+        if self.checkpoints.under_way:
+            self._began = time.monotonic() - waited if self._began is None else self._began
+        else:
+            beside = 0.0 if self._began is None else time.monotonic() - self._began
+            self._began = None
+            self._judge(max(waited, beside))
+
+    def _judge(self, seconds: float) -> None:
+        if self.grace is None or self.told or seconds <= self.grace:
+            return
+        self.told = True
+        if self.ranks.is_first:
+            print(
+                f"\nwarning: the last checkpoint took {seconds:.0f} s, but a run that is asked to stop gets {self.grace:g} s to "
+                f"save and end, and would lose what it has trained since its last checkpoint: launch.run --grace "
+                f"{2 * seconds + 10:.0f}, and as much of your scheduler",
+                flush=True,
+            )

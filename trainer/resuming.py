@@ -1,0 +1,73 @@
+"""Whether there is a checkpoint to go on from, and how a run goes on from it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_loaders.order import ORDER_VERSION
+from trainer import checkpoint
+from trainer.checkpoint.saving import Checkpoints
+from trainer.config import TrainConfig
+from trainer.distributed import Ranks, from_first
+from trainer.inputs import Inputs, Saved
+from trainer.ledger import cut
+from trainer.progress import Progress
+
+
+def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread.
+    (The data are a matter of their own: ``trainer.inputs``.)"""
+    stream = config.data.stream
+    return {
+        "model": tree["model"],
+        "schema": tree["data"]["schema"],
+        "new_since": config.data.new_since,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "stream": {"shards": stream.shards, "shuffle": stream.shuffle, "shuffle_rows": stream.shuffle_rows},
+        "order": ORDER_VERSION,
+    }
+
+
+def checkpoints_folder(config: TrainConfig, run: Path) -> checkpoint.AnyPath:
+    """Where the checkpoints of the run in the folder ``run`` are: there, or below ``checkpoint.root``."""
+    root = None if config.warm_start.dry_run else config.checkpoint.root  # a dry run leaves nothing behind
+    return checkpoint.chosen(root, run, dated=config.run.dir is None)
+
+
+def resumable(config: TrainConfig, folder: checkpoint.AnyPath, identity: dict[str, Any]) -> Saved | None:
+    """The newest whole checkpoint in ``folder``; None where there is none. Raises ``ValueError`` where it belongs to
+    another job, where ``resume=never`` meets a checkpoint, and where checkpoints cannot be written to ``folder``; ``OSError``
+    for a store that does not answer."""
+    checkpoint.place_of(folder).probe(folder)
+    checkpoint.clean(folder)
+    if config.resume == "never" and (found := checkpoint.committed(folder)):
+        raise ValueError(
+            f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
+            "another run.dir, or take its checkpoints away"
+        )
+    path = checkpoint.newest(folder, config.checkpoint.on_corrupt)
+    if path is None:
+        return None
+    checkpoint.check_identity(path, checkpoint.read_facts(path)["identity"], identity)
+    return Saved.at(path, config.data.root)
+
+
+def starting_point(saved: Saved | None, chosen: Inputs) -> Progress:
+    progress = Progress() if saved is None else replace(saved.progress)
+    if progress.epoch < chosen.first_epoch:  # its files are of this epoch on, so the last one is over
+        progress.begin_epoch()
+    return progress
+
+
+def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recording: bool, ranks: Ranks) -> None:
+    """Goes on from ``saved``, if there is one. The ledger loses the steps that will be trained again."""
+    step = saved.progress.step if saved else 0
+    recorded = from_first(lambda: cut(ledger, step))
+    if saved is None:
+        return
+    checkpoints.load(saved.path, saved.progress)
+    if ranks.is_first:
+        print(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained", flush=True)
+        if recording and recorded < step:
+            print(f"warning: steps {recorded + 1} to {step} are not in the ledger: debug.ledger was off", flush=True)

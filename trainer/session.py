@@ -1,0 +1,62 @@
+"""A process in its run folder, from taking the lock to telling how it ended."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder
+from trainer.attempts import Attempts
+from trainer.distributed import Ranks, from_first, launch_id
+from trainer.process import StopSignals, is_lost_peer, is_retryable, one_line
+
+
+class Session:
+    """Holds the run folder's lock, ``status.json`` and ``attempts.txt`` for as long as the run lives, and hears the signals
+    that ask it to stop."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.path, self.ranks = folder, ranks
+        self.status = run_folder.Status(folder, launch_id()[0])
+        self.attempts = Attempts(folder)
+        self.signals = StopSignals(
+            # Hearsay: torchrun stops a rank by SIGTERM, too, when another one failed.
+            lambda name: self._end("preempted", hearsay=True, reason=f"{name} while there was nothing to save")
+        )
+        self._lock = None
+        from_first(self._open)
+
+    def __enter__(self) -> "Session":
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            lost = is_lost_peer(error)
+            reason = "lost contact with another rank" if lost else one_line(error)[:2000]
+            facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
+            self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
+        else:
+            self.signals.__exit__()
+
+    def close(self, state: str, **facts: Any) -> None:
+        """Rank 0 says how the run ended."""
+        self.attempts.end(state)
+        self.status.update(state, **facts)
+
+    def hang(self, rank: int, step: int, message: str) -> None:
+        """The watchdog's verdict."""
+        self.status.end("failed", reason=message, rank=rank, step=step, retryable=True)
+
+    def _end(self, state: str, *, hearsay: bool = False, retryable: bool = True, **facts: Any) -> None:
+        self.attempts.end(state)
+        with contextlib.suppress(OSError):  # a full disk, perhaps the very reason, which is told on stderr
+            self.status.end(state, hearsay=hearsay, step=self.attempts.step, retryable=retryable, **facts)
+
+    def _open(self) -> None:
+        self._lock = run_folder.lock(self.path)
+        try:
+            self.attempts.begin()
+        except ValueError as error:
+            self.status.end("failed", reason=one_line(error), retryable=False)
+            raise
+        self.status.update("running", world_size=self.ranks.world_size)
