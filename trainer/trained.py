@@ -34,7 +34,8 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
     config = from_yaml(run / "config.yaml", overrides).config
     path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
     model = build.build_model(config.model, config.data.schema, config.seed)
-    with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
+    limits = config.timeout_seconds, config.rendezvous_timeout_seconds
+    with process_group(choose_device(config.device), *limits) as ranks:
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
         Checkpoints(path.parent, config.checkpoint, ModelState(built.task, built.optimizer), {}, ranks).load(path)

@@ -1,4 +1,4 @@
-"""What a configuration and a run folder cannot do (failure matrix, rows S4, S5, S6, S9; S1, S2, S3 and S8 are checkpoints':
+"""What a configuration and a run folder cannot do (failure matrix, rows S4 to S7, S9; S1, S2, S3 and S8 are checkpoints':
 tests/trainer/checkpoint/test_security.py)."""
 
 import json
@@ -31,6 +31,21 @@ def test_a_configuration_names_no_code_to_run(override, tmp_path):
 def test_a_model_is_a_module_with_a_model(name, tmp_path):
     with pytest.raises(ValueError, match=name):
         tiny.job(tmp_path, f"model.name={name}")
+
+
+def test_a_warm_start_stays_under_its_trust_root(tmp_path):
+    trusted, elsewhere = tmp_path / "models", tmp_path / "models-of-others"
+    trusted.mkdir()
+    elsewhere.mkdir()
+    (trusted / "link").symlink_to(elsewhere)
+    for path in (trusted, trusted / "run", f"{trusted}/a/../run"):
+        tiny.job(tmp_path, f"warm_start.path={path}", f"warm_start.trust_root={trusted}")
+    for path in (elsewhere, trusted / "link" / "run", f"{trusted}/../run", "s3://models/run"):
+        with pytest.raises(ValueError, match="outside warm_start.trust_root"):
+            tiny.job(tmp_path, f"warm_start.path={path}", f"warm_start.trust_root={trusted}")
+    tiny.job(tmp_path, "warm_start.path=s3://models/run", "warm_start.trust_root=s3://models")
+    with pytest.raises(ValueError, match="outside warm_start.trust_root"):
+        tiny.job(tmp_path, "warm_start.path=s3://models/../other", "warm_start.trust_root=s3://models")
 
 
 def test_what_the_environment_says_is_not_written_down(tmp_path, monkeypatch):

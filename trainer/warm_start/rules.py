@@ -6,6 +6,8 @@ a table that no other feature reads.
 """
 
 import math
+import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,7 +20,9 @@ MAPS = ("rename", "optimizer")
 @dataclass
 class WarmStartConfig:
     """``path``: a checkpoint, or the folder of a run (its newest). ``dry_run``: report and stop. ``prepared``: the old
-    run's folder of vocabularies, where it is no longer its ``data.prepared``.
+    run's folder of vocabularies, where it is no longer its ``data.prepared``. ``trust_root``: a folder or URI that ``path``
+    must lie under, links followed: for whoever sets up jobs that others start (nothing in a checkpoint is executed, but a
+    stranger's model would be trained on and served).
 
     ``rename``: old name -> new name. ``skip``: new ones that keep their initial values. ``require``: new ones that must
     come from the old run. ``drop``: old ones that may be lost. ``grow``: tables whose ids have not moved though no
@@ -29,6 +33,7 @@ class WarmStartConfig:
     path: str | None = None
     dry_run: bool = False
     prepared: str | None = None
+    trust_root: str | None = None
     rename: dict[str, str] = field(default_factory=dict)
     skip: list[str] = field(default_factory=list)
     require: list[str] = field(default_factory=list)
@@ -42,6 +47,11 @@ class WarmStartConfig:
         ):
             raise ValueError(
                 "warm_start has rules but no path: give warm_start.path, a checkpoint or the folder of a run"
+            )
+        if self.path is not None and self.trust_root is not None and not _lies_under(self.path, self.trust_root):
+            raise ValueError(
+                f"warm_start.path={self.path} lies outside warm_start.trust_root={self.trust_root}: copy the run there, or, "
+                "if you trust it where it is, set warm_start.trust_root=null"
             )
         for name in LISTS:
             for pattern in getattr(self, name):
@@ -84,6 +94,11 @@ def state_factor(text: str, where: str) -> float | None:
     if not 0 < factor <= 1:
         raise ValueError(f"{where} is {text!r}: give keep, reset, or decay=<factor above 0, at most 1>")
     return factor
+
+
+def _lies_under(path: str, root: str) -> bool:
+    path, root = (posixpath.normpath(it) if "://" in it else os.path.realpath(it) for it in (path, root))
+    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def _check_name(name: str, where: str) -> None:
