@@ -177,6 +177,11 @@ class TargetAttention(nn.Module):
     that is added to the first layer's output and begins as 0; older events share the last one. This is an embedding of
     the distance among the inputs of ``a``, multiplied by its part of the first layer once and for all. None: the order
     of events is not looked at, as in the paper.
+
+    ``cosine``: ``a`` also sees the cosine of q and k, which is 1 where both are the same ids and has no scale: it tells
+    ids apart that training has never touched, whose products are too small to be seen beside those of trained rows.
+    ``intensity``: a learned vector v, at first ones, is added to every event, ``sum of a * (k + v)``: the sum of the
+    weights gets a direction of its own, while alone it can be read only along the events themselves.
     Raises ``ValueError`` (``model.attention_units``, ``model.activation``).
     """
 
@@ -188,6 +193,8 @@ class TargetAttention(nn.Module):
         activation: str,
         softmax: bool = False,
         positions: int | None = None,
+        cosine: bool = False,
+        intensity: bool = False,
     ) -> None:
         super().__init__()
         check_units(hidden_units, "model.attention_units")
@@ -196,6 +203,8 @@ class TargetAttention(nn.Module):
         self.activation = build_activation(activation, hidden_units[0])
         self.rest = MLP(hidden_units[0], hidden_units[1:], activation=activation, out_dim=1)
         self.positions = nn.Parameter(torch.zeros(positions, hidden_units[0])) if positions is not None else None
+        self.cosine = nn.Linear(1, hidden_units[0], bias=False) if cosine else None
+        self.intensity = nn.Parameter(torch.ones(dim)) if intensity else None
 
     def forward(self, query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
         """``query`` [B, D], ``tokens`` [T, D], ``offsets`` [B + 1] -> [B, D] float32; zeros for an empty history."""
@@ -203,14 +212,18 @@ class TargetAttention(nn.Module):
         weights = self.scores(query, tokens, segments)  # [T]
         if self.softmax:
             weights = segment_softmax(weights, segments)
-        return segment_sum(weights.unsqueeze(1) * tokens.float(), segments)  # [B, D]
+        values = tokens.float() if self.intensity is None else tokens.float() + self.intensity
+        return segment_sum(weights.unsqueeze(1) * values, segments)  # [B, D]
 
     def scores(self, query: Tensor, tokens: Tensor, segments: "Segments") -> Tensor:
         """``a(token, query of its sample)`` for every token: [T] float32."""
         for_query, for_token, for_difference, for_product = self.first.weight.chunk(4, dim=1)  # each [C, D]
         of_query = functional.linear(query, for_query + for_difference, self.first.bias)  # [B, C]
         hidden = functional.linear(tokens, for_token - for_difference) + expand(of_query, segments)  # [T, C]
-        hidden = hidden + functional.linear(expand(query, segments) * tokens, for_product)
+        queries = expand(query, segments)  # [T, D]
+        hidden = hidden + functional.linear(queries * tokens, for_product)
+        if self.cosine is not None:
+            hidden = hidden + self.cosine(functional.cosine_similarity(queries, tokens, dim=1).unsqueeze(1))
         if self.positions is not None:
             distance = from_the_end(segments).clamp(max=len(self.positions) - 1)  # [T]
             hidden = hidden + functional.embedding(distance, self.positions).to(hidden.dtype)

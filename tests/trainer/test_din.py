@@ -79,30 +79,37 @@ def naive_interest(
         hidden = values[f"{prefix}.first.weight"] @ inputs + values[f"{prefix}.first.bias"]
         if f"{prefix}.positions" in values:
             hidden = hidden + values[f"{prefix}.positions"][len(events) - 1 - number]
+        if f"{prefix}.cosine.weight" in values:
+            cosine = query @ event / (np.linalg.norm(query) * np.linalg.norm(event) or 1.0)
+            hidden = hidden + values[f"{prefix}.cosine.weight"][:, 0] * cosine
         hidden = activate(values, f"{prefix}.activation", hidden, activation)
         scores.append(float(mlp(values, f"{prefix}.rest", hidden, activation)[0]))
     if softmax and scores:
         scores = np.exp(scores) / np.exp(scores).sum()
-    return sum((score * event for score, event in zip(scores, events)), np.zeros_like(query))
+    added = values.get(f"{prefix}.intensity", 0.0)
+    return sum((score * (event + added) for score, event in zip(scores, events)), np.zeros_like(query))
 
 
 SCHEMAS = [small_schema, bare_schema, two_histories_schema]
 
 
 @pytest.mark.parametrize("make_schema", SCHEMAS)
-@pytest.mark.parametrize("position", ["none", "learned"])
+@pytest.mark.parametrize("options", [{}, {"position": "learned"}, {"cosine": True, "intensity": True}])
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("activation", ["dice", "prelu"])
-def test_equals_the_paper(make_schema, activation, softmax, position):
+def test_equals_the_paper_and_its_extensions(make_schema, activation, softmax, options):
     schema = make_schema()
-    model = build(schema, activation=activation, softmax=softmax, position=position)
+    model = build(schema, activation=activation, softmax=softmax, **options)
     rows = random_rows(schema, 12)
     expected = [naive_logit(schema, state(model), row, activation, softmax) for row in rows]
     np.testing.assert_allclose(model(make_batch(schema, model.layout, rows)).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make_schema", SCHEMAS)
-@pytest.mark.parametrize("options", [{}, {"activation": "prelu", "softmax": True, "position": "learned"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation": "prelu", "softmax": True, "position": "learned"}, {"cosine": True, "intensity": True}],
+)
 def test_contract(make_schema, options):
     check_model(build(make_schema(), **options), make_schema())
     check_dense_start(Model, make_schema(), **UNITS, **options)

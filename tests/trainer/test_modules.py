@@ -223,16 +223,23 @@ def naive_attention(module: TargetAttention, query: torch.Tensor, tokens: torch.
             [float(min(len(tokens) - 1 - t, oldest) == d) for d in range(oldest + 1)] for t in range(len(tokens))
         ]
         hidden = hidden + torch.tensor(distances) @ module.positions
+    if module.cosine is not None:
+        cosines = (queries * tokens).sum(1) / (queries.norm(dim=1) * tokens.norm(dim=1))
+        hidden = hidden + torch.outer(cosines, module.cosine.weight[:, 0])
     scores = module.rest(module.activation(hidden)).squeeze(1)
     weights = scores.softmax(0) if module.softmax else scores
-    return (weights.unsqueeze(1) * tokens).sum(0)
+    interest = (weights.unsqueeze(1) * tokens).sum(0)
+    return interest if module.intensity is None else interest + weights.sum() * module.intensity
 
 
 @pytest.mark.parametrize("positions", [None, 3, 7])  # fewer and more than the events of the longest history
+@pytest.mark.parametrize(
+    "extensions", [{}, {"cosine": True}, {"intensity": True}], ids=["paper", "cosine", "intensity"]
+)
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("activation", ["prelu", "dice"])
-def test_attention_equals_the_paper_with_gradients(activation, softmax, positions):
-    module = TargetAttention(3, [8, 4], activation=activation, softmax=softmax, positions=positions)
+def test_attention_equals_the_paper_with_gradients(activation, softmax, extensions, positions):
+    module = TargetAttention(3, [8, 4], activation=activation, softmax=softmax, positions=positions, **extensions)
     randomize(module)
     module.eval()  # Dice's moving averages: samples do not meet
     query, tokens = inputs_of(5, 3).requires_grad_(), inputs_of(9, 3, seed=1).requires_grad_()
@@ -272,6 +279,17 @@ def test_attention_without_tokens(softmax):
     assert torch.equal(interest, torch.zeros(3, 3))
     for leaf in (query, tokens, *module.parameters()):
         assert leaf.grad is not None and leaf.grad.isfinite().all()
+
+
+def test_cosine_does_not_know_the_scale_of_the_events():
+    """Rows that training has never touched are small; equal ids are told apart from others all the same."""
+    module = TargetAttention(3, [8], activation="prelu", cosine=True)
+    query, tokens = 1e-3 * inputs_of(5, 3), 1e-3 * inputs_of(9, 3, seed=1)
+    segments = Segments.of(OFFSETS, 9)
+    others = module.scores(query, tokens, segments)
+    tokens[0] = query[0]
+    change = (module.scores(query, tokens, segments) - others).abs()
+    assert change[0] > 0.01 and not change[1:].any()
 
 
 def test_attention_to_positions_begins_as_attention_without():

@@ -1,4 +1,4 @@
-"""What becomes of DIN's position vectors and of counted ids when a new run begins with an old one's model."""
+"""What becomes of what DIN adds to its paper and of counted ids when a new run begins with an old one's model."""
 
 import pytest
 import torch
@@ -48,6 +48,23 @@ def test_position_vectors_that_come_go_or_change_their_number_need_a_rule(tmp_pa
         start(folder, new, **rules)
         if "skip" in rules:
             assert torch.equal(new.now(name), new.before[name])
+
+
+def test_the_direction_of_intensity_moves_by_attribute(tmp_path):
+    """It belongs to the columns of an event, which may change places."""
+    options = {"cosine": True, "intensity": True}
+    turned = small_schema()
+    names = ["clicked_categories", "clicked_items"]
+    others = {name: feature for name, feature in turned.features.items() if name not in names}
+    turned.features = {**others, **{name: turned.features[name] for name in names}}
+    old, new = run(small_schema(), 1, **options), run(turned, 2, fresh=True, **options)
+    name = "dense/model.head.attentions.0.intensity"
+    width = {key: small_schema().dim(small_schema().features[key].table) for key in names}
+    start(old.save(tmp_path / "step-7"), new)
+    items, categories = old.now(name).split([width["clicked_items"], width["clicked_categories"]])
+    assert torch.equal(new.now(name), torch.cat((categories, items)))
+    cosine = "dense/model.head.attentions.0.cosine.weight"
+    assert torch.equal(new.now(cosine), old.now(cosine))
 
 
 def test_counted_ids_are_those_of_the_new_data(tmp_path):

@@ -26,7 +26,8 @@ class DIN(nn.Module):
     """``hidden_units``, ``normalization``, ``dropout``: of the network over all inputs; ``attention_units``: of the
     activation unit; ``activation``: of both (dice, prelu or relu); ``softmax``: whether an event's weights sum to 1 over a
     history (the paper: no); ``position``: what an event's weight knows of its distance from the end of the history, nothing
-    (none, as in the paper) or a vector for each distance up to ``max_length`` (learned).
+    (none, as in the paper) or a vector for each distance up to ``max_length`` (learned); ``cosine``, ``intensity``: what
+    lets ids match that training has never seen (``TargetAttention``).
 
     Raises ``ValueError`` where no sequence of the schema names a ``target``, or for hyperparameters out of range."""
 
@@ -39,6 +40,8 @@ class DIN(nn.Module):
         activation: str = "dice",
         softmax: bool = False,
         position: str = "none",
+        cosine: bool = False,
+        intensity: bool = False,
         normalization: str = "none",
         dropout: float = 0.0,
         device: torch.device,
@@ -62,6 +65,8 @@ class DIN(nn.Module):
             activation,
             softmax,
             position,
+            cosine,
+            intensity,
             normalization,
             dropout,
         )
@@ -84,7 +89,11 @@ class DIN(nn.Module):
             f"{prefix}.first.weight": (1, 4 * [(key, width[key]) for key in group])  # q, k, q - k, q * k
             for prefix, group in DIN.feature_modules(schema).items()
         }
-        return {"head.deep.layers.0.weight": (1, inputs), **attended}
+        added = {
+            f"{prefix}.intensity": (0, [(key, width[key]) for key in group])
+            for prefix, group in DIN.feature_modules(schema).items()
+        }
+        return {"head.deep.layers.0.weight": (1, inputs), **attended, **added}
 
     @staticmethod
     def feature_modules(schema: Schema) -> dict[str, tuple[str, ...]]:
@@ -103,6 +112,8 @@ class DINHead(Head):
         activation: str,
         softmax: bool,
         position: str,
+        cosine: bool,
+        intensity: bool,
         normalization: str,
         dropout: float,
     ) -> None:
@@ -121,6 +132,8 @@ class DINHead(Head):
                 activation=activation,
                 softmax=softmax,
                 positions=max(schema.features[key].max_length for key in group) if position == "learned" else None,
+                cosine=cosine,
+                intensity=intensity,
             )
             for group in self.histories.values()
         )
