@@ -3,7 +3,7 @@ checkpoint, bit by bit, with that of a job left in peace.
 
     python -m bench.soak [--kills 50] [--ranks 2] [--seed 1] [--folder DIR]
 
-Each launch is killed, all its processes at once, between 4 and 14 seconds after its start: while it starts, reads, trains, saves
+Each launch is killed, all its processes at once, between 5 and 17 seconds after its start: while it starts, reads, trains, saves
 or prunes. Training waits for nothing: saves are asynchronous, every 5 steps. Once the kills are used up, the last launch
 runs to its end. No row may be trained twice or left out either: the ledgers are compared, too.
 """
@@ -29,7 +29,7 @@ from bench.train import machine
 from trainer.checkpoint import Reader, clean, committed, newest, verify
 from trainer.run_folder import write_json
 
-SHORTEST, LONGEST = 4.0, 14.0  # seconds of a launch
+SHORTEST, LONGEST = 5.0, 17.0  # seconds of a launch
 # Steps slow enough that hundreds of them outlast the kills.
 JOB = (
     "model=deepfm",
@@ -37,7 +37,7 @@ JOB = (
     "data.valid=[]",
     "data.test=[]",
     "data.synthetic.train_rows=1_000_000",
-    "epochs=6",
+    "epochs=4",
     "batch_size=4096",
     "checkpoint.every_steps=5",
     "debug.ledger=true",
