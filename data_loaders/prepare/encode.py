@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data_loaders.prepare import columns, numbers, raw_values
 from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID, PreparedFeature, PreparedSchema
-from data_loaders.prepare.engine import KEY
+from data_loaders.prepare.engine import KEY, Engine
 from data_loaders.prepare.statistics import Statistics
 
 Join = tuple[ibis.Table, list[tuple[str, str]]]  # a table, and the pairs of columns (ours, its) to compare
@@ -76,6 +76,20 @@ def with_ids(
     joined = events.mutate(__value=value).left_join(known, [("__value", "__known")])
     ids = {feature: _or_unknown(joined["__value"], joined["__id"], spec)}
     return joined.select(*[joined[name] for name in events.columns], **ids)
+
+
+def mean_elements(engine: Engine, examples: ibis.Table, schema: PreparedSchema) -> float:
+    """Elements of a row's lists whose ids are looked up in a vocabulary, on average over the rows."""
+    columns = {
+        spec.make.column or name
+        for name, spec in schema.features.items()
+        if schema.has_vocabulary(spec.table) and (spec.make.column or name) in examples.columns
+    }
+    lists = [examples[name].length() for name in sorted(columns) if examples[name].type().is_array()]
+    if not lists:
+        return 0.0
+    total = sum(length.fill_null(0) for length in lists)
+    return engine.fetch(examples.aggregate(mean=total.mean())).to_pylist()[0]["mean"] or 0.0
 
 
 def output_field(feature: str, schema: PreparedSchema, kind: pa.DataType) -> pa.Field:

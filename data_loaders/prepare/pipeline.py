@@ -6,6 +6,7 @@ the same expressions, so the same raw row gives the same features, bit for bit.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from data_loaders.prepare.references import label_columns, raw_columns
 from data_loaders.storage import Storage
 
 _MOST_ROWS = 4_000_000  # of a chunk
+_LIST_ELEMENT = (
+    12  # integers of four bytes that an element of a list takes while its id is found, its row and place included
+)
 _BLOCK = 65_536  # rows of a source that chunks of the output are cut by
 
 
@@ -110,7 +114,8 @@ def _score(
     with progress.step("rows to score"):
         histories = encoder.histories(examples)
         output = _arrow_schema(encoder.whole(examples, histories, kept), declaration, kept)
-        chunks = (encoder.apart(chunk, histories, kept) for chunk in _chunks(engine, examples, len(output)))
+        pieces = _chunks(engine, examples, encoder.width(examples, len(output)))
+        chunks = (encoder.apart(piece, histories, kept) for piece in pieces)
         return engine.write(chunks, folder.made, output, list(KEY))
 
 
@@ -237,7 +242,7 @@ class _Preparation:
         if extra:  # sorted by the engine, however large
             chunks = iter([[whole]])
         else:
-            pieces = _chunks(self.engine, examples, len(output))
+            pieces = _chunks(self.engine, examples, encoder.width(examples, len(output)))
             chunks = (encoder.apart(piece, histories, keep) for piece in pieces)
         self.engine.write(chunks, self.folder.made, output, [*extra, *keys], by=SPLIT)
 
@@ -288,6 +293,10 @@ class _Encoder:
 
     def whole(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> ibis.Table:
         return encode.encode(examples, self.schema, self.fitted, self.vocabularies, histories, keep)
+
+    def width(self, examples: ibis.Table, columns: int) -> int:
+        """How many integers of four bytes a row takes on its way: a column each, and more for elements of lists."""
+        return columns + math.ceil(_LIST_ELEMENT * encode.mean_elements(self.engine, examples, self.schema))
 
     def apart(self, examples: ibis.Table, histories: dict[str, ibis.Table], keep: tuple[str, ...]) -> list[ibis.Table]:
         """The same, as the engine likes it."""
@@ -397,5 +406,11 @@ def _fingerprint(declaration: Declaration, options: Options, previous: Prepared 
             files += [(stat.name, stat.size, stat.mtime_ns) for stat in storage.expand(source.files)]
         except ValueError as error:
             raise ValueError(str(error).replace("data.root", "input")) from None
-    facts = [compose.to_plain(declaration), files, options.engine, previous.identity if previous else None, options.evict]
+    facts = [
+        compose.to_plain(declaration),
+        files,
+        options.engine,
+        previous.identity if previous else None,
+        options.evict,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -4,7 +4,7 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from data_loaders.prepare.encode import encode, encode_apart, output_field, with_ids
+from data_loaders.prepare.encode import encode, encode_apart, mean_elements, output_field, with_ids
 from data_loaders.prepare.statistics import Statistics
 from tests.data_loaders.prepare.declared import schema_of
 from tests.data_loaders.prepare.tables import column, make, rows
@@ -285,3 +285,19 @@ def test_a_missing_raw_column_is_named():
     schema = schema_of({"x": {**SPARSE, "make": {"column": "item"}}})
     with pytest.raises(ValueError, match=r"features\.x\.make\.column: 'item' is not known; did you mean 'itme'"):
         encode(table, schema, Statistics(), {"t": table}, {})
+
+
+def test_elements_of_lists_are_counted_so_that_chunks_of_rows_stay_small(engine, tmp_path):
+    lists = {"x": [["a", "b"], ["a", "b", "c", "a"], None, []], "seen": [["a"], [], ["b", "b"], None]}
+    columns = {**lists, "y": ["a", "b", "c", "d"], "raw": [[1, 2, 3]] * 4}
+    schema = schema_of(
+        {
+            "x": SPARSE,
+            "again": {**SPARSE, "make": {"column": "seen"}},
+            "y": SPARSE,
+            "raw": {"kind": "sparse", "table": "own", "ids": "hash"},
+        },
+        tables={"t": {"vocabulary": {}}, "own": {"num_embeddings": 9}},
+    )
+    assert mean_elements(engine, make(engine, tmp_path, **columns), schema) == (2 + 4 + 1 + 2) / 4
+    assert mean_elements(engine, make(engine, tmp_path, y=["a"]), schema_of({"y": SPARSE})) == 0
