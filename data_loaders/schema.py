@@ -21,6 +21,8 @@ KINDS = ("dense", "sparse", "sequence")
 ID_MODES = ("identity", "hash")
 POOLINGS = ("mean", "sum")
 POLICIES = ("missing", "error", "drop")
+INITS = ("normal", "uniform")
+TABLE_DTYPES = ("fp32", "fp16")
 LABEL_POLICIES = ("error", "drop")
 
 
@@ -29,13 +31,20 @@ class Table:
     """Embedding rows that one or more features share.
 
     ``embedding_dim`` (a multiple of 4, FBGEMM's rule) defaults to the schema's; ``pooling`` is how a bag of ids
-    becomes one vector; ``init_std`` is the standard deviation of the initial values.
+    becomes one vector.
+
+    ``init``, ``init_std``: the distribution of the initial values, around 0, and its standard deviation: normal, 0.01 by
+    default, or uniform, by default from -1/√num_embeddings to 1/√num_embeddings as in DLRM. ``init_std: 0`` is zeros.
+
+    ``dtype``: of the rows; those of fp16 take half the memory and are rounded after each update (docs/training.md).
     """
 
     num_embeddings: int = 0
     embedding_dim: int | None = None
     pooling: str = "mean"
     init_std: float | None = None
+    init: str = "normal"
+    dtype: str = "fp32"
 
 
 @dataclass
@@ -212,6 +221,10 @@ class Schema:
         if self.dim(name) <= 0 or self.dim(name) % 4:
             raise ValueError(f"{where}.embedding_dim is {self.dim(name)}: FBGEMM needs a positive multiple of 4")
         one_of(table.pooling, POOLINGS, f"{where}.pooling")
+        one_of(table.init, INITS, f"{where}.init")
+        one_of(table.dtype, TABLE_DTYPES, f"{where}.dtype")
+        if table.init_std is not None and not (table.init_std >= 0 and math.isfinite(table.init_std)):
+            raise ValueError(f"{where}.init_std is {table.init_std}: give a standard deviation, 0 for zeros")
 
     def _check_feature(self, name: str, feature: Feature) -> None:
         where = f"schema.features.{name}"

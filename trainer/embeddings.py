@@ -7,13 +7,14 @@ row is ``[w, z, n, g]``: slot 0 is the weight, the others are free for the optim
 Shapes: B rows of this rank, F features, D embedding_dim, T ids of one feature over the batch.
 """
 
+import math
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
     EmbeddingCollection,
@@ -28,6 +29,7 @@ WIDE_DIM = 4
 WIDE_WEIGHT_SLOT = 0
 DEFAULT_INIT_STD = 0.01
 
+_DATA_TYPE = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 _POOLING = {"mean": PoolingType.MEAN, "sum": PoolingType.SUM}
 
 
@@ -41,21 +43,39 @@ def is_wide_table(table: str) -> bool:
     return table.startswith(WIDE_PREFIX)
 
 
-def init_std(schema: Schema, table: str) -> float:
-    """Standard deviation of a deep table's initial values: the table's own ``init_std``, else 0.01.
+@dataclass(frozen=True)
+class InitialValues:
+    """Independent of each other, of mean 0 and standard deviation ``std``; ``distribution``: normal or uniform."""
+
+    std: float
+    distribution: str = "normal"
+
+    @torch.no_grad()
+    def fill(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """In place."""
+        if self.distribution == "uniform":
+            bound = math.sqrt(3) * self.std
+            return values.uniform_(-bound, bound, generator=generator)
+        return values.normal_(0.0, self.std, generator=generator)
+
+
+def initial_values(schema: Schema, table: str) -> InitialValues:
+    """Of a deep table: normal of deviation 0.01, or uniform between ±1/√rows (as in DLRM's program), unless the table has an
+    ``init_std`` of its own.
 
     Small and the same for every width, as in libFM's practice (Rendle, 2012, "Factorization Machines with libFM",
     section 3.4, 5.4): the sum over pairs of fields then starts near 0, whereas 1/sqrt(D) would start DeepFM with logits
     of several units for a few dozen fields.
     """
     spec = schema.tables[table]
-    return DEFAULT_INIT_STD if spec.init_std is None else spec.init_std
+    std = (3 * spec.num_embeddings) ** -0.5 if spec.init == "uniform" else DEFAULT_INIT_STD
+    return InitialValues(std if spec.init_std is None else spec.init_std, spec.init)
 
 
-def init_std_of_tables(schema: Schema) -> dict[str, float]:
-    """As ``init_std``, for every table that a model may have: deep tables and, with 0, wide ones."""
-    wide = {wide_table(key): 0.0 for key in (*schema.sparse, *schema.sequences, *schema.crosses)}
-    return {**{table: init_std(schema, table) for table in schema.tables}, **wide}
+def initial_values_of_tables(schema: Schema) -> dict[str, InitialValues]:
+    """For every table that a model may have: deep tables and, as zeros, wide ones."""
+    wide = {wide_table(key): InitialValues(0.0) for key in (*schema.sparse, *schema.sequences, *schema.crosses)}
+    return {**{table: initial_values(schema, table) for table in schema.tables}, **wide}
 
 
 def bag_configs(schema: Schema, deep: Sequence[str], wide: Sequence[str] = ()) -> list[EmbeddingBagConfig]:
@@ -68,7 +88,8 @@ def bag_configs(schema: Schema, deep: Sequence[str], wide: Sequence[str] = ()) -
             embedding_dim=schema.dim(table),
             feature_names=features,
             pooling=_POOLING[schema.tables[table].pooling],
-            init_fn=partial(nn.init.normal_, std=init_std(schema, table)),
+            init_fn=initial_values(schema, table).fill,
+            data_type=_DATA_TYPE[schema.tables[table].dtype],
         )
         for table, features in _features_by_table(schema, deep).items()
     ]
@@ -94,7 +115,8 @@ def embedding_configs(schema: Schema, features: Sequence[str]) -> list[Embedding
             num_embeddings=schema.tables[table].num_embeddings,
             embedding_dim=schema.dim(table),
             feature_names=names,
-            init_fn=partial(nn.init.normal_, std=init_std(schema, table)),
+            init_fn=initial_values(schema, table).fill,
+            data_type=_DATA_TYPE[schema.tables[table].dtype],
         )
         for table, names in _features_by_table(schema, features).items()
     ]

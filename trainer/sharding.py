@@ -16,7 +16,7 @@ What ``auto`` (an empty ``sharding.types``) chooses from:
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -37,7 +37,7 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardedModule, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_configs import PoolingType
@@ -47,13 +47,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from data_loaders.schema import one_of
 from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
 from trainer.distributed import from_first
-from trainer.embeddings import is_wide_table
+from trainer.embeddings import InitialValues, is_wide_table
 from trainer.optim.tables import (
     EmbeddingTable,
     check_table_optimizers,
     embedding_tables,
-    fused_optimizer,
     state_bytes,
+    table_bytes,
 )
 
 GB = 2**30
@@ -145,7 +145,7 @@ def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> li
             shards = [(s.placement.rank(), *s.shard_sizes) for s in sharding.sharding_spec.shards]
         held = dict.fromkeys(sorted({rank for rank, _, _ in shards}), 0)
         for rank, height, width in shards:
-            held[rank] += 4 * height * width + state_bytes(optimizer, height, width)
+            held[rank] += table_bytes(table, optimizer, height, width)
         rows.append(
             {
                 "table": table.name, "module": table.module, "sharding": sharding.sharding_type,
@@ -286,19 +286,16 @@ def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None
 # Values of tables.
 
 
-def initialize_tables(
-    model: nn.Module, seed: int, std_of: Mapping[str, float] | Callable[[str], float]
-) -> None:
-    """Fills all tables of a sharded model with normal values of standard deviation ``std_of(table)`` (0: zeros).
+def initialize_tables(model: nn.Module, seed: int, initial: Mapping[str, InitialValues]) -> None:
+    """Fills all tables of a sharded model with their ``initial`` values.
 
     A value depends on (seed, table, row, column, D) and the kind of device alone, neither on the plan nor on the number
     of ranks: rows are drawn in chunks, each from its own seed, and a shard keeps its part.
     """
-    deviation = std_of if callable(std_of) else std_of.__getitem__
     state = model.state_dict()
     for table in embedding_tables(model):
         for values, row, column in _local_shards(state[table.parameter]):
-            _fill(values, row, column, table, seed, deviation(table.name))
+            _fill(values, row, column, table, seed, initial[table.name])
 
 
 def gather_table(model: nn.Module, name: str) -> Tensor:
@@ -356,6 +353,8 @@ def _obstacles(
         held = -(-table.rows // ranks)  # rows of each rank but the last ones
         if -(-table.rows // held) < ranks:
             found.setdefault(name, f"{ranks} ranks are too many for {table.rows} rows: FBGEMM fails on none")
+    if table.dtype != torch.float32:
+        found.setdefault("data_parallel", "an ordinary optimizer would lose small steps in rows of fp16")
     if optimizer.name == "ftrl":
         for name in SHARDING_TYPES:
             if name not in ("table_wise", "row_wise"):
@@ -366,7 +365,7 @@ def _obstacles(
 def _automatic_types(
     table: EmbeddingTable, optimizer: TableOptimizerConfig, device: torch.device, world_size: int, local_world_size: int
 ) -> list[str]:
-    if world_size == 1 or (device.type == "cpu" and 4 * table.rows * table.dim < MIN_AUTO_ROW_WISE):
+    if world_size == 1 or (device.type == "cpu" and table.dtype.itemsize * table.rows * table.dim < MIN_AUTO_ROW_WISE):
         return ["table_wise"]
     types = ["table_wise", "row_wise"]
     if 1 < local_world_size < world_size:
@@ -388,9 +387,27 @@ def column_width(dim: int, world_size: int) -> int:
 # The search.
 
 
-class _OrderedEnumerator(EmbeddingEnumerator):
-    """Options in a fixed order: TorchRec takes them from a set of strings, whose order differs from process to process,
-    and equally good plans would be chosen by chance."""
+class _Enumerator(EmbeddingEnumerator):
+    """TorchRec's, with two things put right.
+
+    The memory of optimizer state is ours: TorchRec takes it for as many values of the weights' own type, by the class of
+    an optimizer (which our parameters do not tell it), and knows no counts. And options are in a fixed order: TorchRec
+    takes them from a set of strings, whose order differs from process to process, and equally good plans would be chosen
+    by chance."""
+
+    def __init__(
+        self, topology: Topology, batch_size: int, constraints: dict[str, ParameterConstraints], optim: OptimConfig
+    ) -> None:
+        super().__init__(topology, batch_size, constraints)
+        self._optim, self._gpu = optim, topology.compute_device == "cuda"
+
+    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        super().populate_estimates(sharding_options)
+        for option in sharding_options:
+            optimizer = self._optim.of_table(option.name, wide=is_wide_table(option.name))
+            for part in option.shards:
+                size = state_bytes(optimizer, *part.size)
+                part.storage += Storage(hbm=size, ddr=0) if self._gpu else Storage(hbm=0, ddr=size)
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         options = super().enumerate(module, sharders)
@@ -401,14 +418,10 @@ def _search(
     model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints],
     optim: OptimConfig, topology: Topology, batch_size: int, device: torch.device,
 ) -> ShardingPlan:
-    parameters = dict(model.named_parameters())
-    for table in tables:  # the planner adds the memory of the optimizer's state by its class
-        optimizer, _ = fused_optimizer(optim.of_table(table.name, wide=is_wide_table(table.name)))
-        parameters[table.parameter]._optimizer_classes = [optimizer]
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
-        enumerator=_OrderedEnumerator(topology, batch_size, constraints),
+        enumerator=_Enumerator(topology, batch_size, constraints, optim),
         storage_reservation=FixedPercentageStorageReservation(0.0),  # already taken off in _topology
         constraints=constraints,
         debug=False,
@@ -418,9 +431,6 @@ def _search(
         return planner.plan(model, sharders(device))
     except PlannerError as error:
         raise ValueError(_memory_report(tables, optim, topology, batch_size)) from error
-    finally:
-        for table in tables:
-            del parameters[table.parameter]._optimizer_classes
 
 
 def _topology(
@@ -476,7 +486,7 @@ def _memory_report(
     needed = {}
     for table in tables:
         optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
-        needed[table.name] = (4 * table.rows * table.dim + state_bytes(optimizer, table.rows, table.dim)) / GB
+        needed[table.name] = table_bytes(table, optimizer, table.rows, table.dim) / GB
     largest = sorted(needed.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {size:.3g} GB" for name, size in largest[:10])
     gpu = topology.compute_device == "cuda"
@@ -500,8 +510,10 @@ def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int
     return [(weight.detach(), 0, 0)]
 
 
-def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, std: float) -> None:
-    if std == 0:
+def _fill(
+    values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues
+) -> None:
+    if initial.std == 0:
         values.zero_()
         return
     height = max(1, INITIAL_CHUNK // table.dim)  # rows of a chunk
@@ -511,7 +523,7 @@ def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: in
         digest = hashlib.blake2b(f"{seed}/{table.name}/{chunk}".encode(), digest_size=8).digest()
         generator.manual_seed(int.from_bytes(digest, "little") >> 1)
         # Always whole chunks, so that a value does not depend on where the shard or the table ends.
-        drawn = torch.empty(height, table.dim, device=values.device).normal_(0.0, std, generator=generator)
+        drawn = initial.fill(torch.empty(height, table.dim, device=values.device), generator)
         first, last = max(row, chunk * height), min(end, (chunk + 1) * height)
         part = drawn[first - chunk * height : last - chunk * height, column : column + values.shape[1]]
         values[first - row : last - row].copy_(part)

@@ -275,12 +275,7 @@ class PreparedSchema:
 
     def filled(self, num_embeddings: dict[str, int]) -> Schema:
         """The plain schema of the prepared columns; ``num_embeddings`` for the tables that left it open."""
-        tables = {
-            name: Table(
-                num_embeddings.get(name, table.num_embeddings), table.embedding_dim, table.pooling, table.init_std
-            )
-            for name, table in self.tables.items()
-        }
+        tables = {name: _filled_table(table, num_embeddings.get(name)) for name, table in self.tables.items()}
         features = {name: self._filled_feature(name) for name in self.features}
         return Schema(self.label, self.on_bad_label, self.weight, self.embedding_dim, tables, features, self.crosses)
 
@@ -291,6 +286,11 @@ class PreparedSchema:
         if feature.table and not self.tables[feature.table].num_embeddings:
             values |= {"ids": "identity", "missing_id": MISSING_ID}
         return Feature(**values)
+
+
+def _filled_table(table: PreparedTable, num_embeddings: int | None) -> Table:
+    values = {f.name: getattr(table, f.name) for f in dataclasses.fields(Table)}
+    return Table(**{**values, "num_embeddings": num_embeddings or table.num_embeddings})
 
 
 @dataclass

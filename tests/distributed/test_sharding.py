@@ -10,17 +10,17 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
 from tests.distributed.helper import run_distributed
 from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
-from trainer.embeddings import WideLookup
+from trainer.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
-from trainer.sharding import check_pipelined, gather_table, initialize_tables, make_plan, plan_summary, shard
+from trainer.sharding import GB, check_pipelined, gather_table, initialize_tables, make_plan, plan_summary, shard
 
 CPU = torch.device("cpu")
 # In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.
@@ -62,7 +62,9 @@ class Head(nn.Module):
 class TinyModel(nn.Module):
     """A linear model over two deep tables (one with two features), two wide ones and perhaps a sequence."""
 
-    def __init__(self, sequence: bool = False, rows: Mapping[str, int] = ROWS) -> None:
+    def __init__(
+        self, sequence: bool = False, rows: Mapping[str, int] = ROWS, data_type: DataType = DataType.FP32
+    ) -> None:
         super().__init__()
         meta = torch.device("meta")
         pooling = {"item": PoolingType.MEAN}
@@ -74,6 +76,7 @@ class TinyModel(nn.Module):
                     embedding_dim=DIMS[name],
                     feature_names=FEATURES[name],
                     pooling=pooling.get(name, PoolingType.SUM),
+                    data_type=DataType.FP32 if name.startswith("wide_") else data_type,
                 )
                 for name in DIMS
                 if name != "clicked"
@@ -81,7 +84,11 @@ class TinyModel(nn.Module):
             device=meta,
         )
         clicked = EmbeddingConfig(
-            name="clicked", num_embeddings=rows["clicked"], embedding_dim=8, feature_names=["clicks"]
+            name="clicked",
+            num_embeddings=rows["clicked"],
+            embedding_dim=8,
+            feature_names=["clicks"],
+            data_type=data_type,
         )
         self.sequences = EmbeddingCollection(tables=[clicked], device=meta) if sequence else None
         self.head = Head()
@@ -148,7 +155,8 @@ def build(
     )
     apply_table_optimizers(model, plan, optim, CPU)
     sharded = shard(model, plan, CPU)
-    initialize_tables(sharded, seed, lambda table: 0.0 if table.startswith("wide_") else 0.5)
+    deviations = {name: 0.0 if name.startswith("wide_") else 0.5 for name in DIMS}
+    initialize_tables(sharded, seed, {name: InitialValues(std) for name, std in deviations.items()})
     return sharded, plan
 
 
@@ -197,6 +205,12 @@ def _losses_and_tables(rank: int, world_size: int, rows: Mapping[str, int], layo
     return found
 
 
+def _uniform_tables(world_size: int, layout: ShardingConfig) -> dict[str, Tensor]:
+    sharded, _ = build(world_size, layout, SGD, sequence=True)
+    initialize_tables(sharded, 3, dict.fromkeys(DIMS, InitialValues(0.5, "uniform")))
+    return all_tables(sharded, sequence=True)
+
+
 def _error_of_a_plan_too_large(world_size: int) -> str:
     with pytest.raises(ValueError) as caught:
         build(world_size, ShardingConfig(ddr_gb=1e-6), OptimConfig())
@@ -234,6 +248,7 @@ def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
         "long": _losses_and_tables(rank, world_size, long, two),
         "short": _losses_and_tables(rank, world_size, short, two),
         "too_large": _error_of_a_plan_too_large(world_size),
+        "uniform": {name: _uniform_tables(world_size, layout) for name, layout in LAYOUTS.items()},
     }
     if world_size == 2:
         found["pipeline"] = _pipeline_errors(rank, world_size)
@@ -255,6 +270,15 @@ def test_initial_values_do_not_depend_on_layout_or_ranks(runs) -> None:
             for layout, tables in tables_of_rank["tables"].items():
                 for name, table in tables.items():
                     assert torch.equal(table, base[name]), (world_size, layout, name)
+
+
+def test_uniform_initial_values_do_not_depend_on_layout_or_ranks(runs) -> None:
+    base = runs[1][0]["uniform"]["table_wise"]
+    bound = 0.5 * 3**0.5
+    assert 0.95 * bound < float(base["item"].abs().max()) <= bound  # of 112 draws
+    for ranks in runs.values():
+        for layouts in (found["uniform"] for found in ranks):
+            assert all(torch.equal(tables[name], base[name]) for tables in layouts.values() for name in DIMS)
 
 
 def test_initial_values_of_a_table_of_several_chunks(runs) -> None:
@@ -283,10 +307,15 @@ def test_a_module_that_is_not_pipelined_is_named(runs) -> None:
 
 
 def plan_alone(
-    config: ShardingConfig, optim: OptimConfig, world_size: int = 2, device: str = "cpu", rows: Mapping[str, int] = ROWS
+    config: ShardingConfig,
+    optim: OptimConfig,
+    world_size: int = 2,
+    device: str = "cpu",
+    rows: Mapping[str, int] = ROWS,
+    data_type: DataType = DataType.FP32,
 ) -> dict[str, dict]:
     """Rows of the plan's summary by table, for machines of up to 8 ranks."""
-    model = TinyModel(True, rows)
+    model = TinyModel(True, rows, data_type)
     plan = make_plan(
         model,
         config,
@@ -331,6 +360,24 @@ def test_summary_counts_weights_and_optimizer_state() -> None:
     assert sum(cut["item"]["bytes"].values()) == 4 * (7 * 16 + 2 * 7)  # a row-wise sum for each half of a row
     assert cut["wide_user"]["bytes"] == {"0": 4 * 2 * 6 * 4, "1": 4 * 2 * 5 * 4}
     json.dumps(cut)
+    counted = plan_alone(everywhere("row_wise"), OptimConfig(tables=TableOptimizerConfig("sgd", mini_batch_l2=0.1)))
+    assert counted["user"]["bytes"] == {"0": 4 * 6 * 8 + 8 * 6, "1": 4 * 5 * 8 + 8 * 5}
+
+
+def test_the_planner_counts_weights_of_their_type_and_state_of_float32() -> None:
+    """Between what a plan needs and a little less lies whether there is one."""
+    rows, buffers = dict(ROWS, user=4_000_000), 0.01  # GB, for the other tables and batches
+    adagrad, counts = TableOptimizerConfig("adagrad"), TableOptimizerConfig("sgd", mini_batch_l2=0.1)
+    for data_type, optimizer, row in (
+        (DataType.FP32, adagrad, 8 * (4 + 4)),
+        (DataType.FP16, adagrad, 8 * (2 + 4)),
+        (DataType.FP16, TableOptimizerConfig(), 8 * 2 + 4),
+        (DataType.FP32, counts, 8 * 4 + 8),
+    ):
+        optim, needed = OptimConfig(tables=optimizer), rows["user"] * row / GB
+        plan_alone(ShardingConfig(ddr_gb=needed + buffers), optim, 1, rows=rows, data_type=data_type)
+        with pytest.raises(ValueError, match=f"user {needed:.3g} GB"):
+            plan_alone(ShardingConfig(ddr_gb=needed - buffers), optim, 1, rows=rows, data_type=data_type)
 
 
 def test_a_plan_for_a_cluster_that_is_not_there() -> None:
@@ -359,9 +406,6 @@ def test_a_plan_for_a_cluster_that_is_not_there() -> None:
             OptimConfig(wide=TableOptimizerConfig("ftrl")),
             "'wide_item'.*FTRL",
         ),
-        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("adam")), "lacks on a CPU: use rowwise_adagrad"),
-        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig("sgd", weight_decay=0.1)), "=0.1, which it ignores"),
-        (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig(weight_decay=0.1)), "silently ignores on a CPU"),
         (ShardingConfig(), OptimConfig(tables=TableOptimizerConfig(eps=0.0)), "eps=0.0"),
         (ShardingConfig(), OptimConfig(by_table={"usr": TableOptimizerConfig()}), "by_table.usr: the model has no"),
         (

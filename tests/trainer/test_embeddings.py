@@ -6,14 +6,15 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from data_loaders.schema import Feature, Schema, Table
 from tests.trainer.samples import keyed_jagged, small_schema
 from trainer.embeddings import (
+    InitialValues,
     PooledGroups,
     WideLookup,
     bag_configs,
     build_embedding_bags,
     build_embeddings,
     embedding_configs,
-    init_std,
-    init_std_of_tables,
+    initial_values,
+    initial_values_of_tables,
     is_wide_table,
     split_columns,
     wide_table,
@@ -51,8 +52,40 @@ def test_initial_values():
     assert not bags["wide_plain"].weight.any()
     embeddings = build_embeddings(embedding_configs(schema, ["small"]), CPU)
     assert embeddings["dim_16"].embeddings["small"].weight.std().item() == pytest.approx(0.5, rel=0.02)
-    assert init_std(schema, "small") == 0.5
-    assert init_std_of_tables(schema) == {"small": 0.5, "plain": 0.01, "wide_small": 0.0, "wide_plain": 0.0}
+    assert initial_values(schema, "small") == InitialValues(0.5)
+    deviations = {"small": 0.5, "plain": 0.01, "wide_small": 0.0, "wide_plain": 0.0}
+    assert initial_values_of_tables(schema) == {name: InitialValues(std) for name, std in deviations.items()}
+
+
+def test_uniform_initial_values_and_the_type_of_rows():
+    schema = Schema(
+        tables={
+            "dlrm": Table(4000, init="uniform"),
+            "set": Table(4000, init="uniform", init_std=0.5, dtype="fp16"),
+            "zero": Table(4000, init="uniform", init_std=0.0),
+        },
+        features={name: Feature("sparse", table=name) for name in ("dlrm", "set", "zero")},
+    )
+    bags = build_embedding_bags(bag_configs(schema, [*schema.features]), CPU).embedding_bags
+    embeddings = build_embeddings(embedding_configs(schema, [*schema.features]), CPU)["dim_16"].embeddings
+    for name, bound in {"dlrm": 4000**-0.5, "set": 0.5 * 3**0.5, "zero": 0.0}.items():
+        for values in (bags[name].weight, embeddings[name].weight):
+            assert values.dtype == (torch.float16 if name == "set" else torch.float32)
+            assert values.abs().max().item() == pytest.approx(bound, rel=1e-3)  # of 64,000 draws
+            assert values.float().std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Table(10, init="xavier"), "tables.t.init: 'xavier'.*normal, uniform"),
+        (Table(10, dtype="bf16"), "tables.t.dtype: 'bf16'.*fp32, fp16"),
+        (Table(10, init_std=-1.0), "tables.t.init_std is -1.0"),
+    ],
+)
+def test_what_a_table_cannot_be_is_refused(table: Table, message: str):
+    with pytest.raises(ValueError, match=message):
+        Schema(tables={"t": table})
 
 
 def test_wide_tables_have_different_names_for_different_features():

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint.piece import Piece
-from trainer.pieces import whole_piece
+from trainer.checkpoint.piece import Piece, whole_piece
 
 
 class DenseAverage:

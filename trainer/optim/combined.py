@@ -12,7 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
 from trainer.config import OptimConfig, TableOptimizerConfig
 from trainer.embeddings import is_wide_table
 from trainer.optim.average import DenseAverage
@@ -32,7 +32,6 @@ from trainer.optim.tables import (
     set_fused_steps,
     state_names,
 )
-from trainer.pieces import empty_piece, in_order, whole_piece, written_once
 
 
 class CombinedOptimizer:

@@ -41,11 +41,10 @@ from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.types import ShardingPlan
 
 from data_loaders.batch import Batch
-from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.piece import Piece, empty_piece
 from trainer.config import OptimConfig
 from trainer.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, fused_kernels, is_data_parallel
-from trainer.pieces import empty_piece
 
 
 class MiniBatchAware:

@@ -35,7 +35,7 @@ from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, Sharded
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import get_unwrapped_module
 from torchrec.distributed.types import ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import PoolingType, data_type_to_dtype
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.optimizers import SGD, Adagrad, Adam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
@@ -71,6 +71,7 @@ class EmbeddingTable:
     mean: bool
     rows: int
     dim: int
+    dtype: torch.dtype
     features: tuple[str, ...]
 
 
@@ -120,7 +121,7 @@ def check_table_optimizers(tables: list[EmbeddingTable], optim: OptimConfig, dev
             "slot it reads); remove the entry, or choose another optim.wide.name"
         )
     for table in tables:
-        _check_table_optimizer(table, optim.of_table(table.name, wide=is_wide_table(table.name)), device)
+        _check_table_optimizer(table, optim.of_table(table.name, wide=is_wide_table(table.name)))
 
 
 def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
@@ -138,9 +139,15 @@ def fused_optimizer(config: TableOptimizerConfig) -> tuple[type[torch.optim.Opti
 
 
 def state_bytes(config: TableOptimizerConfig, rows: int, dim: int) -> int:
-    """Bytes of float32 optimizer state beside the weights of a shard [rows, dim]."""
+    """Bytes beside the weights of a shard [rows, dim], of whatever type: float32 optimizer state, and the int64 counts of
+    mini-batch aware regularisation."""
     entries = {"sgd": 0, "ftrl": 0, "rowwise_adagrad": rows, "adagrad": rows * dim, "adam": 2 * rows * dim}
-    return 4 * entries[config.name]
+    return 4 * entries[config.name] + (8 * rows if config.mini_batch_l2 else 0)
+
+
+def table_bytes(table: EmbeddingTable, config: TableOptimizerConfig, rows: int, dim: int) -> int:
+    """Bytes of a shard [rows, dim] of a table: its weights and what is beside them."""
+    return table.dtype.itemsize * rows * dim + state_bytes(config, rows, dim)
 
 
 def state_names(config: TableOptimizerConfig) -> tuple[str, ...]:
@@ -268,6 +275,7 @@ def _tables_of(path: str, module: nn.Module) -> list[EmbeddingTable]:
             mean=pooled and config.pooling == PoolingType.MEAN,
             rows=config.num_embeddings,
             dim=config.embedding_dim,
+            dtype=data_type_to_dtype(config.data_type),
             features=tuple(config.feature_names),
         )
         for config in configs
@@ -289,11 +297,17 @@ def _check_fused(table: EmbeddingTable, config: TableOptimizerConfig, device: to
         )
 
 
-def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig, device: torch.device) -> None:
+def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig) -> None:
     where = f"optim: table '{table.name}' has optimizer {config.name}"
     if config.name in ("rowwise_adagrad", "adagrad", "adam") and not config.eps > 0:
         raise ValueError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
     if config.weight_decay and config.name == "ftrl":
         raise ValueError(f"{where} with weight_decay={config.weight_decay}: use l2 instead, or set it to 0")
+    if table.dtype != torch.float32 and (config.weight_decay or config.mini_batch_l2):
+        decay = "weight_decay" if config.weight_decay else "mini_batch_l2"
+        raise ValueError(
+            f"{where} with {decay}={getattr(config, decay)}, whose steps are too small for rows of fp16: set "
+            f"schema.tables.{table.name}.dtype=fp32, or {decay}=0"
+        )
     if config.name == "ftrl":
         assert is_wide_table(table.name) and table.dim == WIDE_DIM, table
