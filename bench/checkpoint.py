@@ -24,9 +24,10 @@ from trainer import build
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose
 from trainer.config import CheckpointConfig, TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, peak_memory_mb, process_group
+from trainer.distributed import Ranks, choose_device, from_first, peak_memory_mb
 from trainer.process import guarded
 from trainer.progress import Progress
+from trainer.rendezvous import process_group
 from trainer.reporting import Reporter
 from trainer.run_folder import write_json
 from trainer.state import TrainingState

@@ -10,8 +10,8 @@ from trainer.checkpoint import clean
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config import CheckpointConfig
-from trainer.distributed import process_group
 from trainer.progress import Progress
+from trainer.rendezvous import process_group
 
 
 class Steps:

@@ -8,7 +8,7 @@ import sys
 
 import psutil
 
-from trainer import train
+from trainer import job, train
 from trainer.ledger import Ledger
 from trainer.reporting import Reporter
 
@@ -27,7 +27,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Reporter.maybe_report = maybe_die
-    train.Ledger = functools.partial(Ledger, flush_rows=150)
+    job.Ledger = functools.partial(Ledger, flush_rows=150)
     train.main(arguments)
 
 

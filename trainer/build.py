@@ -20,7 +20,7 @@ from trainer import sharding
 from trainer.batch_statistics import BatchStatistics
 from trainer.config import DataConfig, LossConfig, StreamConfig, TrainConfig
 from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
-from trainer.embeddings import init_std_of_tables
+from trainer.embeddings import initial_values_of_tables
 from trainer.models import load_model_class
 from trainer.modules import set_autocast
 from trainer.optim.combined import CombinedOptimizer
@@ -77,7 +77,7 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     )
     apply_table_optimizers(task, plan, config.optim, ranks.device)
     sharded = sharding.shard(task, plan, ranks.device)
-    sharding.initialize_tables(sharded, config.seed, init_std_of_tables(config.data.schema))
+    sharding.initialize_tables(sharded, config.seed, initial_values_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     return Built(sharded, optimizer, pipeline, sharding.plan_summary(plan, sharded, config.optim))

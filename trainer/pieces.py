@@ -16,16 +16,10 @@ A rank holds rectangular pieces of a tensor, or, so that every rank names the sa
 hold alike is written by one of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
 from trainer.optim.tables import EmbeddingTable, embedding_tables
 
 
@@ -45,31 +39,6 @@ def model_pieces(model: DistributedModelParallel) -> list[Piece]:
         else:
             replicated.append(whole_piece(f"dense/{name}", value))
     return in_order([*sharded, *written_once(replicated)])
-
-
-def whole_piece(name: str, tensor: Tensor, widths: tuple[int, ...] | None = None) -> Piece:
-    return Piece(name, tuple(tensor.shape), (0,) * tensor.ndim, tensor.detach(), widths=widths)
-
-
-def empty_piece(name: str, shape: tuple[int, ...], dtype: torch.dtype, widths: tuple[int, ...] | None = None) -> Piece:
-    """On a rank that holds nothing of a tensor [rows, columns]."""
-    return Piece(name, shape, (0, 0), torch.empty(0, shape[1], dtype=dtype), written=False, widths=widths)
-
-
-def written_once(replicated: Sequence[Piece]) -> list[Piece]:
-    """Pieces that all ranks hold alike, each marked to be written by one rank: from the largest on, by the one that has
-    the fewest bytes to write until then. The same choice on all ranks, without asking."""
-    loads = [0] * dist.get_world_size()
-    found = []
-    for piece in sorted(replicated, key=lambda piece: (-piece.tensor.nbytes, piece.name)):
-        writer = loads.index(min(loads))
-        loads[writer] += piece.tensor.nbytes
-        found.append(replace(piece, written=writer == dist.get_rank()))
-    return found
-
-
-def in_order(pieces: Sequence[Piece]) -> list[Piece]:
-    return sorted(pieces, key=lambda piece: (piece.name, piece.offset))
 
 
 def _weight_pieces(table: EmbeddingTable, weight: ShardedTensor) -> list[Piece]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from data_loaders.storage import StorageError
 from trainer.compose import UserError
-from trainer.distributed import RendezvousError, first_to_say, identity, launch_id
+from trainer.distributed import identity, launch_id
+from trainer.rendezvous import RendezvousError, first_to_say
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("trainer", "data_loaders"))

@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,25 @@ import yaml
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from data_loaders.loader import BatchIterator, Loader
 from data_loaders.manifest import Manifest
-from data_loaders.schema import Layout
-from trainer import build, faults, inputs, loop, run_folder, sharding
-from trainer.checkpoint import AnyPath, note, read_best
+from trainer import build, faults, loop, run_folder, sharding
+from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, grace_seconds, identity, launch_id, process_group
+from trainer.distributed import Ranks, choose_device, from_first, grace_seconds, identity, launch_id
+from trainer.feed import open_feed
 from trainer.grace import GraceCheck
 from trainer.guard import Guard
-from trainer.inputs import Inputs, Saved
-from trainer.judge import Judge
-from trainer.ledger import Ledger
+from trainer.job import Job, begin, make_job
 from trainer.pace import Pace
 from trainer.process import guarded
 from trainer.progress import Progress
-from trainer.reporting import Reporter, print_plan, print_summary
-from trainer.resuming import checkpoints_folder, job_identity, resumable, resume, starting_point
-from trainer.scoring import Evaluator, best_possible, evaluate
+from trainer.rendezvous import process_group
+from trainer.reporting import print_summary
+from trainer.scoring import best_possible, evaluate
 from trainer.session import Session
-from trainer.state import ModelState, TrainingState
-from trainer.warm_start.start import warm_start, whole_checkpoint
+from trainer.state import ModelState
 from trainer.watchdog import Watchdog
 from trainer.wide_weights import wide_weights
 
@@ -84,49 +79,6 @@ def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: 
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Feed:
-    """What the run reads, and from where on: ``saved`` is the checkpoint it goes on from, if any; ``identity`` what must be
-    the same in it; ``warm``, where it goes on from none, another run's checkpoint to begin with; ``batches`` are those
-    still to train, ``held_out`` the loaders of ``valid`` and ``test``."""
-
-    identity: dict[str, Any]
-    saved: Saved | None
-    warm: AnyPath | None
-    chosen: Inputs
-    progress: Progress
-    loader: Loader
-    held_out: dict[str, Loader]
-    total_steps: int
-    batches: BatchIterator
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the loop needs."""
-
-    config: TrainConfig
-    layout: Layout
-    folder: Path
-    ranks: Ranks
-    feed: Feed
-    built: build.Built
-    ledger: Ledger
-    reporter: Reporter
-    state: TrainingState
-    checkpoints: Checkpoints
-    evaluator: Evaluator
-    judge: Judge
-
-    @property
-    def progress(self) -> Progress:
-        return self.feed.progress
-
-    def close(self) -> None:
-        self.feed.batches.close()
-        self.reporter.close()
-
-
 def train(
     config: TrainConfig, tree: dict[str, Any], model: nn.Module, session: Session, ranks: Ranks
 ) -> dict[str, Any] | None:
@@ -163,79 +115,6 @@ def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: 
     session.signals.end_if_asked()
     with watchdog.paused():
         return final_metrics(job) | ({"before": before} if before else {})
-
-
-def open_feed(config: TrainConfig, tree: dict[str, Any], layout: Layout, folder: Path, ranks: Ranks) -> Feed:
-    """Finds the checkpoint to go on from and the files to read, and begins to read them."""
-    build.ensure_synthetic(config.data)
-    identity = job_identity(config, tree)
-    place = checkpoints_folder(config, folder)
-    saved = from_first(lambda: resumable(config, place, identity))
-    from_first(lambda: note(folder, place))
-    source = config.warm_start.path if saved is None else None  # a run that goes on has its own state
-    warm = from_first(lambda: whole_checkpoint(source)) if source is not None else None
-    chosen = inputs.choose(config, layout, saved, ranks)
-    progress = starting_point(saved, chosen)
-    loader, _ = build.build_train_loader(
-        config.data,
-        layout,
-        config.batch_size,
-        config.seed,
-        ranks,
-        chosen.manifest,
-        record_origin=config.debug.ledger,
-    )
-    total_steps = progress.total_steps(config.epochs, loader.steps_per_epoch, config.steps)
-    held_out = held_out_loaders(config, layout, ranks)
-    batches = loop.batches_from(loader, progress, total_steps)  # reading begins, while the model is built
-    return Feed(identity, saved, warm, chosen, progress, loader, held_out, total_steps, batches)
-
-
-def make_job(
-    config: TrainConfig, tree: dict[str, Any], model: nn.Module, feed: Feed, folder: Path, ranks: Ranks
-) -> Job:
-    """Plans, shards and initialises the model, tells the plan, and makes what goes with it."""
-    faults.at("build")
-    built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
-    if ranks.is_first:
-        run_folder.write_json(folder / "plan.json", built.plan_rows)
-        print_plan(built.plan_rows)
-    ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
-    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks)
-    judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
-    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
-    checkpoints = Checkpoints(
-        checkpoints_folder(config, folder),
-        config.checkpoint,
-        state,
-        feed.identity,
-        ranks,
-        texts={
-            inputs.DATA: feed.chosen.dumps(),
-            "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
-        },
-        before_commit=ledger.flush,
-    )
-    valid, epoch_steps = feed.held_out.get("valid"), feed.loader.steps_per_epoch
-    evaluator = Evaluator(built.pipeline, valid, config.evaluation, epoch_steps, reporter, ranks)
-
-    def on_result(progress: Progress, split: str, values: dict[str, Any]) -> bool:
-        judge.consider(progress, split, values)  # first: a checkpoint of this step holds what it counts
-        checkpoints.consider(progress, split, values)
-        return judge.stopped is not None
-
-    evaluator.on_result = on_result
-    return Job(config, model.layout, folder, ranks, feed, built, ledger, reporter, state, checkpoints, evaluator, judge)
-
-
-def begin(job: Job) -> None:
-    """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
-    config, feed, ranks = job.config, job.feed, job.ranks
-    resume(feed.saved, job.checkpoints, job.ledger.folder, recording=config.debug.ledger, ranks=ranks)
-    if feed.warm is not None:
-        pieces, plan_rows = job.state.pieces, job.built.plan_rows
-        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
-        job.built.optimizer.restore(0, begun.table_steps)
 
 
 def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
@@ -297,25 +176,6 @@ def score_before(job: Job) -> dict[str, Any] | None:
     if ranks.is_first:
         run_folder.write_json(path, values)
     return values
-
-
-def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str, Any]:
-    """Loaders of ``valid`` and ``test``, where the data has them; made before training, so that a wrong path shows at once."""
-    data = config.data
-    batch_size = config.evaluation.batch_size or config.batch_size
-    return {
-        split: build.build_ordered_loader(
-            build.scan(data, split, layout),
-            data.schema,
-            layout,
-            batch_size,
-            data.stream,
-            ranks,
-            keys=config.evaluation.columns,
-        )
-        for split in ("valid", "test")
-        if getattr(data, split)
-    }
 
 
 def final_metrics(job: Job) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import from_yaml
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device, process_group
+from trainer.distributed import Ranks, choose_device
+from trainer.rendezvous import process_group
 from trainer.state import ModelState
 
 

@@ -19,7 +19,7 @@ from trainer import loop
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.saving import Checkpoints
 from trainer.progress import Progress
-from trainer.train import job_identity
+from trainer.resuming import job_identity
 from trainer.warm_start.rules import WarmStartConfig
 from trainer.warm_start.start import warm_start, whole_checkpoint
 

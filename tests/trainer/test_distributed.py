@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainer import distributed
-from trainer.distributed import RendezvousError, _meet, choose_device, first_to_say
+from trainer import distributed, rendezvous
+from trainer.distributed import choose_device
 from trainer.process import is_retryable
+from trainer.rendezvous import RendezvousError, _meet, first_to_say
 
 SOON = datetime.timedelta(seconds=0.5)
 
@@ -22,7 +23,7 @@ def agent(monkeypatch):
     place = {"RANK": "2", "WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "1"}
     for name, value in {**address, **place}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "_meeting", distributed._Meeting())
+    monkeypatch.setattr(rendezvous, "_meeting", rendezvous._Meeting())
     return store
 
 

@@ -36,7 +36,9 @@ def naive_pnn(product):
             products = np.array([fields[i] @ fields[j] for i in range(count) for j in range(i + 1, count)])
         else:
             products = sum(np.outer(left, right) for left in fields for right in fields).flatten()
-        hidden = values["head.linear.weight"] @ np.concatenate(fields) + values["head.products.weight"] @ products
+        hidden = (
+            values["head.linear.weight"] @ np.concatenate(fields) + values[f"head.products.{product}.weight"] @ products
+        )
         hidden = np.maximum(hidden + values["head.linear.bias"], 0)
         return float(mlp(values, "head.deep", hidden, "relu")[0])
 
@@ -87,10 +89,10 @@ def test_pnn_without_product_weights_is_a_plain_network():
     found = []
     for product in ("inner", "outer"):
         model = made(pnn.Model, schema, **UNITS, product=product)
-        shared = {name: value for name, value in model.state_dict().items() if name != "head.products.weight"}
+        shared = {name: value for name, value in model.state_dict().items() if not name.startswith("head.products.")}
         if found:
             model.load_state_dict(found[0][0], strict=False)
-        torch.nn.init.zeros_(model.head.products.weight)
+        torch.nn.init.zeros_(next(model.head.products.parameters()))
         found.append((shared, logits(model, schema, rows)))
     torch.testing.assert_close(found[0][1], found[1][1])
 

@@ -6,7 +6,7 @@ import torch
 from data_loaders.schema import Feature, Schema
 from tests.trainer.samples import small_schema
 from tests.trainer.test_warm_start import Run, dense, start
-from trainer.pieces import whole_piece
+from trainer.checkpoint.piece import whole_piece
 
 POSITIONS = "dense/model.head.attentions.{}.positions"
 

@@ -10,14 +10,20 @@ else to the head, which it does not look into.
 
 ``feature_axes(schema)`` says which part of a dense parameter belongs to which feature: ``{parameter: (axis, [(feature,
 width), …])}``, in the order along that axis. A warm start moves these parts by name when features are added or removed.
-Parameters that the model has for some hyperparameters only are among them, too.
-A model that keeps modules by position for features names those features in ``feature_modules(schema)``.
+Parameters that the model has for some hyperparameters only are among them, too. What belongs to several features together,
+in any order, names a tuple of them, ``(("a", "b"), 1)`` for their product, and what belongs to none, as a hidden layer's
+units do, ``()``. Where several axes are made of the same parts, as those of a matrix from features to features, ``axis`` is
+a tuple of them.
+A model that keeps modules by position for features names those features in ``feature_modules(schema)``. A model that has
+layers of other models, by the same names, names these models in ``initialised_by``: a warm start from them moves these
+layers, too.
 """
 
 import importlib
 import re
+from collections.abc import Sequence
 
-FeatureAxes = dict[str, tuple[int, list[tuple[str, int]]]]
+FeatureAxes = dict[str, tuple[int | tuple[int, ...], Sequence[tuple[str | tuple[str, ...], int]]]]
 
 
 def load_model_class(name: str) -> type:

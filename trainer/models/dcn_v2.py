@@ -68,10 +68,12 @@ class DCNV2(nn.Module):
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        """Not of full matrices, ``head.cross.weights``, whose rows and columns both belong to features."""
+        """Of a full matrix, ``cross.weights``, both the rows and the columns belong to features."""
+        inputs = concatenated(schema, "dcn_v2")
+        axes: FeatureAxes = {"head.cross.weights": ((1, 2), inputs)}
         columns = ("deep.layers.0.weight", "cross_output.weight", "cross.biases", "cross.up")
-        axes: FeatureAxes = {f"head.{name}": (1, concatenated(schema, "dcn_v2")) for name in columns}
-        return axes | {f"head.cross.{name}": (2, concatenated(schema, "dcn_v2")) for name in ("down", "gates")}
+        axes |= {f"head.{name}": (1, inputs) for name in columns}
+        return axes | {f"head.cross.{name}": (2, inputs) for name in ("down", "gates")}
 
 
 def cross_network(in_dim: int, num_layers: int, rank: int | None, experts: int) -> nn.Module:

@@ -18,7 +18,7 @@ from data_loaders.schema import Layout, Schema
 from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags
 from trainer.interactions import InnerProduct
 from trainer.models import FeatureAxes
-from trainer.models.inputs import field_dim
+from trainer.models.inputs import field_dim, pairs
 from trainer.modules import MLP, Head, check_units
 
 
@@ -58,8 +58,14 @@ class DLRM(nn.Module):
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        """Not of ``head.top.layers.0.weight``, whose columns belong to two features each."""
-        return {"head.bottom.layers.0.weight": (1, [(name, 1) for name in schema.dense])} if schema.dense else {}
+        """``z`` is made of all numbers and counts as none's."""
+        fields: list[tuple[str, ...]] = [(key,) for key in schema.layout().pooled]
+        if not schema.dense:
+            return {"head.top.layers.0.weight": (1, pairs(fields))}
+        return {
+            "head.bottom.layers.0.weight": (1, [(name, 1) for name in schema.dense]),
+            "head.top.layers.0.weight": (1, [((), field_dim(schema, "dlrm")), *pairs([(), *fields])]),
+        }
 
 
 class DLRMHead(Head):

@@ -1,9 +1,9 @@
 """FNN (Zhang, Du and Wang, 2016, "Deep Learning over Multi-field Categorical Data", section 3.1, equations 1 to 6).
 
 ``logit = MLP(w_1 x_1, v_1 x_1, …, w_F x_F, v_F x_F)``: a network over each field's linear weight and vector, which begin as
-those of a trained factorization machine and are trained on. Its tables are those of model fm:
+those of a trained factorization machine and are trained on. They are those of model fm:
 
-    model=fnn warm_start=<run of model fm> warm_start.skip=['dense/model.head.de*'] warm_start.drop=[dense/model.head.bias]
+    model=fnn warm_start=<run of model fm> warm_start.skip=['dense/model.head.deep.*'] warm_start.drop=[dense/model.head.bias]
 
 (The paper's w_0, an input that is constant, is left to the biases.)
 
@@ -29,6 +29,8 @@ class FNN(nn.Module):
 
     Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
     hyperparameters out of range."""
+
+    initialised_by = ("fm",)
 
     def __init__(
         self,

@@ -4,6 +4,9 @@ Models over *fields* give every feature one vector of the same width: pooled fea
 numbers first, then pooled features as wide as their tables are.
 """
 
+from collections.abc import Sequence
+from itertools import combinations
+
 from data_loaders.schema import Schema
 
 
@@ -37,6 +40,12 @@ def field_dim(schema: Schema, model: str) -> int:
 
 def field_names(schema: Schema) -> list[str]:
     return [*schema.layout().pooled, *schema.dense]
+
+
+def pairs(owners: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
+    """To which features each product of two vectors belongs, in the order of ``interactions.InnerProduct``. ``owners``: the
+    features of each vector."""
+    return [((*left, *right), 1) for left, right in combinations(owners, 2)]
 
 
 def first_order(schema: Schema) -> list[str]:

@@ -17,7 +17,7 @@ from data_loaders.schema import Layout, Schema, one_of
 from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, bag_configs, build_embedding_bags
 from trainer.interactions import InnerProduct, OuterProduct
 from trainer.models import FeatureAxes
-from trainer.models.inputs import field_dim, field_names
+from trainer.models.inputs import field_dim, field_names, pairs
 from trainer.modules import MLP, Head, build_normalization, check_units, normalize
 
 PRODUCTS = ("inner", "outer")
@@ -59,9 +59,12 @@ class PNN(nn.Module):
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        """Not of ``head.products``: a column of IPNN's belongs to two features, one of OPNN's to all."""
-        dim = field_dim(schema, "pnn")
-        axes: FeatureAxes = {"head.linear.weight": (1, [(key, dim) for key in field_names(schema)])}
+        """A column of OPNN's products belongs to all fields, which are summed."""
+        dim, names = field_dim(schema, "pnn"), field_names(schema)
+        axes: FeatureAxes = {
+            "head.linear.weight": (1, [(key, dim) for key in names]),
+            "head.products.inner.weight": (1, pairs([(key,) for key in names])),
+        }
         return axes | ({"head.number_vectors": (0, [(name, 1) for name in schema.dense])} if schema.dense else {})
 
 
@@ -87,7 +90,8 @@ class PNNHead(Head):
         self.product = InnerProduct() if product == "inner" else OuterProduct()
         num_products = num_fields * (num_fields - 1) // 2 if product == "inner" else dim * dim
         self.linear = nn.Linear(num_fields * dim, hidden_units[0])
-        self.products = nn.Linear(num_products, hidden_units[0], bias=False)
+        # By name, since the columns of the two kinds belong to different features.
+        self.products = nn.ModuleDict({product: nn.Linear(num_products, hidden_units[0], bias=False)})
         self.deep = MLP(hidden_units[0], hidden_units[1:], normalization=normalization, dropout=dropout, out_dim=1)
         self.normalization = build_normalization(normalization, hidden_units[0])
         self.dropout = nn.Dropout(dropout)
@@ -97,7 +101,8 @@ class PNNHead(Head):
         fields = embedded.unflatten(1, (-1, self.dim))  # [B, F, D]
         if self.number_vectors is not None:
             fields = torch.cat((fields, dense.unsqueeze(2) * self.number_vectors), dim=1)
-        hidden = self.linear(fields.flatten(1)) + self.products(self.product(fields))  # [B, H]
+        (products,) = self.products.values()
+        hidden = self.linear(fields.flatten(1)) + products(self.product(fields))  # [B, H]
         hidden = normalize(self.normalization, hidden, weights)
         return self.deep(self.dropout(functional.relu(hidden)), valid=weights).squeeze(1)
 

@@ -1,20 +1,25 @@
 """Dense tensors: what becomes of each, and of the parts of a first layer that belong to features.
 
 Such a part follows its feature by name: old columns move to their new place, a new feature's keep their fresh values, a
-removed one's are left behind. The optimizer's moments move along.
+removed one's are left behind. A part of several features, such as the weight of their product, moves where all of them are
+known. The optimizer's moments move along.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from trainer.checkpoint.format import Reader
-from trainer.pieces import Piece
+from trainer.checkpoint.piece import Piece
 from trainer.warm_start.matching import DROPPED, KEPT, NEW, REMAPPED, Matching
-from trainer.warm_start.sides import Side
+from trainer.warm_start.sides import FeatureParts, Side
 
 NOT_SCALED = ("step", "mu_product")  # they count, or follow from a count
+Part = tuple[tuple[str, ...], int]  # its features in alphabetical order, and how many parts they had before it
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Block:
 
 @dataclass(frozen=True)
 class DensePlan:
-    """``blocks`` of ``axis`` that come from the old tensor; None: all of it. ``kept``, ``added``, ``removed``: the features
-    these belong to, for a tensor that is made of features."""
+    """``blocks`` of each of ``axes`` that come from the old tensor; None: all of it. ``kept``, ``added``, ``removed``: the
+    features these belong to, for a tensor that is made of features."""
 
     name: str
     source: str | None
@@ -37,7 +42,7 @@ class DensePlan:
     size: int
     factor: float | None
     has_state: bool
-    axis: int = 0
+    axes: tuple[int, ...] = (0,)
     blocks: tuple[Block, ...] | None = None
     kept: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
@@ -69,14 +74,23 @@ def _copy(old: Tensor, new: Tensor, plan: DensePlan) -> None:
     if plan.blocks is None or new.dim() == 0:
         new.copy_(old)
         return
-    for block in plan.blocks:
-        new.narrow(plan.axis, block.new, block.width).copy_(old.narrow(plan.axis, block.old, block.width))
+    to, of = [(b.new, b.width) for b in plan.blocks], [(b.old, b.width) for b in plan.blocks]
+    new[_entries(new, plan.axes, to)] = old[_entries(old, plan.axes, of)]
+
+
+def _entries(tensor: Tensor, axes: tuple[int, ...], runs: Sequence[tuple[int, int]]) -> tuple[slice | Tensor, ...]:
+    """The index of all entries that lie in ``runs`` (first, width) along each of ``axes``."""
+    places = torch.tensor([start + offset for start, width in runs for offset in range(width)], dtype=torch.int64)
+    index: list[slice | Tensor] = [slice(None)] * tensor.dim()
+    for number, axis in enumerate(axes, start=1):
+        index[axis] = places.to(tensor.device).view(-1, *[1] * (len(axes) - number))
+    return tuple(index)
 
 
 def _plan(matching: Matching, name: str) -> DensePlan:
     canonical, spec = f"dense/{name}", matching.new.dense[name]
     features, has_state = matching.dense_features(name, matching.new), name in matching.new.states
-    added = tuple(dict.fromkeys(features)) if name in (matching.new.axes or {}) else ()
+    added = tuple(features) if name in (matching.new.axes or {}) else ()
     fresh = DensePlan(name, None, NEW, prod(spec.shape), None, has_state, added=added)
     if matching.skips(canonical, features):
         return fresh
@@ -101,58 +115,71 @@ def _mismatch(matching: Matching, name: str, source: str) -> str | None:
     old, new = matching.old.dense[source], matching.new.dense[name]
     if old.dtype != new.dtype:
         return f"is {new.dtype}, was {old.dtype}"
-    axes = [(side.axes or {}).get(key) for side, key in ((matching.old, source), (matching.new, name))]
-    if (axes[0] is None) != (axes[1] is None):
+    before, now = (matching.old.axes or {}).get(source), (matching.new.axes or {}).get(name)
+    if (before is None) != (now is None):
         return "is of another model, whose columns belong to nobody knows which feature"
-    shapes = [list(spec.shape) for spec in (old, new)]
-    if axes[0] is not None and axes[1] is not None and len(shapes[0]) == len(shapes[1]):
-        for (axis, blocks), shape in zip(axes, shapes):
-            total = sum(width for _, width in blocks)
-            assert shape[axis] == total or shape is shapes[0], (name, shape, total)
-            if shape[axis] != total:
-                return f"has {shape[axis]} columns in the checkpoint, {total} by its schema"
-            shape[axis] = 0
+    shapes = [list(old.shape), list(new.shape)]
+    if before is not None and now is not None and len(old.shape) == len(new.shape):
+        assert all(new.shape[axis] == now.width for axis in now.axes), (name, new.shape, now.width)
+        for axis in before.axes:
+            if old.shape[axis] != before.width:
+                return f"has {old.shape[axis]} columns in the checkpoint, {before.width} by its schema"
+        for shape, parts in zip(shapes, (before, now)):
+            for axis in parts.axes:
+                shape[axis] = 0
     return f"has shape {list(new.shape)}, had {list(old.shape)}" if shapes[0] != shapes[1] else None
 
 
 def _plan_by_features(matching: Matching, name: str, source: str, factor: float | None, has_state: bool) -> DensePlan:
-    axis, blocks = matching.new.axes[name]
-    _, old_blocks = matching.old.axes[source]
-    places, ends = _places(old_blocks), [end for _, (_, end) in _places(blocks).items()]
-    found, kept, used = [], [], set()
-    for key, (start, end) in _places(blocks).items():
-        before = (matching.source_feature(key[0]), key[1])
-        if before in places and places[before][1] - places[before][0] == end - start:
-            found.append(Block(start, places[before][0], end - start))
-            kept.append(key[0])
-            used.add(before)
-    size = prod(matching.new.dense[name].shape)
-    whole = len(found) == len(places) == len(ends) and all(block.new == block.old for block in found)
+    now, before = matching.new.axes[name], matching.old.axes[source]
+    new, old = _places(now), _places(before)
+    came = {part: _source_part(matching, part) for part in new}
+    found = {part: was for part, was in came.items() if was in old and _width(old[was]) == _width(new[part])}
+    blocks = tuple(Block(new[part][0], old[was][0], _width(new[part])) for part, was in found.items())
+    unused = old.keys() - found.values()
+    kept, held = _features_of(found), _features_of(found.values())
+    whole = len(found) == len(new) == len(old) and all(block.new == block.old for block in blocks)
     return DensePlan(
         name,
         source,
         KEPT if whole else REMAPPED,
-        size,
+        prod(matching.new.dense[name].shape),
         factor,
         has_state,
-        axis,
-        tuple(found),
-        tuple(dict.fromkeys(kept)),
-        tuple(dict.fromkeys(feature for feature, _ in blocks if feature not in kept)),
-        tuple(dict.fromkeys(feature for feature, number in places if (feature, number) not in used)),
+        now.axes,
+        blocks,
+        tuple(feature for feature in now.features if feature in kept),
+        tuple(feature for feature in now.features if feature not in kept),
+        tuple(feature for feature in before.features if feature in _features_of(unused) - held),
     )
 
 
-def _places(blocks: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
-    """(feature, how often it was there before) -> first and past-the-last entry."""
-    found: dict[tuple[str, int], tuple[int, int]] = {}
-    count: dict[str, int] = {}
+def _source_part(matching: Matching, part: Part) -> Part | None:
+    """The old part whose features are now those of ``part``; None where one of them is new."""
+    features, number = part
+    before = [matching.source_feature(feature) for feature in features]
+    return None if None in before else (tuple(sorted(before)), number)
+
+
+def _places(parts: FeatureParts) -> dict[Part, tuple[int, int]]:
+    """First and past-the-last entry of each part."""
+    found: dict[Part, tuple[int, int]] = {}
+    count: Counter[tuple[str, ...]] = Counter()
     start = 0
-    for feature, width in blocks:
-        found[feature, count.setdefault(feature, 0)] = (start, start + width)
-        count[feature] += 1
+    for features, width in parts.parts:
+        owners = tuple(sorted(features))
+        found[owners, count[owners]] = (start, start + width)
+        count[owners] += 1
         start += width
     return found
+
+
+def _width(place: tuple[int, int]) -> int:
+    return place[1] - place[0]
+
+
+def _features_of(parts: Iterable[Part]) -> set[str]:
+    return {feature for features, _ in parts for feature in features}
 
 
 def _check_lost(matching: Matching, name: str) -> None:

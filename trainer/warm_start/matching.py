@@ -63,8 +63,8 @@ class Matching:
     def dense_features(self, name: str, side: Side) -> Sequence[str]:
         """The features that alone make up a dense tensor or its module; none for one that all share."""
         module = _module_of(name, side)
-        axis = (side.axes or {}).get(name)
-        return side.modules[module] if module else [feature for feature, _ in axis[1]] if axis else []
+        parts = (side.axes or {}).get(name)
+        return side.modules[module] if module else parts.features if parts else []
 
     def skips(self, name: str, features: Sequence[str]) -> bool:
         """Whether a new tensor keeps its initial values: it, or every feature that it is there for, is skipped."""

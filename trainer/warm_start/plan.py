@@ -11,8 +11,8 @@ import torch
 
 from data_loaders.schema import Feature, Schema, Table
 from trainer.checkpoint.format import Reader
+from trainer.checkpoint.piece import Piece
 from trainer.config import TableOptimizerConfig
-from trainer.pieces import Piece
 from trainer.warm_start.dense import DensePlan, load_dense, plan_dense
 from trainer.warm_start.matching import DROPPED, NEW, Matching
 from trainer.warm_start.rules import WarmStartConfig, matches
@@ -102,7 +102,7 @@ def _notes(matching: Matching) -> list[str]:
             notes += _changes(f"feature '{name}'", old.features[before], new.features[name], MEANING)
     for name in new.tables:
         if name in old.tables:
-            notes += _changes(f"table '{name}'", old.tables[name], new.tables[name], ("pooling",))
+            notes += _changes(f"table '{name}'", old.tables[name], new.tables[name], ("pooling", "dtype"))
     return notes
 
 

@@ -12,9 +12,9 @@ import torch
 
 from data_loaders.schema import Cross, Feature, Schema, Table
 from trainer.checkpoint.format import Reader
+from trainer.checkpoint.piece import Piece
 from trainer.embeddings import is_wide_table, wide_table
-from trainer.models import FeatureAxes
-from trainer.pieces import Piece
+from trainer.models import FeatureAxes, load_model_class
 
 PREFIX = "model."  # of the model's own names in the task's
 
@@ -24,6 +24,23 @@ class Spec:
     shape: tuple[int, ...]
     dtype: torch.dtype
     widths: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class FeatureParts:
+    """Of a dense tensor: each of ``axes`` is made of the same ``parts``, in this order. A part is ``(features that it belongs
+    to together, width)``."""
+
+    axes: tuple[int, ...]
+    parts: tuple[tuple[tuple[str, ...], int], ...]
+
+    @property
+    def features(self) -> list[str]:
+        return list(dict.fromkeys(feature for features, _ in self.parts for feature in features))
+
+    @property
+    def width(self) -> int:
+        return sum(width for _, width in self.parts)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class Side:
     dense: dict[str, Spec]
     states: dict[str, dict[str, Spec]]
     optimizers: Mapping[str, str]
-    axes: FeatureAxes | None
+    axes: dict[str, FeatureParts] | None
     modules: dict[str, tuple[str, ...]]
 
     @property
@@ -69,10 +86,11 @@ class Side:
 
 def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_class: type) -> Side:
     """Of a checkpoint. ``model_name``, ``model_class`` are the new run's: of another model's layers it is not known which
-    columns belong to which feature. Raises ``ValueError`` for facts that are no schema and model."""
+    columns belong to which feature, unless the class names it in ``initialised_by``. Raises ``ValueError`` for facts that
+    are no schema and model."""
     identity = facts.get("identity", {})
     try:
-        schema, same = schema_of(identity["schema"]), identity["model"]["name"] == model_name
+        schema, old_name = schema_of(identity["schema"]), identity["model"]["name"]
         optimizers = {row["table"]: row["optimizer"] for row in facts.get("plan", [])}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -80,7 +98,15 @@ def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_cl
             "version of the program and start from its next checkpoint"
         ) from None
     specs = {name: Spec(reader.shape(name), reader.dtype(name), reader.widths(name)) for name in reader.names}
-    return _side(schema, specs, optimizers, model_class if same else None)
+    return _side(schema, specs, optimizers, _old_class(old_name, model_name, model_class))
+
+
+def _old_class(old_name: str, model_name: str, model_class: type) -> type | None:
+    """None for a model that has nothing to do with the new one. (It is the new one's code that says what is loaded, never
+    the checkpoint.)"""
+    if old_name == model_name:
+        return model_class
+    return load_model_class(old_name) if old_name in getattr(model_class, "initialised_by", ()) else None
 
 
 def new_side(
@@ -110,8 +136,14 @@ def _side(schema: Schema, specs: Mapping[str, Spec], optimizers: Mapping[str, st
             (tables if kind == "tables" else states).setdefault(owner, {})[state] = spec
     axes = model_class.feature_axes(schema) if hasattr(model_class, "feature_axes") else None
     modules = model_class.feature_modules(schema) if hasattr(model_class, "feature_modules") else {}
-    return Side(schema, tables, dense, states, optimizers, _prefixed(axes), _prefixed(modules))
+    modules = {PREFIX + name: features for name, features in modules.items()}
+    return Side(schema, tables, dense, states, optimizers, None if axes is None else _feature_parts(axes), modules)
 
 
-def _prefixed(named: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if named is None else {PREFIX + name: value for name, value in named.items()}
+def _feature_parts(axes: FeatureAxes) -> dict[str, FeatureParts]:
+    """Those of ``trainer.models``, by names in the task."""
+    found = {}
+    for name, (axis, blocks) in axes.items():
+        parts = tuple(((owner,) if isinstance(owner, str) else tuple(owner), width) for owner, width in blocks)
+        found[PREFIX + name] = FeatureParts((axis,) if isinstance(axis, int) else axis, parts)
+    return found

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.checkpoint.format import Reader, convert_widths
+from trainer.checkpoint.piece import Piece
 from trainer.config import TableOptimizerConfig
 from trainer.embeddings import is_wide_table
-from trainer.pieces import Piece
 from trainer.warm_start.matching import DROPPED, GROWN, KEPT, NEW, REMAPPED, Matching
 from trainer.warm_start.sides import Side
 from trainer.warm_start.vocabularies import Ids, unmoved
@@ -69,9 +69,9 @@ def load_table(plan: TablePlan, piece: Piece, reader: Reader, wide: TableOptimiz
         if state == "weight" and plan.linear and plan.factor != 1:
             values = _linear_rows(values, plan.factor or 0.0, wide)
         if isinstance(rows, slice):
-            piece.tensor[rows] = values.to(piece.tensor.device)
+            piece.tensor[rows] = values.to(piece.tensor)
         else:
-            piece.tensor.index_copy_(0, rows.to(piece.tensor.device), values.to(piece.tensor.device))
+            piece.tensor.index_copy_(0, rows.to(piece.tensor.device), values.to(piece.tensor))
 
 
 # What becomes of a table.
@@ -98,10 +98,12 @@ def _plan(matching: Matching, table: str) -> TablePlan:
 
 
 def _comparable(matching: Matching, table: str, source: str) -> bool:
-    old, new = matching.old.tables[source]["weight"], matching.new.tables[table]["weight"]
-    before, now = (f"{spec.shape[1]} columns of {spec.dtype}" for spec in (old, new))
+    """Rows of another type are rounded to it."""
+    before, now = (
+        side.tables[name]["weight"].shape[1] for side, name in ((matching.old, source), (matching.new, table))
+    )
     if before != now:
-        matching.problem(f"tables/{table}", f"has {now}, had {before}", f"skip: ['tables/{table}']")
+        matching.problem(f"tables/{table}", f"has {now} columns, had {before}", f"skip: ['tables/{table}']")
     return before == now
 
 

@@ -1,0 +1,96 @@
+"""A job, ready to train: the sharded model and what goes with it, put together from the configuration and a feed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from data_loaders.schema import Layout
+from trainer import build, faults, inputs, run_folder
+from trainer.checkpoint.saving import Checkpoints
+from trainer.config import TrainConfig
+from trainer.distributed import Ranks
+from trainer.feed import Feed
+from trainer.judge import Judge
+from trainer.ledger import Ledger
+from trainer.progress import Progress
+from trainer.reporting import Reporter, print_plan
+from trainer.resuming import checkpoints_folder, resume
+from trainer.scoring import Evaluator
+from trainer.state import TrainingState
+from trainer.warm_start.start import warm_start
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the loop needs."""
+
+    config: TrainConfig
+    layout: Layout
+    folder: Path
+    ranks: Ranks
+    feed: Feed
+    built: build.Built
+    ledger: Ledger
+    reporter: Reporter
+    state: TrainingState
+    checkpoints: Checkpoints
+    evaluator: Evaluator
+    judge: Judge
+
+    @property
+    def progress(self) -> Progress:
+        return self.feed.progress
+
+    def close(self) -> None:
+        self.feed.batches.close()
+        self.reporter.close()
+
+
+def make_job(
+    config: TrainConfig, tree: dict[str, Any], model: nn.Module, feed: Feed, folder: Path, ranks: Ranks
+) -> Job:
+    """Plans, shards and initialises the model, tells the plan, and makes what goes with it."""
+    faults.at("build")
+    built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
+    if ranks.is_first:
+        run_folder.write_json(folder / "plan.json", built.plan_rows)
+        print_plan(built.plan_rows)
+    ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
+    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks)
+    judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
+    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
+    checkpoints = Checkpoints(
+        checkpoints_folder(config, folder),
+        config.checkpoint,
+        state,
+        feed.identity,
+        ranks,
+        texts={
+            inputs.DATA: feed.chosen.dumps(),
+            "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+        },
+        before_commit=ledger.flush,
+    )
+    valid, epoch_steps = feed.held_out.get("valid"), feed.loader.steps_per_epoch
+    evaluator = Evaluator(built.pipeline, valid, config.evaluation, epoch_steps, reporter, ranks)
+
+    def on_result(progress: Progress, split: str, values: dict[str, Any]) -> bool:
+        judge.consider(progress, split, values)  # first: a checkpoint of this step holds what it counts
+        checkpoints.consider(progress, split, values)
+        return judge.stopped is not None
+
+    evaluator.on_result = on_result
+    return Job(config, model.layout, folder, ranks, feed, built, ledger, reporter, state, checkpoints, evaluator, judge)
+
+
+def begin(job: Job) -> None:
+    """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
+    config, feed, ranks = job.config, job.feed, job.ranks
+    resume(feed.saved, job.checkpoints, job.ledger.folder, recording=config.debug.ledger, ranks=ranks)
+    if feed.warm is not None:
+        pieces, plan_rows = job.state.pieces, job.built.plan_rows
+        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
+        job.built.optimizer.restore(0, begun.table_steps)

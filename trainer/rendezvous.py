@@ -1,0 +1,139 @@
+"""How the ranks find each other, in a time that ends, and what is said where they do not; the process group they then form."""
+
+import contextlib
+import datetime
+import hashlib
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from trainer.distributed import Ranks, identity, is_launched, launch_id, launcher_opens_port, meeting_point
+
+RENDEZVOUS_SECONDS = 60.0
+SECONDS_BETWEEN_CALLS = 0.2
+
+
+class RendezvousError(OSError):
+    """The ranks did not find each other. Another start may help."""
+
+
+@dataclass
+class _Meeting:
+    """Of this process, before there is a process group: whether it looks for the others, and through which store."""
+
+    begun: bool = False
+    store: dist.Store | None = None
+
+
+_meeting = _Meeting()
+
+
+@contextlib.contextmanager
+def process_group(
+    device: torch.device, timeout_seconds: float, rendezvous_seconds: float = RENDEZVOUS_SECONDS
+) -> Iterator[Ranks]:
+    """NCCL for GPU tensors, gloo for the rest. Left by an error, it does not wait for the other ranks. Raises
+    ``RendezvousError`` where not all ranks are there, and connected, in time."""
+    rank, world_size, local_rank, local_world_size = identity()
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if is_launched():
+        patience = datetime.timedelta(seconds=rendezvous_seconds)
+        store = _meet(rank, world_size, patience)
+        _connect(backend, store, rank, world_size, patience)
+        store.set_timeout(timeout)
+        dist.distributed_c10d._set_pg_timeout(timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    yield Ranks(rank, world_size, local_rank, local_world_size, device)
+    # Not in a `finally`: after an error an orderly shutdown could wait for ranks that wait for us.
+    dist.destroy_process_group()
+
+
+def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
+    """The store of all ranks, once all of them are there."""
+    where = f"MASTER_ADDR:MASTER_PORT={':'.join(meeting_point())}"
+    _meeting.begun = True
+    try:
+        _await_listener(rank, patience.total_seconds())
+        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+    except (dist.DistError, TimeoutError) as error:
+        raise RendezvousError(_why_not_met(rank, world_size, where, patience, str(error))) from None
+    # torchrun keeps one store over all its restarts: without a prefix a rank may find where another one listened the last
+    # time, and wait there.
+    store = _meeting.store = dist.PrefixStore(f"attempt-{launch_id()[1]}", store)
+    arrived = [f"arrived/{other}" for other in range(world_size)]
+    store.set(arrived[rank], "")
+    try:
+        store.wait(arrived, patience)
+    except dist.DistError:
+        missing = [str(other) for other, name in enumerate(arrived) if not _is_there(store, name)]
+        raise RendezvousError(
+            f"rank {', '.join(missing)} of {world_size} did not come to {where} within {patience.total_seconds():g} s: "
+            "start all ranks at about the same time (an error of theirs is on their own machines), or raise "
+            "rendezvous_timeout_seconds"
+        ) from None
+    return store
+
+
+def _await_listener(rank: int, seconds: float) -> None:
+    """Until the store's port is open: its own client says on many lines that it is not, and takes twice its time. Raises
+    ``TimeoutError``. Where the rank itself opens the port there is nothing to await."""
+    (host, port), deadline = meeting_point(), time.monotonic() + seconds
+    while rank or launcher_opens_port():
+        try:
+            return socket.create_connection((host, int(port)), timeout=max(deadline - time.monotonic(), 0.1)).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(str(error)) from None
+        time.sleep(SECONDS_BETWEEN_CALLS)
+
+
+def _is_there(store: dist.Store, name: str) -> bool:
+    try:
+        return store.check([name])
+    except dist.DistError:  # who held the store has ended
+        return False
+
+
+def _why_not_met(rank: int, world_size: int, where: str, patience: datetime.timedelta, message: str) -> str:
+    """``message`` is the store's own."""
+    if "EADDRINUSE" in message:
+        return (
+            f"rank {rank}: {where} is in use by another program: set MASTER_PORT to a free port, the same on all ranks"
+        )
+    return (
+        f"rank {rank} did not meet all {world_size} ranks at {where} within {patience.total_seconds():g} s: start all of "
+        "them at about the same time, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, on machines that can reach "
+        "each other, or raise rendezvous_timeout_seconds"
+    )
+
+
+def _connect(backend: str, store: dist.Store, rank: int, world_size: int, patience: datetime.timedelta) -> None:
+    """Every rank to every other one; this is where a firewall between machines shows."""
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RendezvousError(
+            f"rank {rank} of {world_size} could not connect to the others within {patience.total_seconds():g} s ({reason}): "
+            "see that the machines reach each other (GLOO_SOCKET_IFNAME names the network interface), or raise "
+            "rendezvous_timeout_seconds"
+        ) from None
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other rank has said this yet: an error that all ranks meet is then printed once."""
+    if not dist.is_initialized() and _meeting.store is None:
+        # All ranks read the same configuration; but on a way that ends here each has met its own obstacle.
+        return _meeting.begun or identity()[0] == 0
+    store = dist.distributed_c10d._get_default_store() if dist.is_initialized() else _meeting.store
+    digest = hashlib.sha256(message.encode()).hexdigest()
+    return store.add(f"said/{digest}", 1) == 1
