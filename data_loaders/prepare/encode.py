@@ -83,7 +83,7 @@ def mean_elements(engine: Engine, examples: ibis.Table, schema: PreparedSchema) 
     columns = {
         spec.make.column or name
         for name, spec in schema.features.items()
-        if schema.has_vocabulary(spec.table) and (spec.make.column or name) in examples.columns
+        if spec.table and schema.has_vocabulary(spec.table) and (spec.make.column or name) in examples.columns
     }
     lists = [examples[name].length() for name in sorted(columns) if examples[name].type().is_array()]
     if not lists:

@@ -289,13 +289,14 @@ def test_a_missing_raw_column_is_named():
 
 def test_elements_of_lists_are_counted_so_that_chunks_of_rows_stay_small(engine, tmp_path):
     lists = {"x": [["a", "b"], ["a", "b", "c", "a"], None, []], "seen": [["a"], [], ["b", "b"], None]}
-    columns = {**lists, "y": ["a", "b", "c", "d"], "raw": [[1, 2, 3]] * 4}
+    columns = {**lists, "y": ["a", "b", "c", "d"], "raw": [[1, 2, 3]] * 4, "number": [1.0] * 4}
     schema = schema_of(
         {
             "x": SPARSE,
             "again": {**SPARSE, "make": {"column": "seen"}},
             "y": SPARSE,
             "raw": {"kind": "sparse", "table": "own", "ids": "hash"},
+            "number": {"kind": "dense"},
         },
         tables={"t": {"vocabulary": {}}, "own": {"num_embeddings": 9}},
     )
