@@ -19,6 +19,9 @@ RECIPES = compose.names()
 load = functools.cache(compose.load)
 
 
+OWN = ("_raw", "_vocabulary")  # of the project's own samples
+
+
 def comment(name):
     lines = (ROOT / "conf" / "recipe" / f"{name}.yaml").read_text().splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
@@ -59,8 +62,8 @@ def test_the_comment_says_what_input_holds_and_what_to_run(name):
     assert "input= holds" in said or "From and input=: see recipe" in said
     assert f"python -m data_loaders.prepare recipe={name} input=" in said
     assert f"python -m launch.run --config-dir data/{name} data={name} model=" in said
-    assert not name.endswith("_raw") or "../shared/data" in said
-    assert name.endswith("_raw") or "From: https://" in said or "see recipe" in said
+    assert not name.endswith(OWN) or "../shared/data" in said
+    assert name.endswith(OWN) or "From: https://" in said or "see recipe" in said
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "see recipe" not in comment(name)])
