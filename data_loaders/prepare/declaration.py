@@ -39,6 +39,7 @@ class Source:
     ``list<int64>`` …), in the order of the file for csv without a header; for parquet it may be left empty (all columns,
     types as they are). ``null_values``: what stands for a missing value in csv, beside the empty field. ``file_column``
     names a column to make that holds the path of the row's file. ``quote``: csv's quoting character, empty for none.
+    ``separator`` and ``header``: csv's separator, and whether its first line names the columns. ``encoding``: of text files.
     """
 
     files: list[str] = field(default_factory=list)
@@ -236,7 +237,8 @@ class PreparedFeature(Feature):
 
 @dataclass
 class PreparedSchema:
-    """The training schema with the extensions. See ``data_loaders.schema.Schema``."""
+    """The training schema with the extensions: ``label``, ``on_bad_label``, ``weight``, ``embedding_dim`` as there
+    (``data_loaders.schema.Schema``)."""
 
     label: str = "label"
     on_bad_label: str = "error"
@@ -305,7 +307,8 @@ class TimeSplit:
 
 @dataclass
 class HashSplit:
-    """Shares of the rows, drawn by the hash of ``by``: rows with the same values go the same way."""
+    """Shares of the rows, ``valid`` and ``test``, drawn by the hash of ``by`` and ``seed``: rows with the same values go the
+    same way."""
 
     by: list[str] = field(default_factory=list)
     valid: float = 0.0
@@ -348,7 +351,10 @@ class Order:
 
 @dataclass
 class Declaration:
-    """All of it. ``keep``: raw columns to copy into the output beside the features (a group for GAUC, a time).
+    """All of it. ``name``: of the data set that comes out (``data=<name>``). ``keep``: raw columns to copy into the
+    output beside the features (a group for GAUC, a time). ``negative_sampling_rate``: the share of train's rows with
+    label 0 that is kept, drawn by each row's place; valid and test stay whole. The trainer corrects its scores by
+    ``loss.negative_sampling_rate``, which is the same number.
 
     Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
     """
@@ -359,6 +365,7 @@ class Declaration:
     examples: View = field(default_factory=View)
     split: Split = field(default_factory=Split)
     order: Order = field(default_factory=Order)
+    negative_sampling_rate: float = 1.0
     keep: list[str] = field(default_factory=list)
     schema: PreparedSchema = field(default_factory=PreparedSchema)
 
@@ -397,6 +404,11 @@ class Declaration:
                 raise ValueError(f"split: valid {kind.valid} and test {kind.test} leave nothing to train on")
         if self.split.hash and self.split.hash.valid + self.split.hash.test >= 1:
             raise ValueError("split.hash: valid and test are shares of the rows, below 1 together")
+        if not 0 < self.negative_sampling_rate <= 1:
+            raise ValueError(
+                f"negative_sampling_rate is {self.negative_sampling_rate}: it is the share of negatives to keep, above 0 "
+                "and at most 1"
+            )
         if self.order.shuffle and self.order.by:
             raise ValueError("order has both by and shuffle: give one of them")
 

@@ -159,6 +159,9 @@ class _Preparation:
         parsed = view.parsed("examples")
         examples = steps.apply_steps(self.engine, tables[view.start], parsed, tables)
         examples = split.assign(examples, self.declaration.split)
+        if self.declaration.negative_sampling_rate < 1:
+            self._check_label(examples)
+            examples = split.sample_negatives(examples, self.schema.label, self.declaration.negative_sampling_rate)
         halves = [column for column in (FILE, PLACE) if column in examples.columns]
         examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT, *halves)
         in_rows = all(step.name in ("where", "select", "drop") for step in parsed)
@@ -167,14 +170,18 @@ class _Preparation:
             return examples
         return self.engine.store(examples, "examples")
 
-    def _count(self, examples: ibis.Table) -> tuple[dict[str, int], dict[str, int | None]]:
-        """Rows and positive rows by split. Raises ``ValueError`` for none to train on, and for missing labels."""
+    def _check_label(self, examples: ibis.Table) -> None:
         label = self.schema.label
         if label not in examples.columns:
             raise ValueError(
                 f"schema.label is '{label}', which the examples do not have: make it with a step, such as "
                 f"{{select: {{{label}: 'rating >= 4'}}}} (they have: {', '.join(_visible(examples)[:20])})"
             )
+
+    def _count(self, examples: ibis.Table) -> tuple[dict[str, int], dict[str, int | None]]:
+        """Rows and positive rows by split. Raises ``ValueError`` for none to train on, and for missing labels."""
+        label = self.schema.label
+        self._check_label(examples)
         counts = examples.group_by(SPLIT).aggregate(
             rows=examples.count(),
             missing=examples[label].isnull().sum(),

@@ -15,6 +15,7 @@ from data_loaders.prepare.declaration import SPLITS, HashSplit, LastSplit, Split
 from data_loaders.prepare.engine import KEY, SPLIT
 
 _DIGITS = 13  # hexadecimal digits of a hash that are compared with a share: 52 bits, as many as the share has
+_SAMPLING_SEED = 8191
 _UNIT, _NOTHING = "\x1f", "\x1e"  # between the values that are hashed together; for a null
 
 
@@ -30,6 +31,13 @@ def assign(table: ibis.Table, split: Split) -> ibis.Table:
     if split.column:
         return _known(table.mutate(**{SPLIT: _by_column(table, split.column)}))
     return table.mutate(**{SPLIT: ibis.literal("train")})
+
+
+def sample_negatives(table: ibis.Table, label: str, rate: float) -> ibis.Table:
+    """Of train, the rows whose ``label`` is 0 with probability ``rate``, all others always; of valid and test all."""
+    negative = (table[SPLIT] == "train") & (table[label].cast("float64") == 0).fill_null(False)
+    drawn = number_hash.of_row(table, _SAMPLING_SEED) < number_hash.bound(rate)
+    return table.filter(~negative | drawn)
 
 
 def _known(table: ibis.Table) -> ibis.Table:

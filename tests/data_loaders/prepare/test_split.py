@@ -4,11 +4,13 @@ import hashlib
 from datetime import date, datetime
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_loaders.prepare import compose
 from data_loaders.prepare.declaration import HashSplit, LastSplit, Split, TimeSplit
-from data_loaders.prepare.split import assign
-from tests.data_loaders.prepare import tables
+from data_loaders.prepare.split import assign, sample_negatives
+from tests.data_loaders.prepare import made, tables
 
 
 def splits(engine, tmp_path, split, **columns):
@@ -21,6 +23,17 @@ def splits(engine, tmp_path, split, **columns):
 
 def test_without_a_rule_all_rows_are_train(engine, tmp_path):
     assert splits(engine, tmp_path, Split(), x=[1, 2]) == ["train", "train"]
+
+
+def test_negatives_of_train_are_sampled_and_nothing_else_is(engine, tmp_path):
+    kinds = [(name, label) for name in ("train", "valid") for label in (0, 1, None)]
+    columns = {"s": [name for name, _ in kinds] * 2000, "label": [label for _, label in kinds] * 2000}
+    table = assign(tables.make(engine, tmp_path, **columns), Split(column="s"))
+    found = [(row["s"], row["label"]) for row in tables.rows(engine, sample_negatives(table, "label", 0.3))]
+    counts = {kind: found.count(kind) for kind in kinds}
+    drawn = counts.pop(("train", 0))
+    assert set(counts.values()) == {2000}
+    assert abs(drawn - 600) < 4 * (2000 * 0.3 * 0.7) ** 0.5  # four standard deviations
 
 
 def test_bounds_of_time_belong_to_what_they_begin(engine, tmp_path):
@@ -134,3 +147,32 @@ def test_a_column_says_the_split_and_other_values_leave_out(engine, tmp_path):
     assert found == ["test", "train", None, None, "valid"]
     with pytest.raises(ValueError, match="must hold train, valid or test"):
         splits(engine, tmp_path, Split(column="part"), part=[1])
+
+
+RECIPE = """
+name: tiny
+sources:
+  clicks: {files: [clicks.parquet]}
+examples: {start: clicks}
+split: {column: part}
+schema:
+  label: click
+  tables: {item: {vocabulary: {}}}
+  features: {item: {kind: sparse, table: item}}
+"""
+
+
+def test_prepared_train_has_its_share_of_negatives_and_their_vocabulary(tmp_path):
+    columns = {"item": list(range(4000)), "click": [0, 0, 0, 1] * 1000, "part": ["train"] * 3000 + ["test"] * 1000}
+    pq.write_table(pa.table(columns), tmp_path / "clicks.parquet")
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    recipe = compose.load(str(tmp_path / "tiny.yaml"), ["negative_sampling_rate=0.2"])
+    prepared = made.run(recipe, tmp_path, tmp_path / "out")
+    train = prepared.raw("train")
+    negatives = [row["item"] for row in train if row["click"] == 0]
+    assert len(train) - len(negatives) == 750 and len(prepared.rows("test")) == 1000
+    assert abs(len(negatives) - 450) < 4 * (2250 * 0.2 * 0.8) ** 0.5
+    assert set(prepared.counts("item")) == {row["item"] for row in train}
+    recipe.negative_sampling_rate = 10.0
+    with pytest.raises(ValueError, match="negative_sampling_rate is 10.0: it is the share"):
+        recipe.check()
