@@ -1,9 +1,9 @@
 """Test metrics of experiments over seeds beside the best of other libraries: the rows of docs/results.md.
 
-    python -m bench.quality --data-root ../shared/data [--experiments deepfm_ml1m …] [--seeds 1 2 3] [overrides]
+    python -m bench.quality --data-root ../shared/data [--experiments deepfm_ml1m …] [--seeds 1 2 3] [--nproc-per-node 1] […]
 
-Each run is one `python -m launch.run experiment=… seed=…` on two ranks; results go to bench/results/quality.json, a run that is
-there already is not repeated.
+Each run is one `python -m launch.run experiment=… seed=…`, on two ranks unless told otherwise; results go to
+bench/results/quality.json, a run that is there already is not repeated.
 """
 
 import argparse
@@ -49,14 +49,21 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     results = json.loads(options.output.read_text()) if options.output.exists() else {"machine": machine(), "runs": {}}
     for experiment in options.experiments:
+        names = []
         for seed in options.seeds:
-            name = " ".join([f"experiment={experiment}", f"seed={seed}", *options.overrides])
+            overrides = [f"experiment={experiment}", f"seed={seed}", *options.overrides]
+            name = named(overrides, options.nproc_per_node)
             if name not in results["runs"]:
-                results["runs"][name] = run(name.split(), options.data_root, options.nproc_per_node)
+                results["runs"][name] = run(overrides, options.data_root, options.nproc_per_node)
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(results, indent=2) + "\n")
-        names = [" ".join([f"experiment={experiment}", f"seed={s}", *options.overrides]) for s in options.seeds]
+            names.append(name)
         print(row(experiment, [results["runs"][name] for name in names]), flush=True)
+
+
+def named(overrides: list[str], num_ranks: int) -> str:
+    """What tells a run from the others."""
+    return " ".join(overrides if num_ranks == 2 else [*overrides, f"on {num_ranks} rank{'s' * (num_ranks != 1)}"])
 
 
 def run(overrides: list[str], data_root: str, num_ranks: int) -> dict[str, Any]:
@@ -73,11 +80,8 @@ def run(overrides: list[str], data_root: str, num_ranks: int) -> dict[str, Any]:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         final = json.loads((Path(folder) / "run" / "metrics.json").read_text())
     test = {key: final["test"].get(key) for key in ("auc", "gauc", "logloss", "ne", "calibration", "ece")}
-    train = {
-        key: final["train"][key]
-        for key in ("samples_per_second", "peak_memory_mb", "input_wait_fraction", "rows_trained")
-    }
-    return {"valid_auc": final["valid"]["auc"], "valid_gauc": final["valid"].get("gauc"), **test, **train}
+    valid = {"valid_auc": final["valid"]["auc"], "valid_gauc": final["valid"].get("gauc")}
+    return {**valid, **test, "rows_trained": final["train"]["rows_trained"]}
 
 
 def row(experiment: str, runs: list[dict[str, Any]]) -> str:
@@ -92,9 +96,8 @@ def row(experiment: str, runs: list[dict[str, Any]]) -> str:
 
     peers = PEERS.get(experiment)
     best = "" if peers is None else ", ".join("–" if value is None else f"{value:.4f}" for value in peers)
-    speed = statistics.median(r["samples_per_second"] for r in runs)
     quality = " | ".join((shown("auc", 4), shown("gauc", 4), shown("logloss", 4), shown("calibration", 3)))
-    return f"| `{experiment}` | {quality} | {best} | {speed:,.0f} |"
+    return f"| `{experiment}` | {quality} | {best} |"
 
 
 if __name__ == "__main__":
