@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
         if options.grace < 0:
             raise ValueError(f"--grace is {options.grace}: give a number of seconds from 0")
+        if options.multirun:
+            from launch.sweep import command
+
+            return command.main(options, overrides)
         if "--print-config" in overrides:
             os.execv(sys.executable, [sys.executable, "-m", options.module, *overrides])
         device, check_world_size = check_config(options.module, overrides)
@@ -74,6 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--nproc-per-node", default="auto", help="ranks; auto (default): one a GPU, two on a CPU")
     parser.add_argument("--module", default="trainer.train", help="what every rank runs (default: trainer.train)")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a sweep: key=a,b (docs/sweeps.md)")
     parser.add_argument("--max-restarts", type=int, default=0, help="new starts after a crash (default: 0)")
     parser.add_argument(
         "--grace",

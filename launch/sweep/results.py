@@ -1,0 +1,64 @@
+"""What a sweep leaves: a table, `results.json`, a picture, and the best trial as an experiment."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.sweep import experiment, picture
+from launch.sweep.space import Dimension
+from launch.sweep.trials import Trial, best, ranked, write_json
+
+WIDTH = 160  # of a table that is not written to a terminal
+
+
+def leave(
+    root: Path,
+    trials: Sequence[Trial],
+    dimensions: Sequence[Dimension],
+    fixed: Sequence[str],
+    config_dir: str | None,
+    metric: str,
+) -> None:
+    """Writes all of it to ``root``, and says where."""
+    trials = ranked(list(trials), metric)
+    write_json(root / "results.json", [{**asdict(trial), "folder": str(trial.folder)} for trial in trials])
+    print_table(trials, dimensions, metric)
+    if any(trial.value is not None for trial in trials):
+        try:
+            picture.draw(root / "sweep.png", trials, dimensions, metric)
+            print(f"Picture: {root / 'sweep.png'}")
+        except ValueError as error:
+            print(f"note: {error}", file=sys.stderr)
+    if (winner := best(trials, metric)) is not None:
+        headline = f"Trial {winner.number} of {root}: {metric} {winner.value:.6f}"
+        arguments = experiment.write(root, [*fixed, *winner.overrides], config_dir, headline)
+        print(f"Best: {winner}, {metric} {winner.value:.6f}, in {winner.folder}")
+        print(f"Run it: python -m launch.run {shlex.join(arguments)}")
+
+
+def print_table(trials: Sequence[Trial], dimensions: Sequence[Dimension], metric: str) -> None:
+    table = Table(title=f"{len(trials)} trials by {metric}", title_justify="left")
+    for name in ("trial", *(dimension.key for dimension in dimensions), metric, "state", "seconds"):
+        table.add_column(name, justify="right" if name in (metric, "seconds", "trial") else "left")
+    for trial in trials:
+        values = [_short(trial.values[dimension.key]) for dimension in dimensions]
+        figure = "–" if trial.value is None else f"{trial.value:.5f}"
+        state = f"{trial.state}: {trial.reason}" if trial.state == "failed" else trial.state
+        table.add_row(
+            str(trial.number), *values, figure, state, "–" if trial.seconds is None else f"{trial.seconds:.0f}"
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+
+
+def _short(value: str) -> str:
+    """Six digits of a fraction are enough to read."""
+    try:
+        return f"{float(value):.6g}" if "." in value or "e" in value else value
+    except ValueError:
+        return value

@@ -1,0 +1,133 @@
+"""Trials as processes: started as shares of the machine become free, watched, stopped where hopeless, and told of."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from launch.sweep.shares import Share
+from launch.sweep.trials import OUTPUT, Trial, evaluations, outcome
+
+SECONDS = 1.0  # between two looks at the trials
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+Command = Callable[[Trial, Share], list[str]]
+
+
+class Search(Protocol):
+    """What gives out trials: ``Grid``, ``study.Search``."""
+
+    def next(self) -> Trial | None: ...
+
+    def hopeless(self, trial: Trial, course: Sequence[float]) -> bool: ...
+
+    def tell(self, trial: Trial) -> None: ...
+
+    def trials(self) -> list[Trial]: ...
+
+
+@dataclass
+class Running:
+    """``pruned``: it was asked to stop, as hopeless."""
+
+    trial: Trial
+    share: Share
+    process: subprocess.Popen
+    started: float = field(default_factory=time.monotonic)
+    pruned: bool = False
+    course: list[float] = field(default_factory=list)
+
+
+class Runner:
+    """Runs what ``search`` gives out, on each of ``shares`` one at a time. ``stopped``: the signal that ended it, or 0."""
+
+    def __init__(self, search: Search, shares: Sequence[Share], command: Command, metric: str) -> None:
+        self.search, self.command, self.metric = search, command, metric
+        self.free, self.running, self.stopped = list(shares), [], 0
+
+    def run(self, seconds: float = SECONDS) -> None:
+        """Until no trial is left, or a signal has ended those that run."""
+        with self._signals():
+            while True:
+                self._start_some()
+                if not self.running:
+                    return
+                time.sleep(seconds)
+                for running in list(self.running):
+                    self._look(running)
+
+    def _start_some(self) -> None:
+        while self.free and not self.stopped and (trial := self.search.next()) is not None:
+            ended = outcome(trial, self.metric, code=None, pruned=False)
+            if ended.state == "open":
+                self._start(trial)
+            else:  # its run was at its end before its sweep could tell
+                self._tell(ended)
+
+    def _start(self, trial: Trial) -> None:
+        share = self.free.pop(0)
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        self.search.tell(replace(trial, state="open"))
+        say(f"{trial}: started")
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {})}
+        with open(trial.folder / OUTPUT, "ab") as output:
+            # A session of its own: Ctrl-C in a terminal reaches it once, through us.
+            process = subprocess.Popen(
+                self.command(trial, share),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.running.append(Running(trial, share, process))
+        if self.stopped:  # a signal came while it was being started
+            process.terminate()
+
+    def _look(self, running: Running) -> None:
+        code = running.process.poll()
+        course = evaluations(running.trial.folder, self.metric)
+        if len(course) > len(running.course):
+            running.course = course
+            hopeless = self.search.hopeless(running.trial, course)
+            if hopeless and code is None and not self.stopped and not running.pruned:
+                running.pruned = True
+                running.process.terminate()
+        if code is None:
+            return
+        self.running.remove(running)
+        self.free.append(running.share)
+        seconds = (running.trial.seconds or 0.0) + time.monotonic() - running.started
+        trial = replace(running.trial, seconds=round(seconds, 2))
+        self._tell(outcome(trial, self.metric, 128 - code if code < 0 else code, running.pruned))
+
+    def _tell(self, trial: Trial) -> None:
+        self.search.tell(trial)
+        figure = "" if trial.value is None else f" {self.metric} {trial.value:.5f}"
+        say(f"{trial}: {trial.state}{figure}{f' ({trial.reason})' if trial.reason else ''}")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Trials are asked to save and end (twice: to end); none is started any more."""
+
+        def pass_on(number: int, _: Any) -> None:
+            self.stopped = self.stopped or number
+            for running in self.running:
+                running.process.terminate()
+
+        old = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            for running in self.running:  # an error of ours: nothing is left behind
+                running.process.terminate()
+
+
+def say(line: str) -> None:
+    print(f"sweep: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,128 @@
+"""A trial: its values, its run folder, and what became of it, read from what the run itself wrote."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+LOWER_IS_BETTER = ("logloss", "ne")
+# ``open``: not at its end, so the same command goes on with it.
+STATES = ("open", "complete", "pruned", "failed")
+RECORD, OUTPUT = "trial.json", "output.txt"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``values``: override key -> value. ``value`` of the metric: at the end, or where it was stopped."""
+
+    number: int
+    values: dict[str, str]
+    folder: Path
+    state: str = "open"
+    value: float | None = None
+    reason: str | None = None
+    seconds: float | None = None
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.values.items()]
+
+    def __str__(self) -> str:
+        return f"trial {self.number} ({' '.join(self.overrides)})"
+
+
+def lower_is_better(metric: str) -> bool:
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+
+
+def ranked(trials: list[Trial], metric: str) -> list[Trial]:
+    """The best first, then those that were stopped, then those that failed or are open."""
+    sign = 1 if lower_is_better(metric) else -1
+    order = {"complete": 0, "pruned": 1, "failed": 2, "open": 3}
+    worst = float("inf")
+    return sorted(trials, key=lambda t: (order[t.state], worst if t.value is None else sign * t.value, t.number))
+
+
+def best(trials: list[Trial], metric: str) -> Trial | None:
+    complete = [trial for trial in ranked(trials, metric) if trial.state == "complete"]
+    return complete[0] if complete else None
+
+
+def folder_of(root: Path, number: int) -> Path:
+    """Bears the sweep's name, too: ``checkpoint.root`` tells runs apart by the names of their folders."""
+    return root / f"{root.name}-{number:04d}"
+
+
+def record(trial: Trial) -> None:
+    """``trial.json`` in the run folder."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    facts = {name: getattr(trial, name) for name in ("number", "values", "state", "value", "reason", "seconds")}
+    write_json(trial.folder / RECORD, facts)
+
+
+def recorded(folder: Path) -> Trial | None:
+    path = folder / RECORD
+    return Trial(folder=folder, **json.loads(path.read_text())) if path.exists() else None
+
+
+def evaluations(folder: Path, metric: str) -> list[float]:
+    """The metric at each evaluation so far. A run that went on from a checkpoint wrote some steps twice."""
+    path, (split, _, name) = folder / "metrics.jsonl", metric.partition(".")
+    if not path.exists():
+        return []
+    by_step = {}
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break  # it is being written
+        facts = json.loads(line)
+        if facts["split"] == split and facts.get(name) is not None:
+            by_step[facts["step"]] = facts[name]
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
+    """The trial as its run folder tells it; ``code``: the exit code (None: it was not started), ``pruned``: we stopped it."""
+    status = read_json(trial.folder / "status.json")
+    state = status.get("state")
+    if state == "finished" and (code in (None, 0) or pruned):
+        value = final_value(trial.folder, metric)
+        if value is None:
+            return replace(trial, state="failed", reason=f"metrics.json has no {metric}")
+        return replace(trial, state="complete", value=value, reason=None)
+    if code is None:
+        return replace(trial, state="open")
+    if pruned:
+        course = evaluations(trial.folder, metric)
+        reason = f"stopped after {len(course)} evaluations"
+        return replace(trial, state="pruned", value=course[-1] if course else None, reason=reason)
+    if state == "preempted" or code in (130, 143, 138):
+        return replace(trial, state="open", reason="someone asked it to stop")
+    return replace(trial, state="failed", reason=failure(trial.folder, status, code))
+
+
+def final_value(folder: Path, metric: str) -> float | None:
+    split, _, name = metric.partition(".")
+    return read_json(folder / "metrics.json").get(split, {}).get(name)
+
+
+def failure(folder: Path, status: dict[str, Any], code: int) -> str:
+    """One line: what the run said last of an error."""
+    output = folder / OUTPUT
+    lines = output.read_text(errors="replace").splitlines() if output.exists() else []
+    said = [line.removeprefix("error: ") for line in lines if line.startswith(("error: ", "launch: rank "))]
+    if said:
+        return said[-1]
+    known = status.get("reason") if status.get("state") == "failed" else None
+    return known or f"exit code {code}: see {output}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)
