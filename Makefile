@@ -31,7 +31,7 @@ setup:  ## install into .venv (quick when nothing changed)
 	@found=; for python in $(CANDIDATES); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
 	    exec "$$python" requirements/install.py \
-	      $(if $(DEVICE),--device='$(DEVICE)') $(if $(TORCH_INDEX),--torch-index='$(TORCH_INDEX)') $(SPARK); \
+	      $(if $(DEVICE),--device='$(DEVICE)') $(if $(TORCH_INDEX),--torch-index='$(TORCH_INDEX)') $(TESTS); \
 	  fi; \
 	  found="$$found\n  $$python: $$("$$python" --version 2>&1 | head -n 1)"; \
 	done; \
@@ -44,7 +44,7 @@ train: setup  ## train a model: MODEL, DATA, DATA_ROOT, NPROC, DEVICE, ARGS
 	@$(RUN) launch.run --nproc-per-node '$(NPROC)' 'model=$(MODEL)' 'data=$(DATA)' \
 	  $(if $(DATA_ROOT),'data.root="$(DATA_ROOT)"') $(if $(DEVICE),'device=$(DEVICE)') $(ARGS)
 
-test: SPARK := --spark
+test: TESTS := --tests
 test: setup  ## run the tests: ARGS='tests/launch -k metrics -x'
 	@$(RUN) pytest $(ARGS)
 

@@ -30,6 +30,8 @@ STEPS = {
     "cpu": [["-r", "requirements/cpu.txt"], ["--no-deps", "-r", "requirements/cpu-engine.txt"]],
     "cuda": [["-r", "requirements/cuda.txt"]],
 }
+SYSTEM_PACKAGES = {"slurmctld": "slurm-wlm", "munged": "munge", "chromium": "chromium"}  # by the program that tells
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # where Debian puts daemons
 NO_TORCH = """\
 pip found no {wanted} for Python {python} on {machine}.
   PyTorch's {device} builds may lie on an index of their own. Take its address from PyTorch's website, "Get started"
@@ -55,13 +57,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make setup", description="Makes the virtual environment .venv.")
     parser.add_argument("--device", choices=tuple(STEPS), help="default: as installed, at first cpu")
     parser.add_argument("--torch-index", default="", help="a further package index to look for torch in")
-    parser.add_argument("--spark", action="store_true", help="PySpark too, where Java is found")
+    parser.add_argument("--tests", action="store_true", help="what only tests use: PySpark; on CI Slurm and a browser")
     options = parser.parse_args()
     try:
         with _one_at_a_time(ROOT / "requirements"):
             ensure(ROOT, options.device, options.torch_index)
-            if options.spark:
+            if options.tests:
                 ensure_spark(ROOT)
+                ensure_system_packages()
     except InstallError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
@@ -110,6 +113,27 @@ def ensure_spark(root: Path) -> None:
         print("note: PySpark could not be installed; the tests of engine=spark are skipped", file=sys.stderr)
         return
     stamp.write_text(wanted)
+
+
+def ensure_system_packages() -> None:
+    """Slurm and a browser, on a Debian that is CI's own: nobody's machine is changed without being asked. Without them
+    their tests are skipped, so a failure is no error."""
+    missing = [
+        package for program, package in SYSTEM_PACKAGES.items() if shutil.which(program, path=SYSTEM_PATH) is None
+    ]
+    if not (missing and os.environ.get("CI") and os.geteuid() == 0 and shutil.which("apt-get")):
+        return
+    print(f"Installing {' and '.join(missing)} for the tests (CI is set)", flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
+        try:
+            command = ["apt-get", "-qq", *arguments]
+            code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, timeout=300).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        if code:
+            print(f"note: {' '.join(missing)} could not be installed; their tests are skipped", file=sys.stderr)
+            return
 
 
 def install(root: Path, device: str, torch_index: str) -> None:

@@ -248,3 +248,40 @@ def test_pip_check_forgives_only_the_cuda_build(monkeypatch):
     assert check_install.check_requirements("cpu") is None
     says("torchrec 1.8.0 has requirement torchmetrics==1.0.3, but you have torchmetrics 1.9.\n")
     assert "torchmetrics 1.9" in check_install.check_requirements("cpu")
+
+
+def system_commands(monkeypatch, environment, found=(), user=0, code=0):
+    """The commands that ``ensure_system_packages`` runs on a made-up machine."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(" ".join(command))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.delenv("CI", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        installer.shutil, "which", lambda name, path=None: name if name in (*found, "apt-get") else None
+    )
+    monkeypatch.setattr(installer.os, "geteuid", lambda: user)
+    monkeypatch.setattr(installer.subprocess, "run", run)
+    installer.ensure_system_packages()
+    return commands
+
+
+def test_ci_gets_the_system_packages_that_are_missing(monkeypatch):
+    install = "apt-get -qq install --yes --no-install-recommends"
+    found = system_commands(monkeypatch, {"CI": "true"}, found=["slurmctld", "munged"])
+    assert found == ["apt-get -qq update", f"{install} chromium"]
+    assert system_commands(monkeypatch, {"CI": "true"}, found=["slurmctld", "munged", "chromium"]) == []
+
+
+def test_nobody_elses_system_is_changed(monkeypatch):
+    assert system_commands(monkeypatch, {}) == []
+    assert system_commands(monkeypatch, {"CI": "true"}, user=1000) == []
+
+
+def test_system_packages_that_cannot_be_installed_are_a_note(monkeypatch, capsys):
+    assert system_commands(monkeypatch, {"CI": "true"}, code=100) == ["apt-get -qq update"]
+    assert "their tests are skipped" in capsys.readouterr().err
