@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--data-root", required=True)
+    parser.add_argument("--config-dir", help="a folder with configuration of one's own, such as prepared data")
     parser.add_argument("--experiments", nargs="+", default=list(PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--nproc-per-node", type=int, default=2)
@@ -54,7 +55,7 @@ def main() -> None:
             overrides = [f"experiment={experiment}", f"seed={seed}", *options.overrides]
             name = named(overrides, options.nproc_per_node)
             if name not in results["runs"]:
-                results["runs"][name] = run(overrides, options.data_root, options.nproc_per_node)
+                results["runs"][name] = run(overrides, options.data_root, options.nproc_per_node, options.config_dir)
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(json.dumps(results, indent=2) + "\n")
             names.append(name)
@@ -66,10 +67,11 @@ def named(overrides: list[str], num_ranks: int) -> str:
     return " ".join(overrides if num_ranks == 2 else [*overrides, f"on {num_ranks} rank{'s' * (num_ranks != 1)}"])
 
 
-def run(overrides: list[str], data_root: str, num_ranks: int) -> dict[str, Any]:
+def run(overrides: list[str], data_root: str, num_ranks: int, config_dir: str | None = None) -> dict[str, Any]:
     """Final metrics of one run; raises ``RuntimeError`` with the program's own words when it fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks), *overrides]
+        command += ["--config-dir", config_dir] if config_dir else []
         done = subprocess.run(
             [*command, f"data.root={data_root}", f"run.dir={folder}/run"],
             capture_output=True,
