@@ -53,6 +53,7 @@ def set_autocast(module: nn.Module, dtype: torch.dtype | None) -> None:
 class MLP(nn.Module):
     """Linear layers, each followed by normalisation (none, batch or layer), an activation and dropout, then a linear
     output layer of ``out_dim`` units. A layer before batch normalisation has no bias of its own: it would cancel.
+    ``linear``: the hidden layers' type.
 
     Raises ``ValueError`` (``model.activation``, ``model.normalization``, ``model.dropout``) for values out of range.
     """
@@ -66,12 +67,13 @@ class MLP(nn.Module):
         normalization: str = "none",
         dropout: float = 0.0,
         out_dim: int,
+        linear: type[nn.Linear] = nn.Linear,
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"model.dropout is {dropout}: give the share of units to drop, at least 0 and below 1")
         dims = (in_dim, *hidden_units)
-        self.layers = nn.ModuleList(nn.Linear(*pair, bias=normalization != "batch") for pair in pairwise(dims))
+        self.layers = nn.ModuleList(linear(*pair, bias=normalization != "batch") for pair in pairwise(dims))
         self.normalizations = nn.ModuleList(build_normalization(normalization, dim) for dim in hidden_units)
         self.activations = nn.ModuleList(build_activation(activation, dim) for dim in hidden_units)
         self.dropout = nn.Dropout(dropout)
@@ -201,9 +203,9 @@ class TargetAttention(nn.Module):
         self.softmax = softmax
         self.first = nn.Linear(4 * dim, hidden_units[0])
         self.activation = build_activation(activation, hidden_units[0])
-        self.rest = MLP(hidden_units[0], hidden_units[1:], activation=activation, out_dim=1)
+        self.rest = MLP(hidden_units[0], hidden_units[1:], activation=activation, out_dim=1, linear=TokenLinear)
         self.positions = nn.Parameter(torch.zeros(positions, hidden_units[0])) if positions is not None else None
-        self.cosine = nn.Linear(1, hidden_units[0], bias=False) if cosine else None
+        self.cosine = TokenLinear(1, hidden_units[0], bias=False) if cosine else None
         self.intensity = nn.Parameter(torch.ones(dim)) if intensity else None
 
     def forward(self, query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
@@ -219,15 +221,40 @@ class TargetAttention(nn.Module):
         """``a(token, query of its sample)`` for every token: [T] float32."""
         for_query, for_token, for_difference, for_product = self.first.weight.chunk(4, dim=1)  # each [C, D]
         of_query = functional.linear(query, for_query + for_difference, self.first.bias)  # [B, C]
-        hidden = functional.linear(tokens, for_token - for_difference) + expand(of_query, segments)  # [T, C]
+        hidden = token_linear(tokens, for_token - for_difference) + expand(of_query, segments)  # [T, C]
         queries = expand(query, segments)  # [T, D]
-        hidden = hidden + functional.linear(queries * tokens, for_product)
+        hidden = hidden + token_linear(queries * tokens, for_product)
         if self.cosine is not None:
             hidden = hidden + self.cosine(functional.cosine_similarity(queries, tokens, dim=1).unsqueeze(1))
         if self.positions is not None:
             distance = from_the_end(segments).clamp(max=len(self.positions) - 1)  # [T]
             hidden = hidden + functional.embedding(distance, self.positions).to(hidden.dtype)
         return self.rest(activate(self.activation, hidden, None)).squeeze(1)
+
+
+class TokenLinear(nn.Linear):
+    """``nn.Linear`` over tokens: see ``token_linear``."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return token_linear(inputs, self.weight, self.bias)
+
+
+def token_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear`` of ``inputs`` [T, D] for a T that is another in each batch -> [T, C].
+
+    For a bf16 product on a CPU oneDNN compiles a kernel for each shape that it meets, and keeps the last 1024 of them. With
+    T as it comes that was a third of DIN's time and gigabytes of memory, so T is filled up to one of few numbers."""
+    if inputs.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return functional.linear(inputs, weight, bias)
+    filled = functional.pad(inputs, (0, 0, 0, filled_up(len(inputs)) - len(inputs)))
+    return functional.linear(filled, weight, bias)[: len(inputs)]
+
+
+def filled_up(num_tokens: int) -> int:
+    """``num_tokens`` rounded up: one of 16 numbers from a power of two to the next, so at most a sixteenth more; and a
+    multiple of 64."""
+    step = max(64, 1 << max(num_tokens.bit_length() - 5, 0))
+    return -(-num_tokens // step) * step
 
 
 class Segments(NamedTuple):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.samples import mlp, randomize, state
 from trainer.dice import Dice
@@ -15,10 +16,12 @@ from trainer.modules import (
     Segments,
     TargetAttention,
     expand,
+    filled_up,
     segment_mean,
     segment_softmax,
     segment_sum,
     set_autocast,
+    token_linear,
 )
 
 LENGTHS = [3, 0, 1, 5, 0]  # tokens of each sample
@@ -333,3 +336,53 @@ def test_set_autocast_reaches_heads_inside():
     set_autocast(module, None)
     assert torch.equal(module(dense), exact)
     assert list(module.state_dict()) == ["0.layer.weight", "0.layer.bias"]
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Notes the shapes of all matrix products in bf16, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        product = function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        if product and args[-1].dtype == torch.bfloat16:
+            self.shapes.add(tuple(tuple(tensor.shape) for tensor in args[-2:]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 63, 64, 65, 2047, 2048, 2049, 43_211, 1_000_003])
+def test_tokens_are_filled_up_to_few_numbers(num_tokens):
+    filled = filled_up(num_tokens)
+    assert filled % 64 == 0 and num_tokens <= filled <= max(num_tokens * 17 / 16, num_tokens + 63)
+    assert len({filled_up(n) for n in range(max(num_tokens, 1024), 2 * max(num_tokens, 1024), 97)}) <= 17
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 100])
+def test_filling_up_changes_neither_products_nor_gradients(num_tokens):
+    weight, bias = inputs_of(8, 5, seed=1), inputs_of(8, seed=2)
+    found = {}
+    for function in (token_linear, nn.functional.linear):
+        leaves = [tensor.clone().requires_grad_() for tensor in (inputs_of(num_tokens, 5), weight, bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = function(*leaves)
+            result.backward(inputs_of(num_tokens, 8, seed=3).bfloat16())
+        found[function] = [result, *(leaf.grad for leaf in leaves)]
+    for filled, plain in zip(*found.values(), strict=True):
+        torch.testing.assert_close(filled, plain, rtol=0.01, atol=0.01)
+
+
+def test_attention_in_bf16_multiplies_matrices_of_few_shapes():
+    attention = TargetAttention(6, [8, 4], activation="dice", cosine=True)
+    attention.train()
+    found = []
+    for length in (130, 131, 190):
+        offsets = torch.tensor([0, length // 2, length])
+        query, tokens = (inputs_of(rows, 6).requires_grad_() for rows in (2, length))
+        with MatrixProducts() as products:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = attention(query, tokens, offsets).sum()
+            result.backward()
+        found.append(products.shapes)
+    assert found[0] and found[0] == found[1] == found[2]
