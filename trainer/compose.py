@@ -158,6 +158,12 @@ def _without_environment(value: Any, raw: Any) -> Any:
     return raw if isinstance(raw, str) and "oc.env" in raw else value
 
 
+def search_path(*folders: Path) -> str:
+    """The override that adds folders; quoted, as Hydra would read a name such as day=2026-11-01 as one more override."""
+    quoted = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in folders]
+    return "hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
+
+
 def _compose_tree(config_dir: str | None, config_name: str, overrides: Sequence[str]) -> DictConfig:
     ConfigStore.instance().store("train_schema", TrainConfig)
     extra = []
@@ -165,7 +171,7 @@ def _compose_tree(config_dir: str | None, config_name: str, overrides: Sequence[
         folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
             raise UserError(f"--config-dir {config_dir} is not a folder")
-        extra = [f"hydra.searchpath=[file://{folder}]"]
+        extra = [search_path(folder)]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("conf", version_base="1.3"):
         tree = hydra.compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)

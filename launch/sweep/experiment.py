@@ -9,7 +9,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from trainer.compose import redact
+from trainer.compose import redact, search_path
 
 NAME = "best"
 
@@ -58,4 +58,4 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 def _search_path(root: Path, config_dir: str | None) -> list[str]:
     if config_dir is None:
         return ["--config-dir", str(root)]
-    return [f"hydra.searchpath=[file://{Path(config_dir).expanduser().resolve()},file://{root.resolve()}]"]
+    return [search_path(Path(config_dir).expanduser().resolve(), root.resolve())]

@@ -86,6 +86,13 @@ def test_a_folder_of_ones_own_adds_data_sets_and_experiments(tmp_path):
         compose(["--config-dir", str(tmp_path / "absent")])
 
 
+@pytest.mark.parametrize("name", ["day=2026-11-01", "two words", "it's", "a,b", "[c]"])
+def test_a_folder_of_configuration_may_have_any_name(tmp_path, name):
+    (tmp_path / name / "experiment").mkdir(parents=True)
+    (tmp_path / name / "experiment" / "first.yaml").write_text("# @package _global_\nbatch_size: 192\n")
+    assert compose(["--config-dir", str(tmp_path / name), "experiment=first"]).config.batch_size == 192
+
+
 def test_the_recorded_configuration_composes_to_the_same(tmp_path):
     import yaml
 
