@@ -74,6 +74,7 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
         device=ranks.device,
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
+        ids_per_row=sharding.ids_per_row(config.data.schema),
     )
     apply_table_optimizers(task, plan, config.optim, ranks.device)
     sharded = sharding.shard(task, plan, ranks.device)

@@ -17,6 +17,7 @@ What ``auto`` (an empty ``sharding.types``) chooses from:
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -36,6 +37,7 @@ from torchrec.distributed.model_parallel import (
 )
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -44,7 +46,7 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from data_loaders.schema import one_of
+from data_loaders.schema import Schema, one_of
 from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
 from trainer.distributed import from_first
 from trainer.embeddings import InitialValues, is_wide_table
@@ -55,6 +57,7 @@ from trainer.optim.tables import (
     state_bytes,
     table_bytes,
 )
+from trainer.topologies import Hardware, recognised
 
 GB = 2**30
 ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
@@ -67,6 +70,7 @@ INITIAL_CHUNK = 1 << 16  # values drawn from one seed
 # What gloo and NVLink-less hosts do, in bytes per millisecond as the planner counts: measured between two local gloo
 # ranks (all_to_all_single of 17 MB in 6 ms), and FBGEMM's gathers on one core. NCCL keeps TorchRec's figures.
 GLOO_LOCAL, GLOO_REMOTE, CPU_GATHER = 3.0 * GB / 1e3, 1.2 * GB / 1e3, 10.0 * GB / 1e3
+CPU_MATMUL, CPU_MATMUL_BF16 = 1e11, 3e11  # operations a second of a core; DeepFM's MLP, forward and backward
 
 
 # The plan.
@@ -91,6 +95,44 @@ def make_plan(
     Raises ``ValueError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
     that do not fit into memory (needed against available, table by table).
     """
+    def search() -> ShardingPlan:
+        found = find_plan(
+            model, config, optim, measured(device, local_world_size), batch_size=batch_size, device=device,
+            world_size=world_size, local_world_size=local_world_size, ids_per_row=ids_per_row,
+        )
+        return found.plan
+
+    # Not the planner's own collective_plan: an error of rank 0 would leave the others waiting.
+    collective = dist.is_initialized() and dist.get_world_size() == world_size
+    return from_first(search) if collective else search()
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """What a search ends with: the plan; the option it takes for each table and all that were open to it, with the memory
+    and times that TorchRec estimates of their shards; the devices."""
+
+    plan: ShardingPlan
+    chosen: list[ShardingOption]
+    open: list[ShardingOption]
+    topology: Topology
+
+
+def find_plan(
+    model: nn.Module,
+    config: ShardingConfig,
+    optim: OptimConfig,
+    hardware: Hardware,
+    *,
+    batch_size: int,
+    device: torch.device,
+    world_size: int,
+    local_world_size: int,
+    ids_per_row: Mapping[str, float] | None = None,
+    thorough: bool = True,
+) -> FoundPlan:
+    """``make_plan`` in one process, for devices that need not be here. Not ``thorough``: a part of the same search, in a
+    second where up to 10,000 combinations take a minute; what it finds, the whole one finds or better."""
     tables = embedding_tables(model)
     check_table_optimizers(tables, optim, device)
     for name in config.by_table:
@@ -99,14 +141,13 @@ def make_plan(
         table.name: _constraints(table, config, optim, device, world_size, local_world_size, ids_per_row or {})
         for table in tables
     }
+    topology = _topology(model, config, hardware, world_size, local_world_size)
+    return _search(model, tables, constraints, optim, topology, batch_size, device, thorough)
 
-    def search() -> ShardingPlan:
-        topology = _topology(model, config, device, world_size, local_world_size)
-        return _search(model, tables, constraints, optim, topology, batch_size, device)
 
-    # Not the planner's own collective_plan: an error of rank 0 would leave the others waiting.
-    collective = dist.is_initialized() and dist.get_world_size() == world_size
-    return from_first(search) if collective else search()
+def ids_per_row(schema: Schema) -> dict[str, float]:
+    """The number of ids of each feature as the planner takes it: of lists, the most that a row may have."""
+    return {name: float(feature.max_length or 1) for name, feature in schema.features.items() if feature.table}
 
 
 def allowed_types(
@@ -400,6 +441,7 @@ class _Enumerator(EmbeddingEnumerator):
     ) -> None:
         super().__init__(topology, batch_size, constraints)
         self._optim, self._gpu = optim, topology.compute_device == "cuda"
+        self.open: list[ShardingOption] = []
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
         super().populate_estimates(sharding_options)
@@ -411,64 +453,93 @@ class _Enumerator(EmbeddingEnumerator):
 
     def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
         options = super().enumerate(module, sharders)
-        return sorted(options, key=lambda o: (o.path, o.name, SHARDING_TYPES.index(o.sharding_type), o.compute_kernel))
+        self.open = sorted(
+            options, key=lambda o: (o.path, o.name, SHARDING_TYPES.index(o.sharding_type), o.compute_kernel)
+        )
+        return self.open
 
 
 def _search(
     model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints],
-    optim: OptimConfig, topology: Topology, batch_size: int, device: torch.device,
-) -> ShardingPlan:
+    optim: OptimConfig, topology: Topology, batch_size: int, device: torch.device, thorough: bool,
+) -> FoundPlan:
+    enumerator = _Enumerator(topology, batch_size, constraints, optim)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
-        enumerator=_Enumerator(topology, batch_size, constraints, optim),
+        enumerator=enumerator,
         storage_reservation=FixedPercentageStorageReservation(0.0),  # already taken off in _topology
+        proposer=None if thorough else [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()],
         constraints=constraints,
         debug=False,
         stats=[],
     )
     try:
-        return planner.plan(model, sharders(device))
+        plan = planner.plan(model, sharders(device))
     except PlannerError as error:
         raise ValueError(_memory_report(tables, optim, topology, batch_size)) from error
+    return FoundPlan(plan, planner._best_plan or [], enumerator.open, topology)
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """What is set aside for the parameters that are not tables: ``DENSE_COPIES`` of them."""
+    tables = {table.parameter for table in embedding_tables(model)}
+    return DENSE_COPIES * sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables)
+
+
+def usable_memory(config: ShardingConfig, hardware: Hardware) -> float:
+    """Bytes of a rank that the plan may fill: as configured, or a share of what is there."""
+    given = config.hbm_gb if hardware.device == "cuda" else config.ddr_gb
+    if not given and not hardware.memory:
+        raise ValueError("no GPU here to measure: set sharding.hbm_gb to the memory of one device, in GB")
+    return given * GB if given else MEMORY_SHARE * hardware.memory
+
+
+def measured(device: torch.device, local_world_size: int) -> Hardware:
+    """What a rank of this machine has, as far as this process can see; a GPU's links are those of its kind."""
+    host = psutil.virtual_memory().available / local_world_size
+    if device.type != "cuda":
+        rates = [1e3 * rate for rate in (CPU_GATHER, GLOO_LOCAL, GLOO_REMOTE)]
+        bf16 = torch.cpu._is_amx_tile_supported()
+        return Hardware("CPU", "cpu", host, host, *rates, CPU_MATMUL_BF16 if bf16 else CPU_MATMUL, bf16)
+    if not torch.cuda.is_available():
+        return Hardware("GPU", "cuda", 0, host)
+    free, total = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device)
+    known = recognised(name, total)
+    links = {"within": known.within, "between": known.between} if known else {}
+    bandwidth = _gpu_bandwidth(device)
+    return Hardware(name, "cuda", free, host, bandwidth * 1e3 if bandwidth else None, **links)
 
 
 def _topology(
-    model: nn.Module, config: ShardingConfig, device: torch.device, world_size: int, local_world_size: int
+    model: nn.Module, config: ShardingConfig, hardware: Hardware, world_size: int, local_world_size: int
 ) -> Topology:
-    """Devices as they are: memory as configured or measured here, less what the dense part takes."""
-    tables = {table.parameter for table in embedding_tables(model)}
-    dense = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables)
-    gpu = device.type == "cuda"
-    host = config.ddr_gb * GB if config.ddr_gb else MEMORY_SHARE * psutil.virtual_memory().available / local_world_size
-    memory = _gpu_memory(config, device) if gpu else host
-    cap = int(memory - DENSE_COPIES * dense)
+    """Devices as they are: memory as configured or there, less what the dense part takes."""
+    dense = dense_bytes(model)
+    gpu = hardware.device == "cuda"
+    memory = usable_memory(config, hardware)
+    cap = int(memory - dense)
     if cap <= 0:
         raise ValueError(
-            f"the dense part takes {DENSE_COPIES * dense / GB:.2f} GB, a rank has {memory / GB:.2f} GB "
+            f"the dense part takes {dense / GB:.2f} GB, a rank has {memory / GB:.2f} GB "
             f"(sharding.{'hbm_gb' if gpu else 'ddr_gb'}): use a smaller model or devices with more memory"
         )
+    host = config.ddr_gb * GB if config.ddr_gb else MEMORY_SHARE * hardware.host_memory
     arguments: dict[str, Any] = {"hbm_cap": cap, "ddr_cap": int(host)} if gpu else {"ddr_cap": cap}
-    if not gpu:
-        arguments |= {"intra_host_bw": GLOO_LOCAL, "inter_host_bw": GLOO_REMOTE, "ddr_mem_bw": CPU_GATHER}
-    elif bandwidth := _gpu_bandwidth(device):
-        arguments["hbm_mem_bw"] = bandwidth
+    rates = {
+        "hbm_mem_bw" if gpu else "ddr_mem_bw": hardware.memory_bandwidth,
+        "intra_host_bw": hardware.within,
+        "inter_host_bw": hardware.between,
+    }
+    arguments |= {name: rate / 1e3 for name, rate in rates.items() if rate}  # TorchRec counts bytes a millisecond
     logger = logging.getLogger("torchrec.distributed.planner.types")
     level = logger.level
     logger.setLevel(logging.ERROR)  # newer TorchRecs warn of this constructor, the only one that older ones have
     try:
-        return Topology(world_size, device.type, local_world_size=local_world_size, **arguments)
+        return Topology(world_size, hardware.device, local_world_size=local_world_size, **arguments)
     finally:
         logger.setLevel(level)
-
-
-def _gpu_memory(config: ShardingConfig, device: torch.device) -> float:
-    if config.hbm_gb:
-        return config.hbm_gb * GB
-    if not torch.cuda.is_available():
-        raise ValueError("no GPU here to measure: set sharding.hbm_gb to the memory of one device, in GB")
-    free, _ = torch.cuda.mem_get_info(device)
-    return MEMORY_SHARE * free
 
 
 def _gpu_bandwidth(device: torch.device) -> float | None:

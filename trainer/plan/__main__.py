@@ -1,0 +1,106 @@
+"""``python -m trainer.plan model=… data=… topology=8xH100``: the job of ``trainer.train``'s arguments, on a cluster that need
+not be here. Exit code 0 where it fits, 1 where it does not, 2 for a mistake."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from trainer import sharding
+from trainer.compose import compose
+from trainer.plan.advice import advice
+from trainer.plan.estimate import Planned
+from trainer.plan.report import as_data, draw, show
+from trainer.plan.smallest import check_holdable, smallest_cluster
+from trainer.process import guarded
+from trainer.topologies import Cluster, parse_cluster
+
+KEY = "topology="
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    guarded(lambda: start(argv))
+
+
+def start(argv: Sequence[str]) -> None:
+    """Raises ``ValueError`` for mistakes, ``SystemExit`` with 1 where the job does not fit."""
+    options, overrides, topology = parse(argv)
+    config = compose(overrides).config
+    cluster = parse_cluster(topology, sharding.measured(torch.device("cpu"), 1))
+    cluster = sharing_this_machine(cluster)
+    config.check_world_size(cluster.ranks)
+    if options.picture is not None:
+        check_can_draw(options.picture)
+    job = Planned(config, cluster)
+    check_holdable(job, cluster)
+    estimate = job.estimate(cluster)
+    try:
+        smallest = smallest_cluster(job, cluster)
+    except ValueError:
+        if estimate.fits:
+            raise
+        smallest = None
+    data = as_data(estimate, smallest, advice(job, estimate, smallest))
+    if options.json:
+        print(json.dumps(data, indent=1))
+    else:
+        show(data, Console())
+    if options.picture is not None:
+        draw(data, options.picture)
+    if not estimate.fits:
+        raise SystemExit(1)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
+    """Our options, the overrides of the configuration, and the topology. ``data.root`` may be left out: no row is read.
+    Raises ``ValueError`` without a topology."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.plan",
+        usage="%(prog)s topology=8xH100 [--json] [--picture FILE] key=value …",
+        description="Whether a job fits on a cluster, where its tables go and how long a step takes. All other arguments "
+        "are trainer.train's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--picture", type=Path, help="draw memory by rank into this file (.png, .svg, .pdf)")
+    options, rest = parser.parse_known_args(list(argv))
+    given = [argument.removeprefix(KEY) for argument in rest if argument.startswith(KEY)]
+    if not given or not given[-1]:
+        raise ValueError(
+            "topology is missing: give the cluster, such as topology=8xH100, 2x8xH200, 2xCPU or a file .yaml"
+        )
+    overrides = [argument for argument in rest if not argument.startswith(KEY)]
+    if not any(argument.startswith("data.root=") for argument in overrides):
+        overrides.append("data.root=.")
+    return options, overrides, given[-1]
+
+
+def sharing_this_machine(cluster: Cluster) -> Cluster:
+    """Ranks on a CPU share what this machine has."""
+    if cluster.hardware.device != "cpu":
+        return cluster
+    here = sharding.measured(torch.device("cpu"), cluster.local)
+    return Cluster(here, cluster.machines, cluster.local)
+
+
+def check_can_draw(path: Path) -> None:
+    """Raises ``ValueError`` before anything is computed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ValueError("--picture needs matplotlib, which is not installed: pip install matplotlib") from None
+    kinds = pyplot.figure().canvas.get_supported_filetypes()
+    pyplot.close()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise ValueError(f"--picture {path}: give a name that ends in .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise ValueError(f"--picture {path}: there is no folder {path.parent}")
+
+
+if __name__ == "__main__":
+    main()
