@@ -1,0 +1,89 @@
+"""Runs all checks and prints a line each, or JSON; ends with exit code 0, or 1 where anything fails."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from trainer.doctor.finding import FAIL, PASS, WARN, Finding, bounded, failed
+
+COLOURS = {PASS: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    found = []
+    for finding in findings(options):
+        found.append(finding)
+        if not options.json:
+            print(shown(finding, colour=sys.stdout.isatty()), flush=True)
+    failures, warnings = (sum(each.state == state for each in found) for state in (FAIL, WARN))
+    if options.json:
+        print(json.dumps({"ok": not failures, "findings": [asdict(each) for each in found]}, indent=2))
+    else:
+        print(f"{len(found)} looked at: {failures} failed, {warnings} to think about")
+    return int(failures > 0)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainer.doctor", description="Is this machine fit to train?")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what is to train here (default: what there is)")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs go (default: runs)")
+    parser.add_argument("--data-root", help="a data.root to be read: a folder or a URI")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of the round trip on the CPU (default: 2)")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds that any one check may take (default: 120)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(argv)
+
+
+def findings(options: argparse.Namespace) -> Iterator[Finding]:
+    """One check after the other, the quick ones first."""
+    try:
+        from trainer.doctor import installation, machine, places, processes
+    except Exception as error:  # noqa: BLE001 - a broken numpy or psutil
+        yield failed("installation", f"{type(error).__name__}: {error}", "make clean setup")
+        return
+    seconds, device, count = options.timeout, options.device, []
+
+    def gpus() -> list[Finding]:
+        found, number = processes.gpus(device, seconds)
+        count.append(number)
+        return found
+
+    checks = {
+        "python": installation.python,
+        "versions": installation.versions,
+        "memory": machine.memory,
+        "shared memory": machine.shared_memory,
+        "open files": machine.open_files,
+        "cores": machine.cores,
+        "clock": machine.clock,
+        "disk": lambda: places.disk(options.folder),
+        "installation": lambda: installation.fits(device, seconds),
+        "GPUs": gpus if device != "cpu" else list,
+        "gloo": lambda: processes.collectives("gloo", options.ranks, seconds),
+        "nccl": lambda: processes.collectives("nccl", count[0], seconds) if any(count) else [],
+        "data.root": lambda: places.data_root(options.data_root) if options.data_root else [],
+    }
+    for name, check in checks.items():
+        yield from bounded(name, check, seconds + 30)  # processes keep to the limit by themselves
+
+
+def shown(finding: Finding, *, colour: bool) -> str:
+    state = f"{COLOURS[finding.state]}{finding.state}\033[0m" if colour else finding.state
+    line = f"{state}  {finding.name}: {finding.message}"
+    return f"{line}\n      remedy: {finding.remedy}" if finding.remedy else line
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    os._exit(code)  # a check that hangs has left its thread behind
