@@ -30,8 +30,8 @@ LABEL_POLICIES = ("error", "drop")
 class Table:
     """Embedding rows that one or more features share.
 
-    ``embedding_dim`` (a multiple of 4, FBGEMM's rule) defaults to the schema's; ``pooling`` is how a bag of ids
-    becomes one vector.
+    ``num_embeddings``: how many rows; it must be given. ``embedding_dim`` (a multiple of 4, FBGEMM's rule) defaults to
+    the schema's; ``pooling`` is how a bag of ids becomes one vector.
 
     ``init``, ``init_std``: the distribution of the initial values, around 0, and its standard deviation: normal, 0.01 by
     default, or uniform, by default from -1/√num_embeddings to 1/√num_embeddings as in DLRM. ``init_std: 0`` is zeros.
@@ -51,7 +51,8 @@ class Table:
 class Feature:
     """One column of the log.
 
-    ``column``: the Parquet column, the feature's own name by default. ``wide``: whether a linear model uses the
+    ``kind``: a number (``dense``), an id or a bag of ids (``sparse``), or ids in time order, oldest first (``sequence``); it
+    must be given. ``column``: the Parquet column, the feature's own name by default. ``wide``: whether a linear model uses the
     feature (sparse: yes, sequence: no by default).
 
     ``on_null``, ``on_non_finite`` (dense) and ``on_out_of_range`` (ids outside the table) say what happens to a value
@@ -62,9 +63,9 @@ class Feature:
     but 64 s: give an offset); ``fill`` then replaces missing values (no ``fill``: they are an error); ``log1p`` applies
     log(1 + max(x, 0)) to all.
 
-    sparse and sequence: ``table``; ``ids`` is ``identity`` (the integer is the row) or ``hash`` (any integer or string);
-    ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of a list (the most recent of a
-    sequence), counted.
+    sparse and sequence: ``table``: whose rows the ids are; ``ids`` is ``identity`` (the integer is the row) or ``hash``
+    (any integer or string); ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of a list (the
+    most recent of a sequence), counted.
 
     sequence: ``target`` is the sparse feature the sequence is compared with; sequences with the same ``history`` name are
     several attributes of the same events, have equal lengths, and are attended to as one.
@@ -90,7 +91,7 @@ class Feature:
 
 @dataclass
 class Cross:
-    """A cross-product feature of the wide part: the combination of single-valued sparse features, hashed into
+    """A cross-product feature of the wide part: the combination of ``columns``, single-valued sparse features, hashed into
     ``num_buckets`` (row 0 is the missing id: any of the parts is missing)."""
 
     columns: list[str] = field(default_factory=list)
@@ -111,7 +112,8 @@ class Layout:
 
 @dataclass
 class Schema:
-    """All of it. ``weight`` names a column of sample weights. ``on_bad_label``: what happens to a row whose label is
+    """All of it. ``label``: the column of clicks, 0 or 1. ``embedding_dim``: of all tables that do not say their own.
+    ``weight`` names a column of sample weights. ``on_bad_label``: what happens to a row whose label is
     null, or neither 0 nor 1: ``error``, or ``drop`` (left out and counted).
 
     Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.

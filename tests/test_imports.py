@@ -21,30 +21,31 @@ PURE = (
 # From the ground up; a module imports from its own level and those below. Every module of the trainer has its place.
 LEVELS = (
     ("trainer.warm_start.rules",),
-    ("trainer.config",),
+    ("trainer.config", "trainer.topologies"),
     # A model, whoever runs it.
     ("trainer.batch_statistics", "trainer.dice", "trainer.embeddings", "trainer.interactions", "trainer.modules"),
     ("trainer.models",),
     ("trainer.compose", "trainer.progress", "trainer.task"),
-    ("trainer.keyed_rows", "trainer.metrics"),
+    ("trainer.distributions", "trainer.keyed_rows", "trainer.metrics"),
     ("trainer.grouped_metrics", "trainer.ranking"),
     # A process among others, and its run folder.
     ("trainer.distributed",),
     ("trainer.rendezvous",),
     ("trainer.attempts", "trainer.faults", "trainer.process", "trainer.run_folder", "trainer.watchdog"),
+    ("trainer.alerts", "trainer.profiling", "trainer.progress_line", "trainer.sightings", "trainer.trackers"),
     ("trainer.checkpoint", "trainer.guard", "trainer.held_out", "trainer.judge", "trainer.pace", "trainer.session"),
     # What is sharded, trained, saved and told.
     ("trainer.grace", "trainer.ledger", "trainer.optim", "trainer.reporting"),
     ("trainer.pieces", "trainer.scoring", "trainer.sharding", "trainer.warm_start", "trainer.wide_weights"),
-    ("trainer.state",),
+    ("trainer.report", "trainer.state"),
     ("trainer.build", "trainer.loop"),
     ("trainer.inputs", "trainer.trained"),
     ("trainer.resuming",),
     ("trainer.feed",),
     ("trainer.job",),
-    ("trainer.evaluate", "trainer.predict", "trainer.train"),
-    ("launch.bars", "launch.check_install", "launch.run"),
-    ("launch.incremental",),
+    ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
+    ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
+    ("launch.cluster", "launch.incremental"),
 )
 
 

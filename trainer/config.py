@@ -25,7 +25,8 @@ ON_CORRUPT = ("fallback", "error")
 
 @dataclass
 class RunConfig:
-    """``dir`` is the run folder; left empty it is ``root/name/<date-time>``, chosen once by rank 0."""
+    """``root``: the folder of all runs. ``name``: of runs that belong together, that of model and data set unless given.
+    ``dir``: the run folder; left empty it is ``root/name/<date-time>``, chosen once by rank 0."""
 
     root: str = "runs"
     name: str = "run"
@@ -40,7 +41,8 @@ class RunConfig:
 class StreamConfig:
     """How rows are read. ``shards``: logical shards, each a fixed part of every global batch; with ``seed`` they alone
     fix the order of rows, whatever the number of ranks. ``shuffle: false`` takes rows in order of files (time), a batch
-    after the other. ``shuffle_rows``: rows in the shuffle buffer over all ranks."""
+    after the other. ``shuffle_rows``: rows in the shuffle buffer over all ranks. ``threads``: that read, on each rank.
+    ``prefetch_batches``: made ahead, on each rank."""
 
     shards: int = 64
     shuffle: bool = True
@@ -55,7 +57,8 @@ class StreamConfig:
 
 @dataclass
 class SyntheticConfig:
-    """Rows to generate where ``data.root`` has none; only ``data=synthetic`` sets it."""
+    """Rows to generate where ``data.root`` has none; only ``data=synthetic`` sets it. ``train_rows``, ``valid_rows``,
+    ``test_rows``: how many. ``seed``: that they are drawn with."""
 
     train_rows: int = 1_000_000
     valid_rows: int = 100_000
@@ -67,7 +70,7 @@ class SyntheticConfig:
 class DataConfig:
     """``train``, ``valid`` and ``test`` are paths, folders or globs under ``root``, a folder or a URI (``s3://…``).
     ``probability`` names a column with the true click probability, where the data has one (synthetic): the best possible
-    AUC is then reported.
+    AUC is then reported. ``name``: of the data set, for the record.
 
     ``new_since`` is the folder of an earlier run, or of one of its checkpoints: of the files of ``train`` only those are
     trained that it and the runs before it (their own ``new_since``) have not seen. They are known by their paths under
@@ -108,8 +111,9 @@ class ScheduleConfig:
 
 @dataclass
 class TableOptimizerConfig:
-    """The optimizer of embedding tables, fused into backward. ``lr`` is FTRL's alpha; ``beta``, ``l1`` and ``l2`` belong
-    to FTRL, ``eps`` to the AdaGrads and Adam, ``beta1`` and ``beta2`` to Adam.
+    """The optimizer of embedding tables, fused into backward. ``name``: which one (``adam``: on GPUs alone; ``ftrl``: for the
+    linear part alone). ``lr``: the learning rate, FTRL's alpha; ``beta``, ``l1`` and ``l2`` belong to FTRL, ``eps`` to the
+    AdaGrads and Adam, ``beta1`` and ``beta2`` to Adam.
 
     ``weight_decay`` with ``weight_decay_rows: touched`` shrinks the rows that a step looks up by lr · weight_decay of
     themselves, once a step (``trainer.optim.mini_batch_aware``); ``all`` is an L2 term of the loss,
@@ -161,7 +165,8 @@ class TableOptimizerConfig:
 
 @dataclass
 class DenseOptimizerConfig:
-    """A ``torch.optim`` optimizer. ``options`` are further arguments of its constructor (``betas``, ``momentum`` …).
+    """A ``torch.optim`` optimizer: ``name``, ``lr``, ``weight_decay``. ``clip_norm``: the largest norm of the whole gradient,
+    which is scaled down to it (None: never). ``options`` are further arguments of its constructor (``betas``, ``momentum`` …).
     ``ema_decay``: evaluation and prediction take an exponential moving average of the dense parameters in their place
     (0.999 is one over some thousand steps)."""
 
@@ -364,6 +369,53 @@ class LossConfig:
 
 
 @dataclass
+class LoggingConfig:
+    """Where metrics go besides ``metrics.jsonl`` (docs/seeing.md). ``tensorboard``: to its files, in ``tensorboard/`` of the
+    run folder. ``mlflow``: to MLflow. ``wandb``: to Weights & Biases."""
+
+    tensorboard: bool = True
+    mlflow: bool = False
+    wandb: bool = False
+
+
+@dataclass
+class AlertsConfig:
+    """Early warnings (``trainer/alerts.py``); ``enabled: false`` turns them off. What rows look like is judged after
+    ``after_rows`` rows, and whether anything is learnt after ``after_steps`` steps and the warm-up of learning rates."""
+
+    enabled: bool = True
+    after_rows: int = 20_000
+    after_steps: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("after_rows", "after_steps"):
+            positive(getattr(self, name), f"alerts.{name}")
+
+
+@dataclass
+class ProfilingConfig:
+    """The window of ``profile=true`` (docs/seeing.md). ``after_steps``: it begins after so many steps of this process, which a
+    run that goes on counts anew. ``steps``: it has so many. ``ranks``: they write a trace each."""
+
+    after_steps: int = 20
+    steps: int = 5
+    ranks: list[int] = field(default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        for name in ("after_steps", "steps"):
+            positive(getattr(self, name), f"profiling.{name}")
+        if not self.ranks or min(self.ranks) < 0 or len(set(self.ranks)) < len(self.ranks):
+            raise ValueError(f"profiling.ranks is {self.ranks}: give different ranks, such as [0] or [0, 1]")
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises ``ValueError`` for a rank that there is not."""
+        if max(self.ranks) >= world_size:
+            raise ValueError(
+                f"profiling.ranks is {self.ranks}, but {world_size} rank(s) were started: give ranks from 0 to {world_size - 1}"
+            )
+
+
+@dataclass
 class DebugConfig:
     """``ledger``: write down which rows each step trained, as Parquet in ``ledger/`` of the run folder
     (``trainer/ledger.py``)."""
@@ -373,13 +425,17 @@ class DebugConfig:
 
 @dataclass
 class TrainConfig:
-    """The whole job. ``batch_size`` is global: rows of one step over all ranks. ``steps`` ends the run early, even
-    within an epoch (and with it the decay of a learning rate). ``accumulate_steps`` is 1 and says why. ``precision`` is
-    that of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the
+    """The whole job. ``profile``: a window of steps is profiled, and where their time went is told (``profiling`` says
+    which). ``device``: what computes (``auto``: GPUs where there are any). ``seed``: of initial values, the
+    order of rows, dropout. ``batch_size`` is global: rows of one step over all ranks. ``epochs``: passes over train.
+    ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate). ``log_every_steps``:
+    how often a line of metrics is written. ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that
+    of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the
     newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A job in which nothing moves for
-    ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it builds, and for a first step,
-    an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own limit, for what the watchdog cannot see.
-    Before all that the ranks wait ``rendezvous_timeout_seconds`` for each other."""
+    ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it builds, and for a first
+    step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own limit, for what the watchdog
+    cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each other. ``report``: the run ends with
+    ``report.html`` in its folder (docs/seeing.md)."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
@@ -391,7 +447,12 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    report: bool = True
+    profile: bool = False
     device: str = "auto"
     precision: str = "auto"
     seed: int = 1
@@ -468,6 +529,8 @@ class TrainConfig:
 
     def check_world_size(self, world_size: int) -> None:
         """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
+        if self.profile:
+            self.profiling.check_world_size(world_size)
         shards = self.data.stream.shards
         if world_size <= shards:
             return

@@ -25,6 +25,7 @@ class HeldOutMetrics:
         self._options, self._texts = options, texts
         self._sums = ClickMetrics(device=device, calibration_bins=options.calibration_bins)
         self._rows = KeyedRows(options.memory_mb << 20) if options.columns else None
+        self.distribution: dict[str, Any] = {}  # of the scores, once computed
 
     def update(self, outputs: TaskOutput) -> None:
         self._sums.update(outputs.logits, outputs.labels, outputs.weights)
@@ -34,7 +35,9 @@ class HeldOutMetrics:
     def compute(self) -> dict[str, Any]:
         """Raises ``ValueError``, on every rank alike, when a logit was NaN."""
         options = self._options
-        values: dict[str, Any] = self._sums.compute(all_reduce_sum)
+        sums = self._sums.over_ranks(all_reduce_sum)
+        values: dict[str, Any] = sums.compute()
+        self.distribution = sums.distribution()
         if options.base_auc is not None and values["auc"] is not None:
             values["relaimpr"] = relative_improvement(values["auc"], options.base_auc)
         slices = {}

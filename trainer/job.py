@@ -1,6 +1,7 @@
 """A job, ready to train: the sharded model and what goes with it, put together from the configuration and a feed."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from data_loaders.schema import Layout
 from trainer import build, faults, inputs, run_folder
+from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks
@@ -16,6 +18,7 @@ from trainer.feed import Feed
 from trainer.judge import Judge
 from trainer.ledger import Ledger
 from trainer.progress import Progress
+from trainer.report.record import Record
 from trainer.reporting import Reporter, print_plan
 from trainer.resuming import checkpoints_folder, resume
 from trainer.scoring import Evaluator
@@ -39,6 +42,7 @@ class Job:
     checkpoints: Checkpoints
     evaluator: Evaluator
     judge: Judge
+    record: Record
 
     @property
     def progress(self) -> Progress:
@@ -59,7 +63,9 @@ def make_job(
         run_folder.write_json(folder / "plan.json", built.plan_rows)
         print_plan(built.plan_rows)
     ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
-    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks)
+    alerts = make_alerts(config, model.layout, ranks)
+    built.task.register_forward_pre_hook(alerts.look)
+    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks, alerts)
     judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
     state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
     checkpoints = Checkpoints(
@@ -76,6 +82,8 @@ def make_job(
     )
     valid, epoch_steps = feed.held_out.get("valid"), feed.loader.steps_per_epoch
     evaluator = Evaluator(built.pipeline, valid, config.evaluation, epoch_steps, reporter, ranks)
+    record = Record(folder, ranks)
+    evaluator.keep = partial(record.scores, "valid")
 
     def on_result(progress: Progress, split: str, values: dict[str, Any]) -> bool:
         judge.consider(progress, split, values)  # first: a checkpoint of this step holds what it counts
@@ -83,7 +91,15 @@ def make_job(
         return judge.stopped is not None
 
     evaluator.on_result = on_result
-    return Job(config, model.layout, folder, ranks, feed, built, ledger, reporter, state, checkpoints, evaluator, judge)
+    told = (ledger, reporter, state, checkpoints, evaluator, judge, record)
+    return Job(config, model.layout, folder, ranks, feed, built, *told)
+
+
+def make_alerts(config: TrainConfig, layout: Layout, ranks: Ranks) -> Alerts:
+    """What learns nothing yet because its rate warms up is not warned of."""
+    tables = (config.optim.tables, config.optim.wide, *config.optim.by_table.values())
+    warmup = max(part.schedule.warmup_steps for part in (config.optim.dense, *tables))
+    return Alerts(config.alerts, config.data.schema, layout, warmup, ranks.device)
 
 
 def begin(job: Job) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
@@ -47,14 +48,15 @@ def run(
             guard.over(progress.step)
             return
         on_first_step()
-        progress.advance(outputs.cursor)
-        ledger.record(outputs.cursor, progress.step)
-        reporter.update(outputs, progress)
-        reporter.maybe_report(progress)
+        with record_function("## metrics ##"):  # a name in traces (trainer/profiling)
+            progress.advance(outputs.cursor)
+            ledger.record(outputs.cursor, progress.step)
+            reporter.update(outputs, progress)
+            reporter.maybe_report(progress)
         guard.end()
         if guard.stop_requested:
             return
-        with guard.watchdog.paused():
+        with guard.watchdog.paused(), record_function("## evaluation and checkpoint ##"):
             over = evaluator.maybe_evaluate(progress)
             checkpoints.maybe_save(progress)
         if over:

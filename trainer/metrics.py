@@ -16,9 +16,12 @@ Shapes: B rows of a batch, K bins of the logit, M bins of the probability.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.distributions import distribution, equal_mass_sums
 
 NUM_BINS = 1 << 20
 LOGIT_RANGE = 16.0  # logits beyond ±16 (probabilities beyond 1e-7) share the outermost bins
@@ -121,6 +124,18 @@ class ClickMetrics:
             values |= _held_out(negatives, positives, state[2 * self.num_bins + NUM_SUMS :])
         return values
 
+    def over_ranks(self, all_reduce: Callable[[Tensor], object]) -> "ClickMetrics":
+        """Those of all ranks together, whose sums ``all_reduce`` adds up in place."""
+        whole = ClickMetrics(self.num_bins, self._state.device, calibration_bins=self.calibration_bins)
+        whole._state.copy_(self._state)
+        all_reduce(whole._state)
+        return whole
+
+    def distribution(self) -> dict[str, Any]:
+        """How scores are spread, and how true they are (``trainer.distributions``)."""
+        negatives, positives = self._state[: 2 * self.num_bins].view(2, -1)
+        return distribution(negatives, positives, LOGIT_RANGE, self.calibration_bins)
+
     def reset(self) -> None:
         self._state.zero_()
 
@@ -181,16 +196,8 @@ def _ece(predictions: Tensor, labels: Tensor, weights: Tensor) -> float | None:
 def _ece_equal_mass(negatives: Tensor, positives: Tensor, bins: int) -> float | None:
     """The same with bins of about equal weight, put together of bins of the logit [K]: a prediction counts as that of its
     bin's middle, which is right to LOGIT_RANGE / (4 K), 4e-6 by default."""
-    mass = negatives + positives
-    total = mass.sum()
-    if total == 0:
-        return None
-    width = 2 * LOGIT_RANGE / len(mass)
-    middles = (torch.arange(len(mass), dtype=mass.dtype, device=mass.device) + 0.5) * width - LOGIT_RANGE
-    places = ((mass.cumsum(0) - mass / 2) / total * bins).long().clamp_(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=mass.dtype, device=mass.device)
-    gaps.index_add_(0, places, torch.sigmoid(middles) * mass - positives)
-    return _ratio(gaps.abs().sum().item(), total.item())
+    predictions, labels, weights = equal_mass_sums(negatives, positives, LOGIT_RANGE, bins)
+    return _ratio((predictions - labels).abs().sum().item(), weights.sum().item())
 
 
 def relative_improvement(auc: float, base: float) -> float:

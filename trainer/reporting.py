@@ -1,6 +1,5 @@
-"""What a run says while it goes: a progress bar, ``metrics.jsonl``, the final table and ``metrics.json``."""
+"""What a run says while it goes: a progress line, ``metrics.jsonl`` (and trackers), warnings, the final table."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,16 +7,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from data_loaders.loader import Loader
+from trainer.alerts import Alerts, say
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.distributed import Ranks, all_reduce_sum, peak_memory_mb, sum_counters
 from trainer.metrics import ClickMetrics
 from trainer.progress import Progress
+from trainer.progress_line import ProgressLine
 from trainer.run_folder import append_json_line
+from trainer.sightings import Sightings
 from trainer.task import TaskOutput
+from trainer.trackers import Trackers
 
 WINDOW_BINS = 1 << 14
 SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
@@ -26,10 +28,18 @@ SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
 class Reporter:
     """Collects the training metrics of the window since the last report and of the current epoch.
 
-    All ranks take part in a report (metrics are reduced); rank 0 writes and draws.
+    All ranks take part in a report (metrics are reduced); rank 0 writes and draws. ``alerts`` looks at each line.
     """
 
-    def __init__(self, folder: Path, loader: Loader, total_steps: int, every_steps: int, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        loader: Loader,
+        total_steps: int,
+        every_steps: int,
+        ranks: Ranks,
+        alerts: Alerts | None = None,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
         self.loader, self.every_steps, self.ranks = loader, every_steps, ranks
         self.window = ClickMetrics(num_bins=WINDOW_BINS, device=ranks.device)
@@ -37,11 +47,12 @@ class Reporter:
         self._epoch_number = -1
         self._last: dict[str, Any] = {}  # metrics of each split, when they were last computed
         self._started = self._window_started = time.perf_counter()
-        self._trained = self._window_rows = 0
+        self._trained = self._window_rows = self._window_steps = 0
         self._outside = 0.0
         self._window_wait = 0.0
-        self._total_steps = total_steps
-        self._bar: tqdm | None = None
+        self._line = ProgressLine(total_steps, quiet=not ranks.is_first)
+        self.alerts = alerts
+        self.trackers = Trackers({})
         self.further: Callable[[], Mapping[str, Any]] = dict  # what else a line of training metrics tells; all ranks call it
 
     def snapshot(self) -> list[Piece]:
@@ -53,18 +64,22 @@ class Reporter:
         return pieces
 
     def facts(self) -> dict[str, Any]:
-        return {"epoch": self._epoch_number, "last": self._last}
+        alerts = self.alerts.facts() if self.alerts is not None else {}
+        return {"epoch": self._epoch_number, "last": self._last, "alerts": alerts}
 
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
         """Goes on with saved sums, which rank 0 takes over."""
         self._epoch_number, self._last = facts["epoch"], dict(facts["last"])
+        if self.alerts is not None:
+            self.alerts.restore(facts["alerts"])
         for name, metrics in self._metrics().items():
             metrics.reset()
             if self.ranks.is_first:
                 metrics.sums.copy_(reader.read(f"metrics/{name}"))
 
-    def _metrics(self) -> dict[str, ClickMetrics]:
-        return {"window": self.window, "epoch": self.epoch}
+    def _metrics(self) -> dict[str, ClickMetrics | Sightings]:
+        metrics: dict[str, ClickMetrics | Sightings] = {"window": self.window, "epoch": self.epoch}
+        return metrics if self.alerts is None else metrics | {"seen": self.alerts.seen}
 
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
         if outputs.cursor.epoch != self._epoch_number:
@@ -73,8 +88,9 @@ class Reporter:
         for metrics in (self.window, self.epoch):
             metrics.update(outputs.logits, outputs.labels, outputs.weights)
         self._window_rows += outputs.cursor.rows
+        self._window_steps += 1
         self._trained += outputs.cursor.rows
-        self._draw(progress)
+        self._line.step(progress)
 
     def maybe_report(self, progress: Progress) -> None:
         """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``ValueError`` on all ranks when the loss is not finite."""
@@ -88,16 +104,17 @@ class Reporter:
         values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
         values.update(self.further())
         self.write("train", values, progress)
-        if self._bar is not None:
-            auc = values["auc"]
-            shown = {"loss": f"{values['logloss']:.4f}", "auc": f"{auc:.4f}" if auc is not None else "–"}
-            self._bar.set_postfix({**shown, "samples/s": f"{values['samples_per_second']:,.0f}"}, refresh=False)
+        self._line.report(progress, values, elapsed / max(self._window_steps, 1))
         self.window.reset()
-        self._window_rows, self._window_started, self._window_wait = 0, time.perf_counter(), self.loader.wait_seconds
+        self._window_rows = self._window_steps = 0
+        self._window_started, self._window_wait = time.perf_counter(), self.loader.wait_seconds
 
     def write(self, split: str, values: Mapping[str, Any], progress: Progress) -> None:
+        """A line of ``metrics.jsonl``, and what it gives reason to warn of. All ranks call it together."""
         self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}
+        values = {**values, **self._judge(split, values, progress)}
         if self.ranks.is_first:
+            self.trackers.log(split, values, progress.step)
             line = {
                 "step": progress.step,
                 "epoch": progress.epoch,
@@ -106,6 +123,15 @@ class Reporter:
                 **values,
             }
             append_json_line(self.path, line)
+
+    def _judge(self, split: str, values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        if self.alerts is None:
+            return {}
+        place = (progress.step, progress.epoch)
+        new = self.alerts.consider(split, values, *place, self.loader.counters, all_reduce_sum)
+        if self.ranks.is_first:
+            say(new)
+        return {"alerts": new} if new else {}
 
     def outside(self, seconds: float) -> None:
         """Time spent in something else than training (evaluation, checkpoints), kept out of samples/s."""
@@ -127,23 +153,7 @@ class Reporter:
         }
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _draw(self, progress: Progress) -> None:
-        """From the first step on: whatever is told before that has lines of its own."""
-        if self._bar is None:
-            self._bar = tqdm(
-                total=self._total_steps,
-                unit="step",
-                initial=progress.step - 1,
-                disable=not self.ranks.is_first,
-                dynamic_ncols=True,
-                mininterval=1.0,
-                file=sys.stderr,
-            )
-        self._bar.n = progress.step
-        self._bar.update(0)
+        self._line.close()
 
 
 def print_plan(rows: list[dict[str, Any]], most: int = 40) -> None:

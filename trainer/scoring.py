@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,10 @@ def evaluate(
     ranks: Ranks,
     *,
     under_way: bool = True,
+    keep: Callable[[dict[str, Any]], None] = lambda distribution: None,
 ) -> dict[str, Any]:
     """Metrics and speed on all rows of ``loader``, which has the keys of ``options.columns``; the same on every rank.
+    ``keep`` is given the distribution of the scores (``trainer.distributions``).
 
     A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """
@@ -67,6 +70,7 @@ def evaluate(
         pipeline.attach(sparse_dist=False)
     values = metrics.compute()
     seconds = time.perf_counter() - started
+    keep(metrics.distribution)
     return {
         **values,
         "samples_per_second": values["rows"] / seconds,
@@ -92,6 +96,7 @@ class Evaluator:
         self.last: tuple[int, dict[str, Any]] | None = None
         # Whether training is to end.
         self.on_result: Callable[[Progress, str, dict[str, Any]], bool] = lambda progress, split, values: False
+        self.keep: Callable[[int, dict[str, Any]], None] = lambda step, distribution: None
         self.over = False
 
     def maybe_evaluate(self, progress: Progress) -> bool:
@@ -106,7 +111,8 @@ class Evaluator:
         """Metrics of ``valid`` at this step, computed once."""
         assert self.valid is not None
         if self.last is None or self.last[0] != progress.step:
-            values = evaluate(self.pipeline, self.valid, self.options, self.ranks)
+            keep = partial(self.keep, progress.step)
+            values = evaluate(self.pipeline, self.valid, self.options, self.ranks, keep=keep)
             self.reporter.outside(values["seconds"])
             self.reporter.write("valid", values, progress)
             self.last = (progress.step, values)

@@ -9,7 +9,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
-from trainer import build, faults, loop, run_folder, sharding
+from trainer import build, faults, loop, run_folder, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
@@ -30,8 +32,10 @@ from trainer.guard import Guard
 from trainer.job import Job, begin, make_job
 from trainer.pace import Pace
 from trainer.process import guarded
+from trainer.profiling.window import window
 from trainer.progress import Progress
 from trainer.rendezvous import process_group
+from trainer.report.drawing import draw_or_warn
 from trainer.reporting import print_summary
 from trainer.scoring import best_possible, evaluate
 from trainer.session import Session
@@ -54,6 +58,7 @@ def start(argv: Sequence[str]) -> None:
         return
     config = composed.config
     config.check_world_size(identity()[1])
+    trackers.check_installed(config.logging)
     model = build.build_model(config.model, config.data.schema, config.seed)
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds, config.rendezvous_timeout_seconds) as ranks:
@@ -66,6 +71,8 @@ def start(argv: Sequence[str]) -> None:
                 run_folder.write_json(folder / "metrics.json", final)
                 session.close("finished", step=final["train"]["step"], **final.get("selected", {}))
                 print_summary(final, folder)
+            if config.report and ranks.is_first:
+                draw_or_warn(folder)
 
 
 def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: Ranks) -> None:
@@ -105,16 +112,22 @@ def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: 
         )
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(job.folder / "config.yaml", tree)
-    before = score_before(job)
-    stop_signal = run_steps(job, session, watchdog)
-    if stop_signal:
-        if ranks.is_first:
-            reason = signal.Signals(stop_signal).name
-            session.close("preempted", step=job.progress.step, retryable=True, reason=reason)
-        return None
-    session.signals.end_if_asked()
-    with watchdog.paused():
-        return final_metrics(job) | ({"before": before} if before else {})
+        job.record.environment()
+    with trackers.opened(config.logging, job.folder, tree, job.progress.step, here=ranks.is_first) as opened:
+        job.reporter.trackers = opened
+        before = score_before(job)
+        stop_signal = run_steps(job, session, watchdog)
+        if stop_signal:
+            if ranks.is_first:
+                reason = signal.Signals(stop_signal).name
+                session.close("preempted", step=job.progress.step, retryable=True, reason=reason)
+            return None
+        session.signals.end_if_asked()
+        with watchdog.paused():
+            final = final_metrics(job) | ({"before": before} if before else {})
+            if config.report:
+                job.record.tables(job.progress.step, job.built.task, job.state.pieces, config)
+            return final | {"alerts": job.reporter.alerts.told}
 
 
 def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
@@ -122,12 +135,14 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
     ranks, feed, built = job.ranks, job.feed, job.built
     grace = GraceCheck(job.checkpoints, grace_seconds(), ranks)
 
-    def before_step(step: int) -> None:
-        grace.look()
-        loop.seed_dropout(job.config.seed, ranks, step)
-
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
-    with Pace(watchdog, feed.loader, ranks) as pace, session.signals.deferred():
+    with Pace(watchdog, feed.loader, ranks) as pace, session.signals.deferred(), profiled(job, watchdog) as profile_step:
+
+        def before_step(step: int) -> None:
+            profile_step(step)
+            grace.look()
+            loop.seed_dropout(job.config.seed, ranks, step)
+
         job.reporter.further = pace.report
         guard = Guard(ranks, lambda: session.signals.asked, watchdog, session.attempts, feed.chosen.manifest)
         guard.attach(built.task)
@@ -150,6 +165,13 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
         with watchdog.paused():
             job.checkpoints.save(job.progress)
     return guard.stop_signal
+
+
+def profiled(job: Job, watchdog: Watchdog) -> AbstractContextManager[Callable[[int], None]]:
+    """What to call before each step: the window of ``profile=true``, or nothing."""
+    if not job.config.profile:
+        return nullcontext(lambda step: None)
+    return window(job.config.profiling, job.folder, job.ranks, watchdog, job.reporter.outside)
 
 
 def score_before(job: Job) -> dict[str, Any] | None:
@@ -192,11 +214,13 @@ def final_metrics(job: Job) -> dict[str, Any]:
         progress = Progress(**selected.pop("progress"))
         final["selected"] = selected
         if progress != job.progress and "valid" in held_out:
-            final["valid"] = evaluate(job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks)
+            keep = partial(job.record.scores, "valid", progress.step)
+            final["valid"] = evaluate(job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks, keep=keep)
     if (wide := wide_weights(job.built.task, job.ranks)) is not None:
         final["wide"] = wide
     if "test" in held_out:
-        final["test"] = evaluate(job.built.pipeline, held_out["test"], job.config.evaluation, job.ranks)
+        keep = partial(job.record.scores, "test", progress.step)
+        final["test"] = evaluate(job.built.pipeline, held_out["test"], job.config.evaluation, job.ranks, keep=keep)
         reporter.write("test", final["test"], progress)
     if data.probability and job.ranks.is_first:
         columns = (data.schema.label, data.probability)

@@ -142,7 +142,7 @@ class Step:
 
 @dataclass
 class View:
-    """``start``: the source or view whose rows it takes; ``steps`` change them, in order (see ``STEPS``)."""
+    """``start``: the source or view whose rows it takes; ``steps`` change them, in order (``STEPS``, docs/prepare.md)."""
 
     start: str = ""
     steps: list[Any] = field(default_factory=list)
@@ -172,9 +172,9 @@ class History:
 class Make:
     """How a feature's column is made. With nothing given it is the raw column of the feature's name.
 
-    ``column``: the raw column. ``numbers``: steps from the raw number to the feature's, in order (see ``NUMBERS``).
-    ``cross``: features or raw columns whose combination is the raw value (null where any part is null). ``history``: see
-    ``History``.
+    ``column``: the raw column. ``numbers``: steps from the raw number to the feature's, in order (``NUMBERS``, docs/prepare.md).
+    ``cross``: features or raw columns whose combination is the raw value (null where any part is null). ``history``: the
+    user's earlier events.
     """
 
     column: str | None = None

@@ -1,0 +1,86 @@
+"""What each rank holds: tables and their optimizer state, by the plan (``plan.json``)."""
+
+from typing import Any
+
+from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter, NumeralTickFormatter, Range1d
+
+from trainer.report.files import Run
+from trainer.report.style import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure
+
+COLORS = {
+    "table_wise": BLUE,
+    "row_wise": ORANGE,
+    "column_wise": GREEN,
+    "data_parallel": PINK,
+    "table_row_wise": SKY,
+    "grid_shard": DARK,
+}
+MOST_BARS = 3000  # parts of bars in the picture
+MEGABYTE = 1e6
+
+
+def cards(run: Run) -> list[Card]:
+    return [_card(run.plan)] if run.plan else []
+
+
+def _card(plan: list[dict[str, Any]]) -> Card:
+    ranks = 1 + max(int(rank) for row in plan for rank in row["bytes"])
+    parts = segments(plan, max(1, MOST_BARS // ranks))
+    source = ColumnDataSource({key: [part[key] for part in parts] for key in parts[0]})
+    tooltips = [("rank", "@rank"), ("table", "@table"), ("sharding", "@sharding"), ("MB", "@megabytes{0,0.000}")]
+    height = round(90 + ranks * min(40, max(4, 640 / ranks)))
+    plot = make_figure(height, tooltips, x_axis_label="MB of tables and optimizer state", y_axis_label="rank")
+    bars = plot.hbar(
+        y="rank",
+        left="left",
+        right="right",
+        height=0.8,
+        source=source,
+        color="color",
+        line_color="white",
+        line_width=0.5,
+    )
+    hover(plot, bars)
+    totals = [max((part["right"] for part in parts if part["rank"] == rank), default=0.0) for rank in range(ranks)]
+    if ranks <= 32:
+        plot.text(
+            totals,
+            list(range(ranks)),
+            [f"{total:,.1f}" for total in totals],
+            x_offset=5,
+            text_baseline="middle",
+            text_font_size="12px",
+        )
+    plot.x_range, plot.y_range = Range1d(0, max(totals) * 1.15 or 1.0), Range1d(ranks - 0.4, -0.6)
+    plot.yaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
+    plot.yaxis.formatter = CustomJSTickFormatter(code="return Number.isInteger(tick) ? String(tick) : ''")
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+    plot.ygrid.grid_line_color = None
+    kinds = dict.fromkeys(part["sharding"] for part in parts)
+    sizes = {kind: sum(part["megabytes"] for part in parts if part["sharding"] == kind) for kind in kinds}
+    keys = [Key(COLORS.get(kind, GREY), f"{kind.replace('_', ' ')} {size:,.1f} MB") for kind, size in sizes.items()]
+    return Card("Memory by rank", plot, keys, "A part of a bar is a table: point at it.", wide=True)
+
+
+def segments(plan: list[dict[str, Any]], most_tables: int) -> list[dict[str, Any]]:
+    """The parts of all bars, ``left`` to ``right`` in MB: a table each, the largest first within their kind of sharding; what is
+    beyond ``most_tables`` is one part for each kind of sharding."""
+    rows = sorted(plan, key=lambda row: -sum(row["bytes"].values()))
+    held: dict[tuple[str, str], dict[int, int]] = {}
+    for number, row in enumerate(rows):
+        name = row["table"] if number < most_tables else "smaller tables"
+        part = held.setdefault((row["sharding"], name), {})
+        for rank, size in row["bytes"].items():
+            part[int(rank)] = part.get(int(rank), 0) + size
+    kinds = list(dict.fromkeys(kind for kind, _ in held))
+    ends: dict[int, float] = {}
+    found = []
+    for (kind, name), sizes in sorted(held.items(), key=lambda item: kinds.index(item[0][0])):
+        for rank, size in sizes.items():
+            left = ends.get(rank, 0.0)
+            ends[rank] = left + size / MEGABYTE
+            found.append(
+                {"rank": rank, "table": name, "sharding": kind, "left": left, "right": ends[rank]}
+                | {"megabytes": size / MEGABYTE, "color": COLORS.get(kind, GREY)}
+            )
+    return found

@@ -1,0 +1,72 @@
+"""AUC by the values of chosen columns (``evaluation.slices``)."""
+
+import math
+from typing import Any
+
+from bokeh.models import ColumnDataSource, NumeralTickFormatter, Span
+
+from trainer.report.files import Run, last_with
+from trainer.report.style import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+
+MOST_VALUES = 40  # those of most rows
+
+
+def cards(run: Run) -> list[Card]:
+    found = last_with(run, "slices")
+    if found is None:
+        return []
+    split, columns = found
+    whole = run.figures[split]["auc"]
+    made = [_card(split, column, values, whole) for column, values in columns.items()]
+    return [card for card in made if card is not None]
+
+
+def _card(split: str, column: str, values: list[dict[str, Any]], whole: float) -> Card | None:
+    drawn = in_order([value for value in values if value.get("auc") is not None][:MOST_VALUES])
+    if not drawn:
+        return None
+    names = distinct(
+        f"{label('null' if value['value'] is None else value['value'])} · {value['rows']:,}" for value in drawn
+    )
+    errors = [1.96 * standard_error(value["auc"], value["rows"], value["label_mean"]) for value in drawn]
+    shown = ("auc", "rows", "logloss", "calibration", "label_mean")
+    source = ColumnDataSource(
+        {"name": names, **{key: [value.get(key) for value in drawn] for key in shown}}
+        | {
+            "low": [value["auc"] - error for value, error in zip(drawn, errors)],
+            "high": [value["auc"] + error for value, error in zip(drawn, errors)],
+        }
+    )
+    tooltips = [
+        ("", "@name"),
+        ("AUC", "@auc{0.0000} (95 %: @low{0.000} – @high{0.000})"),
+        ("log loss", "@logloss{0.0000}"),
+        ("calibration", "@calibration{0.000}"),
+        ("click rate", "@label_mean{0.00%}"),
+    ]
+    plot = make_figure(70 + 19 * len(drawn), tooltips, y_range=names[::-1], x_axis_label=f"AUC on {split}")
+    plot.add_layout(Span(location=whole, dimension="height", line_color=GREY, line_dash="dashed"))
+    plot.segment("low", "name", "high", "name", source=source, color=BLUE, alpha=0.5)
+    hover(plot, plot.scatter("auc", "name", source=source, color=BLUE, size=8))
+    plot.ygrid.grid_line_color = None
+    plot.xaxis.formatter = NumeralTickFormatter(format="0.00")
+    left_out = len(values) - len(drawn)
+    note = "Each value with its rows; bars: where the AUC lies with 95 %."
+    note += f" {left_out} further values: too few rows or one class only, or in metrics.json." if left_out else ""
+    return Card(f"By {label(column)}", plot, [Key(GREY, f"all rows {whole:.4f} (dashed)")], note)
+
+
+def in_order(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers by size; anything else as it comes, most rows first."""
+    try:
+        return sorted(values, key=lambda value: float(value["value"]))
+    except (TypeError, ValueError):
+        return values
+
+
+def standard_error(auc: float, rows: float, rate: float) -> float:
+    """Of an AUC (Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve", eq. 1)."""
+    clicks, others = rows * rate, rows * (1 - rate)
+    both_above, both_below = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    spread = auc * (1 - auc) + (clicks - 1) * (both_above - auc * auc) + (others - 1) * (both_below - auc * auc)
+    return math.sqrt(max(spread, 0.0) / (clicks * others))

@@ -1,0 +1,131 @@
+"""Embedding tables: how much of each was trained, and how long its rows are (``tables.json``)."""
+
+from typing import Any
+
+from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
+
+from trainer.report.files import Run
+from trainer.report.style import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+
+MOST_DRAWN = 40  # the largest
+MOST_LISTED = 300
+LOW, MIDDLE, HIGH = 1, 3, 5  # of table_statistics.QUANTILES: 5, 50 and 95 %
+PARTS = {"trained": BLUE, "never_trained": GREY, "all": BLUE}
+
+
+def cards(run: Run) -> list[Card]:
+    tables = run.tables.get("tables", [])[:MOST_DRAWN]
+    return [_trained(tables), _norms(tables)] if tables else []
+
+
+def _trained(tables: list[dict[str, Any]]) -> Card:
+    names = distinct(label(table["table"]) for table in tables)
+    known = [(name, table) for name, table in zip(names, tables) if table["trained"] is not None]
+    source = ColumnDataSource(
+        {
+            "name": [name for name, _ in known],
+            "share": [table["trained"] for _, table in known],
+            "never": [1 - table["trained"] for _, table in known],
+            "rows": [table["rows"] for _, table in known],
+        }
+    )
+    tooltips = [("", "@name"), ("trained", "@share{0.0%}"), ("never seen", "@never{0.0%}"), ("rows", "@rows{0,0}")]
+    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1], x_range=Range1d(0, 1.12))
+    plot.hbar(y="name", left=0, right=1, height=0.7, source=source, color=GREY, alpha=0.22)
+    hover(plot, plot.hbar(y="name", right="share", height=0.7, source=source, color=BLUE))
+    texts = [f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}" for share in source.data["share"]]
+    plot.text([1.01] * len(known), [name for name, _ in known], texts, text_baseline="middle", text_font_size="11px")
+    unknown = [name for name, table in zip(names, tables) if table["trained"] is None]
+    plot.text([0.01] * len(unknown), unknown, ["unknown"] * len(unknown), text_baseline="middle", text_font_size="11px")
+    plot.xaxis.formatter, plot.xaxis.ticker = NumeralTickFormatter(format="0%"), [0, 0.25, 0.5, 0.75, 1]
+    plot.ygrid.grid_line_color = None
+    keys = [Key(BLUE, "trained at least once"), Key(GREY, "never seen")]
+    return Card(
+        "Rows that were trained", plot, keys, "Unknown where the optimizer keeps no state (SGD)." if unknown else ""
+    )
+
+
+def _norms(tables: list[dict[str, Any]]) -> Card:
+    names = distinct(label(table["table"]) for table in tables)
+    tooltips = [
+        ("", "@name, @rows"),
+        ("5 – 50 – 95 %", "@low{0.0000} – @middle{0.0000} – @high{0.0000}"),
+        ("mean", "@mean{0.0000}"),
+    ]
+    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1])
+    drawn = []
+    for part, color in PARTS.items():
+        lines = [(name, table["norms"][part]) for name, table in zip(names, tables) if part in table["norms"]]
+        if not lines:
+            continue
+        source = ColumnDataSource(
+            {
+                "name": [name for name, _ in lines],
+                "rows": [part.replace("_", " ")] * len(lines),
+                "mean": [norms["mean"] for _, norms in lines],
+                "low": [norms["quantiles"][LOW] for _, norms in lines],
+                "middle": [norms["quantiles"][MIDDLE] for _, norms in lines],
+                "high": [norms["quantiles"][HIGH] for _, norms in lines],
+            }
+        )
+        plot.segment("low", "name", "high", "name", source=source, color=color, line_width=3, alpha=0.45)
+        hover(plot, plot.scatter("middle", "name", source=source, color=color, size=7))
+        drawn.append(
+            Key(
+                color,
+                {"trained": "trained rows", "never_trained": "never seen: initial values", "all": "all rows"}[part],
+            )
+        )
+    plot.x_range.start = 0
+    plot.xaxis.formatter = NumeralTickFormatter(format="0.[000]")
+    plot.ygrid.grid_line_color = None
+    return Card("Length of rows (L2 norm)", plot, drawn, "Point: median; bar: from 5 to 95 % of the rows.")
+
+
+def listed(run: Run) -> dict[str, Any] | None:
+    """The same as text: a line a table."""
+    tables = run.tables.get("tables", [])
+    if not tables:
+        return None
+    sizes = {row["table"]: sum(row["bytes"].values()) for row in run.plan}
+    head = ["table", "rows", "dim", "optimizer", "MB", "trained", "never seen", "row of missing ids", "mean norm"]
+    lines = [_line(table, sizes.get(table["table"])) for table in tables[:MOST_LISTED]]
+    return {"title": f"{len(tables)} tables", "head": head, "lines": lines, "notes": _notes(run, tables)}
+
+
+def _line(table: dict[str, Any], size: int | None) -> list[str]:
+    share, row = table["trained"], table["missing_row"]
+    missing = (
+        "none"
+        if row is None
+        else f"{row}" + {True: ", trained", False: ", never trained"}.get(table["missing_row_trained"], "")
+    )
+    norms = table["norms"].get("trained") or table["norms"].get("all")
+    return [
+        table["table"],
+        f"{table['rows']:,}",
+        f"{table['dim']}",
+        table["optimizer"],
+        "–" if size is None else f"{size / 1e6:,.2f}",
+        "unknown" if share is None else f"{share:.1%}",
+        "unknown" if share is None else f"{1 - share:.1%}",
+        missing,
+        "–" if norms is None or norms["mean"] is None else f"{norms['mean']:.4f}",
+    ]
+
+
+def _notes(run: Run, tables: list[dict[str, Any]]) -> list[str]:
+    notes = [f"At step {run.tables['step']:,}. A row counts as trained when its optimizer has state for it."]
+    sampled = [table for table in tables if table["sampled"] < table["rows"]]
+    if sampled:
+        most = max(table["sampled"] for table in sampled)
+        notes.append(
+            f"Of {len(sampled)} tables a sample: at most {most:,} rows, one of each of as many blocks of equal length."
+        )
+    if any(table["missing_row"] == 0 for table in tables):
+        notes.append("Row 0 of a table of hashed ids is reserved for missing ids: no value is hashed to it.")
+    if len(tables) > MOST_DRAWN:
+        notes.append(f"The pictures have the {MOST_DRAWN} largest tables.")
+    if len(tables) > MOST_LISTED:
+        notes.append(f"The list has the {MOST_LISTED} largest; tables.json has all.")
+    return notes
