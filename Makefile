@@ -13,7 +13,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test clean
+.PHONY: help setup train test docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ test: TESTS := --tests
 test: setup  ## run the tests: ARGS='tests/launch -k metrics -x'
 	@$(RUN) pytest $(ARGS)
 
+docs: setup  ## the guide as a web site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build
+
 clean:  ## remove .venv and everything built (runs and data stay)
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Pages, and what writes and checks them; not part of the package."""

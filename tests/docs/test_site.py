@@ -1,0 +1,109 @@
+"""The guide builds without a warning, its links lead somewhere, and a reader's browser asks no other host for anything."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ELSEWHERE = re.compile(r"^(https?:)?//")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+class Fetched(HTMLParser):
+    """What a browser fetches to show a page: ``addresses``."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "link" and found.get("rel") not in ("canonical", "next", "prev", "alternate"):
+            self.addresses.append(found.get("href") or "")
+        if tag in ("script", "img", "iframe", "source", "video", "audio", "embed"):
+            self.addresses += [found[name] for name in ("src", "srcset") if found.get(name)]
+
+
+def broken(text, folder):
+    """The relative links of a Markdown text in ``folder`` that lead nowhere, headings of other Markdown files included."""
+    from markdown.extensions.toc import slugify
+
+    found = []
+    for link in LINK.findall(text):
+        path, _, anchor = link.partition("#")
+        target = folder / path
+        if ELSEWHERE.match(link) or not path:
+            continue
+        headings = (
+            re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if target.suffix == ".md" and anchor else []
+        )
+        if not target.exists() or (anchor and anchor not in [slugify(heading, "-") for heading in headings]):
+            found.append(link)
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],  # --quiet would not be strict
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_is_built(site):
+    pages = {path.stem for path in (REPOSITORY / "docs").glob("*.md")}
+    assert {path.stem for path in site.glob("*.html")} == {*pages, "404"}
+    assert not list(site.glob("**/*.py")) and not list(site.glob("**/__pycache__"))
+    assert "cannot share data.stream.shards" in (site / "search" / "search_index.json").read_text()
+
+
+def test_nothing_is_fetched_from_another_host(site):
+    pages = [*site.glob("*.html")]
+    fetched = {address for page in pages for address in Fetched(page.read_text()).addresses}
+    assert any(address.endswith(".js") for address in fetched) and any(".css" in address for address in fetched)
+    assert [address for address in fetched if ELSEWHERE.match(address)] == []
+    for path in site.rglob("*.css"):
+        styles = path.read_text()
+        asked = re.findall(r"url\(\s*['\"]?([^'\")]+)", styles) + re.findall(r"@import\s+['\"]([^'\"]+)", styles)
+        assert [address for address in asked if ELSEWHERE.match(address)] == [], path.name
+
+
+def test_the_readmes_links_lead_somewhere():
+    pytest.importorskip("markdown")
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(LINK.findall(text)) > 5 and broken(text, REPOSITORY) == []
+
+
+def test_pages_named_in_the_source_exist():
+    paths = [path for top in ("trainer", "data_loaders", "launch", "conf") for path in (REPOSITORY / top).rglob("*")]
+    texts = {path: path.read_text() for path in paths if path.suffix in (".py", ".yaml")}
+    named = {(path.name, page) for path, text in texts.items() for page in re.findall(r"\bdocs/[\w-]+\.md\b", text)}
+    assert named and [pair for pair in named if not (REPOSITORY / pair[1]).exists()] == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    pytest.importorskip("markdown")
+    (tmp_path / "a.md").write_text("# One `two.three`\n")
+    text = "[a](a.md) [b](a.md#one-twothree) [c](a.md#four) [d](b.md) [e](https://host/x) [f](b.md#one)"
+    assert broken(text.replace("[f](b.md#one)", ""), tmp_path) == ["a.md#four", "b.md"]
+
+
+def test_an_address_elsewhere_is_seen():
+    page = (
+        '<link rel="stylesheet" href="https://a/b.css"><link rel="canonical" href="https://c"><script src="//d/e.js">'
+    )
+    assert Fetched(page).addresses == ["https://a/b.css", "//d/e.js"]
