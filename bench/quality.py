@@ -70,8 +70,8 @@ def named(overrides: list[str], num_ranks: int) -> str:
 def run(overrides: list[str], data_root: str, num_ranks: int, config_dir: str | None = None) -> dict[str, Any]:
     """Final metrics of one run; raises ``RuntimeError`` with the program's own words when it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks), *overrides]
-        command += ["--config-dir", config_dir] if config_dir else []
+        command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks)]
+        command += [*(["--config-dir", config_dir] if config_dir else []), *overrides]
         done = subprocess.run(
             [*command, f"data.root={data_root}", f"run.dir={folder}/run"],
             capture_output=True,
