@@ -1,0 +1,93 @@
+"""Training on many machines: `python -m launch.cluster launch=slurm launch.nodes=2 [launch.KEY=VALUE …] key=value … [--dry-run]`.
+
+The job's configuration is composed and checked here first, as `launch.run` does. Then `launch=slurm` submits a batch script by
+sbatch, `launch=kubernetes` manifests by kubectl; `--dry-run` prints them instead. `launch=torchrun` prints the command to
+run on every machine. Exit code: 0, 2 for a mistake, 1 where sbatch or kubectl fails.
+"""
+
+import argparse
+import datetime
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from launch.cluster import kubernetes, options, slurm
+from launch.cluster.job import Job, environment, make, torchrun, worker
+from launch.cluster.options import Kubernetes, Slurm, Torchrun
+from launch.run import USER_ERROR
+from trainer.compose import parse as parse_job
+
+SCRIPT = "job.sh"  # in the run folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parsed, rest = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        own, arguments = options.split(rest)
+        config = options.read(own, parse_job(arguments)[0].config_dir)
+        job = make(arguments, config, datetime.datetime.now())
+        text = render(config, job)
+        if parsed.dry_run or isinstance(config, Torchrun):
+            print(text, end="")
+            return 0
+        return submit(config, job, text)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.cluster",
+        usage="%(prog)s launch=slurm|kubernetes|torchrun [launch.KEY=VALUE …] [--dry-run] key=value …",
+        description="Trains on many machines. All other arguments are the trainer's (docs/clusters.md).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
+    return parser.parse_known_args(list(argv))
+
+
+def render(config: Torchrun | Slurm | Kubernetes, job: Job) -> str:
+    if isinstance(config, Slurm):
+        return slurm.script(config, job, Path.cwd())
+    if isinstance(config, Kubernetes):
+        return yaml.safe_dump_all(kubernetes.manifests(config, job), sort_keys=False, width=120)
+    return shlex.join(command(config, job)) + "\n"
+
+
+def command(config: Torchrun, job: Job) -> list[str]:
+    """The same on every machine: who holds the rendezvous, and who is which rank, torchrun finds out."""
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={config.endpoint}", f"--rdzv-id={job.name}"]
+    variables = [f"{name}={value}" for name, value in environment(config).items()]
+    restarts = f"--max-restarts={config.max_restarts}"
+    return ["env", *variables, *torchrun(config), restarts, *meeting, *worker(job.arguments)]
+
+
+def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
+    if isinstance(config, Kubernetes):
+        return call(["kubectl", "apply", "--filename=-"], text)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)  # Slurm opens the output there before anything runs
+        (job.folder / SCRIPT).write_text(text)
+    except OSError as error:
+        raise ValueError(
+            f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir"
+        ) from None
+    code = call(["sbatch", str(job.folder / SCRIPT)])
+    print(f"Run folder: {job.folder}")
+    return code
+
+
+def call(program: list[str], text: str = "") -> int:
+    """Runs a scheduler's own program, which says itself how it went."""
+    try:
+        done = subprocess.run(program, input=text, text=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job"
+        ) from None
+    return 1 if done.returncode else 0

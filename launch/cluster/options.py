@@ -1,0 +1,237 @@
+"""The launcher's part of the command line: `launch=NAME` (a file of conf/launch) and `launch.KEY=VALUE`; the rest: the job's."""
+
+import importlib.resources
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+MISSING = "???"
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+PLAIN = re.compile(r"[^\n\r\0]*")
+# Of the batch script itself: an option that said otherwise would break requeueing, resuming or the rendezvous.
+SLURM_OURS = (
+    "chdir",
+    "cpus-per-task",
+    "error",
+    "gpus-per-node",
+    "job-name",
+    "nodes",
+    "no-requeue",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "requeue",
+    "signal",
+)
+KUBERNETES_NAME = re.compile(r"[a-z]([-a-z0-9]{0,43}[a-z0-9])?")  # pods are called <name>-node-0-<index>-<5 letters>
+
+
+@dataclass
+class Nodes:
+    """What every kind of job has (``kind``: torchrun, slurm or kubernetes, said by the file that ``launch=`` names). ``name``: of
+    the job (default: ``<run.name>-<date-time>``). ``nodes``: machines. ``nproc_per_node``: ranks a machine
+    (default: ``gpus_per_node``). ``gpus_per_node=0`` is a job on CPUs. ``cpus_per_node`` are shared out to the ranks' threads.
+    ``max_restarts``: new starts of all ranks after a crash, from the newest checkpoint. ``grace``: seconds from a request to
+    stop to the end, for a last checkpoint. ``env``: variables of the ranks. ``python``: on the machines (default: this one; in
+    a container, ``python``)."""
+
+    kind: str = MISSING
+    name: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 8
+    nproc_per_node: int | None = None
+    cpus_per_node: int | None = None
+    max_restarts: int = 0
+    grace: int = 120
+    env: dict[str, str] = field(default_factory=dict)
+    python: str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"nodes": 1, "gpus_per_node": 0, "nproc_per_node": 1, "cpus_per_node": 1, "max_restarts": 0, "grace": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"launch.{name} is {value}: give a number from {smallest}")
+        if self.nproc_per_node is None and not self.gpus_per_node:
+            raise ValueError(
+                "launch.gpus_per_node is 0, so launch.nproc_per_node has no value: give the ranks a machine"
+            )
+        if self.nproc_per_node is not None and 0 < self.gpus_per_node < self.nproc_per_node:
+            raise ValueError(
+                f"launch.nproc_per_node is {self.nproc_per_node}, launch.gpus_per_node {self.gpus_per_node}: one rank a GPU, "
+                "so give at most as many; or launch.gpus_per_node=0 and device=cpu"
+            )
+        for name in self.env:
+            if not VARIABLE.fullmatch(name) or name.startswith("PET_"):
+                raise ValueError(
+                    f"launch.env.{name} is no variable for the ranks: a plain name, not torchrun's own PET_…"
+                )
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.nproc_per_node or self.gpus_per_node
+
+
+@dataclass
+class Torchrun(Nodes):
+    """``endpoint``: HOST:PORT where the machines meet: one of them, under a name that all of them resolve, and a free port."""
+
+    endpoint: str = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        host, _, port = self.endpoint.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ValueError(f"launch.endpoint is {self.endpoint!r}: give HOST:PORT, such as node1:29500")
+
+
+@dataclass
+class Slurm(Nodes):
+    """``options``: further options of sbatch without their dashes, such as ``partition``, ``account``, ``time``; ``true`` for
+    one that takes no value. ``setup``: lines of shell on the first node before it starts, such as ``module load cuda``.
+    ``port``: of the rendezvous on the first node (default: from the job's number, 20000 to 29999)."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    port: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.port is not None and not 0 < self.port < 1 << 16:
+            raise ValueError(f"launch.port is {self.port}: give a port from 1 to 65535, or leave it out")
+        for name, value in self.options.items():
+            if not re.fullmatch(r"[a-z][a-z-]+", name) or not PLAIN.fullmatch(value):
+                raise ValueError(
+                    f"launch.options.{name} is no option of sbatch: give its long name, and a value of one line"
+                )
+            if name in SLURM_OURS:
+                raise ValueError(
+                    f"launch.options.{name} is set by the script: see launch.name, nodes, gpus_per_node, cpus_per_node, grace"
+                )
+
+
+@dataclass
+class Kubernetes(Nodes):
+    """``image`` holds this program, installed. ``namespace``: default: kubectl's. ``runtime``: a ClusterTrainingRuntime to
+    use (default: a TrainingRuntime of the job's own, which also restarts it). ``volumes``: persistent volume claim -> where
+    it is mounted. ``shared_memory``: size of /dev/shm. ``memory``: of a machine. ``secrets``: variable -> ``secret/key``.
+    ``node_selector``: labels that the machines must have. ``service_account``: whose rights the pods have (default: the
+    namespace's default)."""
+
+    image: str = MISSING
+    namespace: str | None = None
+    runtime: str | None = None
+    volumes: dict[str, str] = field(default_factory=dict)
+    shared_memory: str = "16Gi"
+    memory: str | None = None
+    secrets: dict[str, str] = field(default_factory=dict)
+    node_selector: dict[str, str] = field(default_factory=dict)
+    service_account: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and not KUBERNETES_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"launch.name is {self.name!r}: give a-z, 0-9 and '-', a letter first, 45 characters at most"
+            )
+        if self.runtime and self.max_restarts:
+            raise ValueError(
+                "launch.max_restarts and launch.runtime: a runtime of the cluster's has restarts of its own"
+            )
+        for claim, path in self.volumes.items():
+            if not path.startswith("/") or path == "/":
+                raise ValueError(f"launch.volumes.{claim} is {path!r}: give the absolute path where it is mounted")
+        for name, value in self.secrets.items():
+            if not VARIABLE.fullmatch(name) or not all(value.partition("/")):
+                raise ValueError(
+                    f"launch.secrets.{name} is {value!r}: give SECRET/KEY, of a secret in the job's namespace"
+                )
+
+
+KINDS = {"torchrun": Torchrun, "slurm": Slurm, "kubernetes": Kubernetes}
+
+
+def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Our keys with their values, and all other arguments in order."""
+    own, others = {}, []
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if equals and (key == "launch" or key.startswith("launch.")):
+            own[key] = value
+        else:
+            others.append(argument)
+    return own, others
+
+
+def read(own: dict[str, str], config_dir: str | None) -> Torchrun | Slurm | Kubernetes:
+    """The defaults, the file ``launch=`` names, then each ``launch.KEY``. Raises ``ValueError``."""
+    if "launch" not in own:
+        raise ValueError(
+            f"launch= is missing: {', '.join(KINDS)}, or a file of your own in DIR/launch with --config-dir DIR"
+        )
+    tree = _load(own["launch"], config_dir)
+    kind = tree.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"launch={own['launch']}: its kind is {kind!r}: choose {', '.join(KINDS)}")
+    for key, text in own.items():
+        _set(tree, key, text)
+    valid = list(KINDS[kind].__dataclass_fields__)
+    for key in tree:
+        if key not in valid:
+            raise ValueError(f"launch.{key} is not a known key of {kind} (valid: {', '.join(sorted(valid))})")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), tree))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"launch.{error.full_key} has no value: launch.{error.full_key}=…") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"launch.{error.full_key}: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    """``launch.nodes=2``, ``launch.options.time=10:00:00``, ``launch.setup=[a, b]``."""
+    path = key.split(".", 2)[1:]
+    if not path:
+        return
+    if path[0] == "kind":
+        raise ValueError("launch.kind is what launch= chooses")
+    if len(path) == 1:
+        tree[path[0]] = _values(text, key)
+    elif isinstance(tree.setdefault(path[0], {}), dict):
+        tree[path[0]][path[1]] = text
+    else:
+        raise ValueError(f"{key}: launch.{path[0]} has no keys of its own")
+
+
+def _values(text: str, where: str) -> Any:
+    """Strings, as they are written: YAML takes 10:00:00 for a number in base 60. The dataclasses know which are numbers."""
+    try:
+        return _with_nulls(yaml.load(text, yaml.BaseLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value in ("null", "~", "") else value
+
+
+def _load(name: str, config_dir: str | None) -> dict[str, Any]:
+    folders = [Path(config_dir).expanduser() / "launch"] if config_dir else []
+    folders.append(importlib.resources.files("conf") / "launch")
+    for folder in folders:
+        if (file := folder / f"{name}.yaml").is_file():
+            loaded = _values(file.read_text(), str(file))
+            if not isinstance(loaded, dict):
+                raise ValueError(f"{file} is no map of keys: see conf/launch/slurm.yaml")
+            return loaded
+    known = {file.name.removesuffix(".yaml") for folder in folders if folder.is_dir() for file in folder.iterdir()}
+    raise ValueError(f"launch={name}: there is no conf/launch/{name}.yaml (valid: {', '.join(sorted(known))})")
