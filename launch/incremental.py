@@ -9,18 +9,18 @@ The same command again leaves finished days alone and goes on where it was; with
 """
 
 import argparse
-import fcntl
 import glob
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from launch.folder import check_settings, locked, write_json
 
 WIDTH = 120  # of a table that is not written to a terminal
 OWN = ("output", "data.days", "recipe", "evict")
@@ -58,8 +58,8 @@ class Plan:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = parse(sys.argv[1:] if argv is None else argv)
-        with locked(plan.output):
-            check_settings(plan)
+        with locked(plan.output, "output"):
+            check_settings(plan.output, "output", plan.settings)
             return run(plan)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,38 +114,6 @@ def find_days(text: str, root: str) -> list[Day]:
     return days
 
 
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Raises ``ValueError`` while another process works in the folder, or where it cannot be made."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        handle = open(output / "INCREMENTAL.lock", "a")  # noqa: SIM115 - held as long as the block lasts
-    except OSError as error:
-        raise ValueError(f"output={output} cannot be made ({error.strerror}): choose a writable place") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output={output} is in use by another process: wait for it, or choose another") from None
-        yield
-
-
-def check_settings(plan: Plan) -> None:
-    """Raises ``ValueError`` where the folder's days were trained with other settings."""
-    path = plan.output / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [key for key, value in plan.settings.items() if before.get(key) != value]
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"output={plan.output} was begun with other settings ({key} was {before.get(key)}, is "
-                f"{plan.settings[key]}): restore them, or choose another output"
-            )
-    else:
-        _write_json(path, plan.settings)
-
-
 def run(plan: Plan) -> int:
     """Returns the exit code of the first step that fails, which the same command tries again."""
     rows: list[dict[str, Any]] = []
@@ -157,7 +125,7 @@ def run(plan: Plan) -> int:
                 print(f"day {day.name} has not finished: the same command goes on with it", file=sys.stderr)
                 return code or 1
         rows.append(facts_of(plan, day))
-        _write_json(plan.output / "report.json", rows)
+        write_json(plan.output / "report.json", rows)
         previous = day
     print_report(rows)
     return 0
@@ -192,7 +160,7 @@ def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
     code = _call(command)
     if not code:
         path = run_folder(plan, day) / "day.json"
-        _write_json(path, {"day": day.name, "seconds": round(time.monotonic() - started, 2)})
+        write_json(path, {"day": day.name, "seconds": round(time.monotonic() - started, 2)})
     return code
 
 
@@ -281,12 +249,6 @@ def _halves(argument: str) -> tuple[str, str, str]:
 def _quoted(value: str | Path) -> str:
     """For Hydra, whatever characters are in it."""
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 and goes, and the job goes on."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import warm
 from trainer.checkpoint import Reader, clean, committed, newest, verify
 
 # By phase: the newest checkpoint that a job killed there, in its save of step 3, leaves.
@@ -23,8 +22,7 @@ PHASES = {
 
 def job(folder, first, last, phase=None):
     faults = {"TRAINER_FAULTS": f"step=3,phase={phase},action=kill9"} if phase else {}
-    command = [sys.executable, "-m", "tests.committing", str(folder), str(first), str(last)]
-    return subprocess.run(command, env={**os.environ, **faults}, capture_output=True, text=True, timeout=120)
+    return warm.run(0, "tests.committing", [folder, first, last], {**os.environ, **faults})
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from tests import tiny
-from tests.test_end_to_end import torchrun
+from tests import tiny, warm
 from trainer.checkpoint import Reader
 
 # A rate so high that valid gets worse soon; a reduction on the way; FTRL's tables change their rate with it. With state of
@@ -59,7 +58,7 @@ def test_training_stops_and_the_best_checkpoint_is_what_is_tested(stopped, click
     # Evaluated by itself, the run is the best checkpoint, too, and the last one where that is asked for.
     for more, same in (((), True), (("--checkpoint", f"step-{step}"), False)):
         output = tmp_path / "evaluated.json"
-        done = torchrun(1, "trainer.evaluate", stopped, *more, "--output", output)
+        done = warm.run(1, "trainer.evaluate", [stopped, *more, "--output", output])
         assert done.returncode == 0, done.stderr
         assert (abs(read(output)["test"]["auc"] - final["test"]["auc"]) < 1e-6) is same
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +11,13 @@ import pytest
 import yaml
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests import tiny
+from tests import tiny, warm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def torchrun(ranks, module, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", module]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def train(ranks, root, run, *overrides):
-    return torchrun(ranks, "trainer.train", *tiny.arguments(root, f"run.dir={run}", *overrides))
+    return tiny.torchrun(ranks, "trainer.train", *tiny.arguments(root, f"run.dir={run}", *overrides))
 
 
 def read(path):
@@ -96,10 +81,10 @@ def test_a_killed_run_resumes_to_the_same_metrics(trained, click_log, tmp_path):
     for split in ("valid", "test"):
         for name in ("auc", "logloss", "calibration"):
             assert resumed[split][name] == whole[split][name]
-    changed = train(2, click_log, part, *overrides, "seed=5")
+    changed = tiny.train(2, click_log, part, *overrides, "seed=5")
     assert changed.returncode != 0 and "seed: was 1, is 5" in changed.stderr
     assert yaml.safe_load((part / "config.yaml").read_text())["seed"] == 1
-    again = train(2, click_log, part, *overrides)  # finished already: nothing to train, the same result
+    again = tiny.train(2, click_log, part, *overrides)  # finished already: nothing to train, the same result
     assert again.returncode == 0, again.stderr
     assert read(part / "metrics.json")["test"]["auc"] == whole["test"]["auc"]
 
@@ -109,7 +94,7 @@ def test_evaluate_gives_the_same_numbers_on_1_2_and_3_ranks(trained, click_log, 
     expected = read(run / "metrics.json")["test"]
     for ranks in (1, 2, 3):
         output = tmp_path / f"{ranks}.json"
-        done = torchrun(ranks, "trainer.evaluate", run, "--output", output, "evaluation.batch_size=240")
+        done = warm.run(ranks, "trainer.evaluate", [run, "--output", output, "evaluation.batch_size=240"])
         assert done.returncode == 0, done.stderr
         values = read(output)["test"]
         assert values["rows"] == expected["rows"]
@@ -122,8 +107,9 @@ def test_predictions_keep_the_order_of_rows(trained, click_log, tmp_path):
     outputs = {}
     for ranks in (1, 2):
         path = tmp_path / f"{ranks}" / "predictions.parquet"
-        done = torchrun(
-            ranks, "trainer.predict", run, "--input", click_log / "test", "--output", path, "--keep", "label", "user_id"
+        arguments = [run, "--input", click_log / "test", "--output", path, "--keep", "label", "user_id"]
+        done = (
+            tiny.torchrun(2, "trainer.predict", *arguments) if ranks == 2 else warm.run(0, "trainer.predict", arguments)
         )
         assert done.returncode == 0, done.stderr
         outputs[ranks] = pq.read_table(path)
@@ -140,16 +126,16 @@ def test_predictions_keep_the_order_of_rows(trained, click_log, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
+    ("start", "overrides", "expected"),
     [
-        (["model=depfm"], "did you mean deepfm"),
-        (["data.train=[absent]"], "absent"),
-        (["optim.tables.name=adam"], "adam"),
-        (["device=cuda"], "device=cuda"),
+        (train, ["model=depfm"], "did you mean deepfm"),
+        (tiny.train, ["data.train=[absent]"], "absent"),
+        (tiny.train, ["optim.tables.name=adam"], "adam"),
+        (tiny.train, ["device=cuda"], "device=cuda"),
     ],
 )
-def test_a_mistake_is_one_line_without_a_traceback_of_ours(overrides, expected, click_log, tmp_path):
-    done = train(2, click_log, tmp_path / "run", *overrides)
+def test_a_mistake_is_one_line_without_a_traceback_of_ours(start, overrides, expected, click_log, tmp_path):
+    done = start(2, click_log, tmp_path / "run", *overrides)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and expected in lines[0], done.stderr
@@ -162,6 +148,6 @@ def test_two_runs_do_not_share_a_folder(trained, click_log, tmp_path):
 
     (tmp_path / "run").mkdir()
     held = lock(tmp_path / "run")
-    done = train(1, click_log, tmp_path / "run")
+    done = tiny.train(1, click_log, tmp_path / "run")
     held.close()
     assert done.returncode != 0 and f"is in use by pid {os.getpid()}" in done.stderr

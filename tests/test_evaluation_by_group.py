@@ -2,10 +2,7 @@
 other numbers of ranks, against scikit-learn on its written predictions."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score, log_loss, ndcg_score, roc_auc_score
 
-from tests import tiny
+from tests import tiny, warm
 
 ASKED = ("evaluation.group_by=session", "evaluation.request=session", "evaluation.slices=[device,hour]")
 
@@ -75,7 +72,7 @@ def test_evaluations_on_other_ranks_agree_with_scikit_learn_on_the_predictions(t
     final = read(run / "metrics.json")["test"]
     output = tmp_path / "predictions.parquet"
     wanted = ("--input", log / "test", "--output", output, "--keep", "label", "session", "device")
-    done = launch(1, "trainer.predict", run, *wanted)
+    done = warm.run(1, "trainer.predict", [run, *wanted])
     assert done.returncode == 0, done.stderr
     expected = by_hand(pq.read_table(output).to_pydict())
     for values in (final, evaluated(3, run, tmp_path / "3.json"), evaluated(1, run, tmp_path / "1.json")):
@@ -91,21 +88,9 @@ def test_evaluations_on_other_ranks_agree_with_scikit_learn_on_the_predictions(t
 
 
 def evaluated(ranks, run, path):
-    done = launch(ranks, "trainer.evaluate", run, "--output", path, "evaluation.memory_mb=1")
+    done = warm.run(ranks, "trainer.evaluate", [run, "--output", path, "evaluation.memory_mb=1"])
     assert done.returncode == 0, done.stderr
     return read(path)["test"]
-
-
-def launch(ranks, module, *arguments):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(tiny.REPOSITORY), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def by_hand(table):

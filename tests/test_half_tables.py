@@ -25,7 +25,9 @@ def test_a_model_of_half_tables_scores_as_one_of_whole_tables_but_for_rounding(c
         assert reader.dtype(f"tables/{table}/weight") == torch.float16
         assert reader.dtype(f"tables/{table}/sum") == torch.float32
 
-    done = tiny.train(1, click_log, tmp_path / "fp16", "model=din", *HALF)  # it is finished: one rank scores what two left
+    done = tiny.train(
+        1, click_log, tmp_path / "fp16", "model=din", *HALF
+    )  # it is finished: one rank scores what two left
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "fp16" / "metrics.json").read_text())
     assert again["test"]["logloss"] == pytest.approx(found["fp16"]["test"]["logloss"], rel=1e-6)

@@ -44,6 +44,7 @@ LEVELS = (
     ("trainer.feed",),
     ("trainer.job",),
     ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
+    ("launch.folder", "launch.group"),
     ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
     ("launch.cluster", "launch.incremental"),
 )

@@ -73,7 +73,7 @@ def run_killed(log, run):
     """Killed after step 10, with checkpoints after steps 4 and 8, and then to the end."""
     # Waits for its checkpoints, so that it is known which one is there when it dies.
     overrides = (*COMMON, *STATEFUL, "checkpoint.every_steps=4", "checkpoint.asynchronous=false")
-    done = tiny.train(2, log, run, *overrides, module="tests.killed", first=[10])
+    done = tiny.torchrun(2, "tests.killed", 10, *tiny.arguments(log, f"run.dir={run}", *overrides))
     assert done.returncode == -9, done.stderr
     assert newest(run).name == "step-8"
     assert max(pq.read_table(run / "ledger")["step"].to_pylist()) > 8

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_loaders import synthetic
+from tests import warm
 from trainer.compose import Composed, compose
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,17 +39,20 @@ def arguments(root: Path, *overrides: str) -> Sequence[str]:
     return ["--config-dir", str(CONF), "data=tiny", f"data.root={root}", "batch_size=240", *FP32, *overrides]
 
 
-def train(
-    ranks: int, root: Path, run: Path, *overrides: str, module: str = "trainer.train", first: Sequence[object] = ()
-) -> subprocess.CompletedProcess[str]:
-    """A job on the log in ``root`` into the folder ``run``, as a user starts it: by torchrun, on one rank without.
-    ``first``: arguments of another ``module`` before its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+def torchrun(ranks: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A module as a user starts it. ``warm.run`` costs a third, and is right wherever torchrun is not what is tested."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return subprocess.run(
-        [sys.executable, *launcher, "-m", module, *map(str, first), *arguments(root, f"run.dir={run}", *overrides)],
+        [sys.executable, *launcher, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
     )
+
+
+def train(ranks: int, root: Path, run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A job on the log in ``root`` into the folder ``run``: on one rank without a launcher, on more as torchrun starts
+    them."""
+    return warm.run(ranks if ranks > 1 else 0, "trainer.train", arguments(root, f"run.dir={run}", *overrides))

@@ -41,8 +41,15 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardedModule, ShardingEnv, ShardingPlan
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.distributed.types import (
+    CommOp,
+    ModuleSharder,
+    ParameterSharding,
+    ShardedModule,
+    ShardingEnv,
+    ShardingPlan,
+)
+from torchrec.modules.embedding_configs import DataType, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -63,6 +70,11 @@ GB = 2**30
 ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
 MIN_AUTO_COLUMNS = 128  # a narrower part of a row costs a lookup as much as a whole one
 MIN_AUTO_ROW_WISE = 1 << 28  # bytes; for less, gloo's second collective each way costs more than the balance gains
+EXCHANGES = (  # of lookups' results and their gradients
+    CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name,
+    CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER.name,
+    CommOp.SEQUENCE_EMBEDDINGS_ALL_TO_ALL.name,
+)
 MEMORY_SHARE = 0.85  # of what is measured; the rest is for activations, the allocator and the program itself
 DENSE_COPIES = 6  # parameter, gradient, two moments, the all-reduce bucket, activations' share
 INITIAL_CHUNK = 1 << 16  # values drawn from one seed
@@ -418,9 +430,10 @@ def _automatic_types(
 
 def column_width(dim: int, world_size: int) -> int:
     """Columns of one part when ``dim`` is cut: multiples of 4, no more parts than ranks if that can be, of at least 128
-    columns if that can be; ``dim`` itself if it cannot be cut."""
+    columns if that can be, or else 32; ``dim`` itself if it cannot be cut. Reading a part costs what reading 128 bytes
+    does, and row-wise state is kept by part."""
     widths = [width for width in range(4, dim, 4) if dim % width == 0]
-    wide = [width for width in widths if width >= MIN_AUTO_COLUMNS] or widths
+    wide = next((found for least in (MIN_AUTO_COLUMNS, 32) if (found := [w for w in widths if w >= least])), widths)
     few = [width for width in wide if dim // width <= world_size]
     return min(few) if few else max(wide, default=dim)
 
@@ -429,12 +442,12 @@ def column_width(dim: int, world_size: int) -> int:
 
 
 class _Enumerator(EmbeddingEnumerator):
-    """TorchRec's, with two things put right.
+    """TorchRec's, with three things put right.
 
     The memory of optimizer state is ours: TorchRec takes it for as many values of the weights' own type, by the class of
-    an optimizer (which our parameters do not tell it), and knows no counts. And options are in a fixed order: TorchRec
-    takes them from a set of strings, whose order differs from process to process, and equally good plans would be chosen
-    by chance."""
+    an optimizer (which our parameters do not tell it), and knows no counts. Lookups give fp32 and exchange fp32, forward
+    and backward: TorchRec takes both to be of the tables' type. And options are in a fixed order: TorchRec takes them from
+    a set of strings, whose order differs from process to process, and equally good plans would be chosen by chance."""
 
     def __init__(
         self, topology: Topology, batch_size: int, constraints: dict[str, ParameterConstraints], optim: OptimConfig
@@ -444,8 +457,13 @@ class _Enumerator(EmbeddingEnumerator):
         self.open: list[ShardingOption] = []
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
+        for data in self._sharder_data_map.values():
+            data.qcomm_dtype_sizes.update(dict.fromkeys(EXCHANGES, (4.0, 4.0)))
+        for option in sharding_options:
+            option.output_dtype = DataType.FP32
         super().populate_estimates(sharding_options)
         for option in sharding_options:
+            option.output_dtype = None  # else it goes into the plan, and from there to FBGEMM, which has it from its default
             optimizer = self._optim.of_table(option.name, wide=is_wide_table(option.name))
             for part in option.shards:
                 size = state_bytes(optimizer, *part.size)

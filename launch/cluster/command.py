@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from launch import group
 from launch.cluster import kubernetes, options, slurm
 from launch.cluster.job import Job, environment, make, torchrun, worker
 from launch.cluster.options import Kubernetes, Slurm, Torchrun
@@ -27,7 +28,7 @@ SCRIPT = "job.sh"  # in the run folder
 def main(argv: Sequence[str] | None = None) -> int:
     parsed, rest = parse(sys.argv[1:] if argv is None else argv)
     try:
-        own, arguments = options.split(rest)
+        own, arguments = group.split(rest, "launch")
         config = options.read(own, parse_job(arguments)[0].config_dir)
         job = make(arguments, config, datetime.datetime.now())
         text = render(config, job)

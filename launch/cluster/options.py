@@ -1,15 +1,14 @@
 """The launcher's part of the command line: `launch=NAME` (a file of conf/launch) and `launch.KEY=VALUE`; the rest: the job's."""
 
-import importlib.resources
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from launch import group
 
 MISSING = "???"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -158,25 +157,13 @@ class Kubernetes(Nodes):
 KINDS = {"torchrun": Torchrun, "slurm": Slurm, "kubernetes": Kubernetes}
 
 
-def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our keys with their values, and all other arguments in order."""
-    own, others = {}, []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if equals and (key == "launch" or key.startswith("launch.")):
-            own[key] = value
-        else:
-            others.append(argument)
-    return own, others
-
-
 def read(own: dict[str, str], config_dir: str | None) -> Torchrun | Slurm | Kubernetes:
     """The defaults, the file ``launch=`` names, then each ``launch.KEY``. Raises ``ValueError``."""
     if "launch" not in own:
         raise ValueError(
             f"launch= is missing: {', '.join(KINDS)}, or a file of your own in DIR/launch with --config-dir DIR"
         )
-    tree = _load(own["launch"], config_dir)
+    tree = group.load("launch", own["launch"], config_dir, _values, "slurm")
     kind = tree.get("kind")
     if kind not in KINDS:
         raise ValueError(f"launch={own['launch']}: its kind is {kind!r}: choose {', '.join(KINDS)}")
@@ -222,16 +209,3 @@ def _with_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_nulls(item) for key, item in value.items()}
     return None if value in ("null", "~", "") else value
-
-
-def _load(name: str, config_dir: str | None) -> dict[str, Any]:
-    folders = [Path(config_dir).expanduser() / "launch"] if config_dir else []
-    folders.append(importlib.resources.files("conf") / "launch")
-    for folder in folders:
-        if (file := folder / f"{name}.yaml").is_file():
-            loaded = _values(file.read_text(), str(file))
-            if not isinstance(loaded, dict):
-                raise ValueError(f"{file} is no map of keys: see conf/launch/slurm.yaml")
-            return loaded
-    known = {file.name.removesuffix(".yaml") for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    raise ValueError(f"launch={name}: there is no conf/launch/{name}.yaml (valid: {', '.join(sorted(known))})")

@@ -1,8 +1,6 @@
 """`python -m launch.run --multirun [sweep=optuna] [sweep.KEY=VALUE …] key=a,b key=interval(0, 1) …`, from start to end."""
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch import group
+from launch.folder import check_settings, locked
 from launch.sweep import options, results, space
 from launch.sweep.grid import Grid
 from launch.sweep.options import SweepConfig
@@ -21,7 +21,7 @@ from launch.sweep.running import Search as AnySearch
 from launch.sweep.shares import Share, split, usable_cores, visible_gpus
 from launch.sweep.space import Dimension
 from launch.sweep.study import Search
-from launch.sweep.trials import Trial, write_json
+from launch.sweep.trials import Trial
 from trainer.compose import UserError, compose, parse, redact
 from trainer.config import TrainConfig
 
@@ -50,8 +50,8 @@ def main(launch: argparse.Namespace, argv: Sequence[str]) -> int:
     signal."""
     try:
         plan = make_plan(launch, argv)
-        with locked(plan.root):
-            check_settings(plan)
+        with locked(plan.root, "sweep.dir"):
+            check_settings(plan.root, "sweep.dir", plan.settings)
             return run(plan, trial_command(plan))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,7 +81,7 @@ def make_plan(launch: argparse.Namespace, argv: Sequence[str]) -> Plan:
     """Raises ``ValueError`` for what cannot work, with any value of the space where that can be told beforehand."""
     if launch.module != "trainer.train":
         raise ValueError(f"--module {launch.module}: a sweep is of trainer.train")
-    own, rest = options.split(argv)
+    own, rest = group.split(argv, "sweep")
     parsed, overrides = parse(rest)
     sweep = options.read(own, parsed.config_dir)
     fixed, dimensions = space.parse([*overrides, *(f"{key}={text}" for key, text in sweep.params.items())])
@@ -161,34 +161,3 @@ def trial_command(plan: Plan) -> Command:
         return [*child, *plan.launcher, *plan.fixed, *trial.overrides, f"run.dir={folder}"]
 
     return command
-
-
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Raises ``ValueError`` while another process works in the folder, or where it cannot be made."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = open(root / "SWEEP.lock", "a")  # noqa: SIM115 - held as long as the block lasts
-    except OSError as error:
-        raise ValueError(f"sweep.dir={root} cannot be made ({error.strerror}): choose a writable place") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"sweep.dir={root} is in use by another sweep: wait for it, or choose another") from None
-        yield
-
-
-def check_settings(plan: Plan) -> None:
-    """Raises ``ValueError`` where the folder's trials are another sweep's."""
-    path = plan.root / "settings.json"
-    if not path.exists():
-        write_json(path, plan.settings)
-        return
-    before = json.loads(path.read_text())
-    for key, value in plan.settings.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"sweep.dir={plan.root} was begun with other settings ({key} was {before.get(key)}, is {value}): restore "
-                "them, or choose another sweep.dir"
-            )

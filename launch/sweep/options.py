@@ -1,14 +1,12 @@
 """The sweep's own part of the command line: `sweep=NAME` (a file of conf/sweep) and `sweep.KEY=VALUE`; the rest is trials'."""
 
-import importlib.resources
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launch import group
 from trainer.config import BEST
 
 METHODS = ("grid", "optuna")
@@ -54,18 +52,6 @@ class SweepConfig:
                 raise ValueError(f"sweep.{name} is {getattr(self, name)}: give a number from 1")
 
 
-def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Our keys with their values, and all other arguments in order."""
-    own, others = {}, []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if equals and (key == "sweep" or key.startswith("sweep.")):
-            own[key] = value
-        else:
-            others.append(argument)
-    return own, others
-
-
 def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
     """The defaults, the file ``sweep=`` names, then each ``sweep.KEY``. Raises ``ValueError``."""
     given = {key.removeprefix("sweep."): value for key, value in own.items() if key != "sweep"}
@@ -74,8 +60,11 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
         if key not in valid or key == "params":
             raise ValueError(f"sweep.{key} is not a known key (valid: {', '.join(sorted({*valid} - {'params'}))})")
     try:
+        loaded = group.load(
+            "sweep", own.get("sweep", "grid"), config_dir, lambda text, _: yaml.safe_load(text), "optuna"
+        )
         values = {key: yaml.safe_load(value) for key, value in given.items()}
-        tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), _load(own.get("sweep", "grid"), config_dir), values)
+        tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
         config = OmegaConf.to_object(tree)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(f"sweep: {' '.join(str(error).split())}") from None
@@ -84,18 +73,3 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
     if config.method == "grid" and useless:
         raise ValueError(f"sweep.{useless[0]} is of a search, and this is a grid: add sweep=optuna, or leave it out")
     return config
-
-
-def _load(name: str, config_dir: str | None) -> dict:
-    folders = [Path(config_dir).expanduser() / "sweep"] if config_dir else []
-    folders.append(importlib.resources.files("conf") / "sweep")
-    for folder in folders:
-        if (file := folder / f"{name}.yaml").is_file():
-            loaded = yaml.safe_load(file.read_text())
-            if not isinstance(loaded, dict):
-                raise ValueError(f"{file} is no map of keys: see conf/sweep/optuna.yaml")
-            return loaded
-    known = sorted(
-        {file.name.removesuffix(".yaml") for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    )
-    raise ValueError(f"sweep={name}: there is no conf/sweep/{name}.yaml (valid: {', '.join(known)})")

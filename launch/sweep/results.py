@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from launch.folder import write_json
 from launch.sweep import experiment, picture
 from launch.sweep.space import Dimension
-from launch.sweep.trials import Trial, best, ranked, write_json
+from launch.sweep.trials import Trial, best, ranked
 
 WIDTH = 160  # of a table that is not written to a terminal
 

@@ -1,10 +1,11 @@
 """A trial: its values, its run folder, and what became of it, read from what the run itself wrote."""
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from launch.folder import write_json
 
 LOWER_IS_BETTER = ("logloss", "ne")
 # ``open``: not at its end, so the same command goes on with it.
@@ -119,10 +120,3 @@ def failure(folder: Path, status: dict[str, Any], code: int) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)

@@ -16,12 +16,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests import warm
+
 TIMEOUT = datetime.timedelta(seconds=60)
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_rank_main, (world_size, folder, function, arguments), nprocs=world_size, join=False)
+        warm.start_server()
+        own = (world_size, folder, dict(os.environ), function, arguments)
+        context = mp.start_processes(_rank_main, own, nprocs=world_size, join=False, start_method=warm.METHOD)
         try:
             while not context.join(timeout=240):
                 pass
@@ -31,8 +35,16 @@ def run_distributed(function: Callable[..., Any], world_size: int, *arguments: A
         return [torch.load(Path(folder) / f"result-{rank}", weights_only=False) for rank in range(world_size)]
 
 
-def _rank_main(rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: tuple) -> None:
+def _rank_main(
+    rank: int,
+    world_size: int,
+    folder: str,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    arguments: tuple,
+) -> None:
     torch.set_num_threads(1)
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
     )

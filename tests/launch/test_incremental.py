@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from launch import incremental
+from launch.folder import check_settings
 from tests import tiny
 from trainer.checkpoint import Reader, newest
 
@@ -46,8 +47,8 @@ def test_mistakes_are_told(arguments, message, capsys):
 
 def test_a_folder_of_other_settings_is_refused(tmp_path, capsys):
     plan = incremental.parse([f"output={tmp_path}", "data.days=[a]", "model=din"])
-    incremental.check_settings(plan)
-    incremental.check_settings(plan)
+    check_settings(plan.output, "output", plan.settings)
+    check_settings(plan.output, "output", plan.settings)
     assert incremental.main([f"output={tmp_path}", "data.days=[a]", "model=deepfm"]) == 2
     assert "overrides was ['model=din'], is ['model=deepfm']" in capsys.readouterr().err
 

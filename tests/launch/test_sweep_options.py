@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launch import group
 from launch import run as launcher
+from launch.folder import check_settings, locked
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
 from tests import tiny
@@ -16,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def read(*arguments, config_dir=None):
-    own, rest = options.split(arguments)
+    own, rest = group.split(arguments, "sweep")
     assert rest == []
     return options.read(own, config_dir)
 
@@ -27,7 +29,9 @@ def plan(*arguments):
 
 
 def test_our_keys_and_the_trials():
-    own, rest = options.split(["sweep=optuna", "model=a,b", "--config-dir", "mine", "sweep.trials=3", "sweeper=1"])
+    own, rest = group.split(
+        ["sweep=optuna", "model=a,b", "--config-dir", "mine", "sweep.trials=3", "sweeper=1"], "sweep"
+    )
     assert own == {"sweep": "optuna", "sweep.trials": "3"}
     assert rest == ["model=a,b", "--config-dir", "mine", "sweeper=1"]
     config = options.read(own, None)
@@ -88,11 +92,11 @@ def test_the_same_command_finds_its_folder_and_another_does_not(tmp_path):
     other = plan(*tiny.arguments(tmp_path, *swept, "seed=2"))
     assert first.root == again.root != other.root and first.root.parent == tmp_path
     first.root.mkdir()
-    command.check_settings(first)
-    command.check_settings(again)
+    check_settings(first.root, "sweep.dir", first.settings)
+    check_settings(again.root, "sweep.dir", again.settings)
     given = plan(*tiny.arguments(tmp_path, *swept, "seed=2", f"sweep.dir={first.root}"))
     with pytest.raises(ValueError, match=r"begun with other settings \(overrides was .*seed=2"):
-        command.check_settings(given)
+        check_settings(given.root, "sweep.dir", given.settings)
 
 
 def test_secrets_are_not_written_down():
@@ -102,8 +106,8 @@ def test_secrets_are_not_written_down():
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    with command.locked(tmp_path), pytest.raises(ValueError, match="in use by another sweep"), command.locked(tmp_path):
-        pass
+    with locked(tmp_path, "sweep.dir"), pytest.raises(ValueError, match=f"^sweep.dir={tmp_path} is in use by another"):
+        locked(tmp_path, "sweep.dir").__enter__()
 
 
 def test_a_mistake_is_one_line():

@@ -1,14 +1,12 @@
 """Plans for clusters that are not here: what fits, where, how large, how long, and what would help."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from data_loaders.manifest import Manifest
-from tests import tiny
+from tests import tiny, warm
 from trainer import build, sharding
 from trainer.compose import compose
 from trainer.distributed import Ranks
@@ -57,6 +55,28 @@ def test_the_plan_is_the_one_that_a_run_makes():
     rows = sharding.plan_summary(made.plan, job.task, job.config.optim)
     told = {row["table"]: (row["sharding"], row["bytes"]) for row in job.estimate(cluster).tables}
     assert told == {row["table"]: (row["sharding"], row["bytes"]) for row in rows}
+
+
+def test_half_tables_are_read_in_half_and_exchanged_as_fp32():
+    everywhere = [FILLER, "model=embedding_mlp", "data.root=.", "precision=fp32", "sharding.types=[row_wise]"]
+    tables = compose(everywhere).config.data.schema.tables
+    found, whole = (
+        Planned(compose([*everywhere, *half]).config, cluster).estimate(cluster)
+        for cluster in [parse_cluster("2xH100", HERE)]
+        for half in ([f"data.schema.tables.{table}.dtype=fp16" for table in tables], [])
+    )
+    for part in ("exchange_forward", "exchange_backward"):
+        assert found.step[part] == pytest.approx(whole.step[part]) and found.step[part] > 0
+    assert found.step["lookup"] < 0.8 * whole.step["lookup"]
+    assert sum(rank["tables"] for rank in found.memory) < 0.6 * sum(rank["tables"] for rank in whole.memory)
+
+
+@pytest.mark.parametrize(
+    ("dim", "ranks", "width"),
+    [(128, 2, 64), (128, 512, 32), (256, 2, 128), (1024, 4, 256), (1024, 512, 128), (16, 2, 8), (16, 64, 4), (4, 2, 4)],
+)
+def test_columns_are_not_cut_into_crumbs(dim, ranks, width):
+    assert sharding.column_width(dim, ranks) == width
 
 
 def test_a_rank_has_the_rows_that_the_loader_gives_it(tmp_path):
@@ -210,8 +230,7 @@ def test_mistakes_are_one_line_with_a_remedy(arguments, message):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "trainer.plan", FILLER, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tiny.REPOSITORY, timeout=120)
+    return warm.run(0, "trainer.plan", [FILLER, *arguments])
 
 
 def test_the_command_prints_json_and_says_by_its_exit_code_whether_it_fits():

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests import tiny
+from tests import warm
 from trainer.report import page, texts
 from trainer.report.drawing import draw_or_warn
 from trainer.report.files import read
@@ -171,11 +170,10 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
 
 def test_the_command_draws_to_where_it_is_told_and_explains_a_mistake(tmp_path):
     run, output = nasty_run(tmp_path / "run"), tmp_path / "other.html"
-    command = [sys.executable, "-m", "trainer.report"]
-    done = subprocess.run([*command, run, "--output", output], capture_output=True, text=True, cwd=tiny.REPOSITORY)
+    done = warm.run(0, "trainer.report", [run, "--output", output])
     assert done.returncode == 0 and done.stdout.split() == [str(output)] and output.exists(), done.stderr
     assert not (run / "report.html").exists()
-    wrong = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=tiny.REPOSITORY)
+    wrong = warm.run(0, "trainer.report", [tmp_path])
     assert wrong.returncode == 2
     assert wrong.stderr == f"error: {tmp_path} has no config.yaml: give the folder of a run\n"
 

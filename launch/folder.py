@@ -1,0 +1,48 @@
+"""The folder of several runs (of a sweep, of many days): one process at a time, one set of settings."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """Makes the folder, which the user named by ``key``, and holds it. Raises ``ValueError`` while another process does, or
+    where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a")  # noqa: SIM115 - held as long as the block lasts
+    except OSError as error:
+        raise ValueError(f"{key}={folder} cannot be made ({error.strerror}): choose a writable place") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{key}={folder} is in use by another process: wait for it, or choose another") from None
+        yield
+
+
+def check_settings(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
+    """Keeps the settings that a folder is begun with, in ``settings.json``. Raises ``ValueError`` where they were others."""
+    path = folder / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{key}={folder} was begun with other settings ({name} was {before.get(name)}, is {value}): restore them, "
+                f"or choose another {key}"
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all, whatever dies."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
