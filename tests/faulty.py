@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import tiny
+from tests import tiny, warm
 from trainer import attempts
 
 LAST = 13
@@ -76,7 +76,7 @@ class Job:
         )
 
     def end(self, process):
-        stdout, stderr = process.communicate(timeout=240)
+        stdout, stderr = process.communicate(timeout=warm.PATIENCE)
         status = json.loads((self.run / "status.json").read_text())
         steps = sorted(int(path.name.removeprefix("step-")) for path in (self.run / "checkpoints").glob("step-*"))
         return Ended(process.returncode, stdout, stderr, time.monotonic() - self.began, status, steps)

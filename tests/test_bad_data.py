@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests import tiny
+from tests import tiny, warm
 from tests.data_loaders.test_bad_data import told, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -47,7 +47,9 @@ def programs(folder, jobs):
     step."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.test_bad_data", str(folder)]
-    subprocess.run(command, input=json.dumps(jobs), text=True, timeout=300, env=environment, check=True, cwd=REPOSITORY)
+    subprocess.run(
+        command, input=json.dumps(jobs), text=True, timeout=warm.PATIENCE, env=environment, check=True, cwd=REPOSITORY
+    )
     found = {}
     for name, job in jobs.items():
         code, stdout, stderr = ((folder / f"{name}.{what}").read_text() for what in ("code", "stdout", "stderr"))
@@ -75,7 +77,7 @@ def run_job(folder, name, job):
 
     for number, what in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{name}.{what}", os.O_WRONLY | os.O_CREAT), number)
-    signal.alarm(60)  # a refusal takes seconds; and no child outlives the test
+    signal.alarm(int(warm.PATIENCE))  # a refusal takes seconds; and no child outlives the test
     step, renames = job.get("after_step", (None, {}))
 
     def advance(self, cursor, original=Progress.advance):

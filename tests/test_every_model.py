@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import conf
-from tests import tiny
+from tests import tiny, warm
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 PROGRAM = "import json, sys; from trainer.train import start; [start(job) for job in json.load(sys.stdin)]"
@@ -28,7 +28,7 @@ def runs(click_log, tmp_path_factory):
         text=True,
         capture_output=True,
         cwd=tiny.REPOSITORY,
-        timeout=900,
+        timeout=warm.PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return folder

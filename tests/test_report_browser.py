@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests import tiny
+from tests import tiny, warm
 from tests.faulty import SLOWLY, Job
 from trainer.report.files import read
 
@@ -57,7 +57,7 @@ def see(browser, page, profile, width):
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},1200"]
     command += [f"--user-data-dir={profile}", "--no-first-run", "--disable-extensions", "--enable-logging=stderr"]
     command += ["--virtual-time-budget=15000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=warm.PATIENCE, stdin=subprocess.DEVNULL)
     (told,) = re.findall(r'data-seen="\[(.*?)\]"', done.stdout) or [done.stderr[-2000:]]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ":INFO:CONSOLE" not in line]
     errors = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import tiny, warm
 from tests.faulty import LAST, Job
 from trainer.checkpoint import committed, verify
 
@@ -133,7 +133,7 @@ def test_ranks_that_do_not_meet_end_in_time_in_one_line(click_log, tmp_path):
             ),
         }
         for expected, process in started.items():
-            _, stderr = process.communicate(timeout=120)
+            _, stderr = process.communicate(timeout=warm.PATIENCE)
             assert process.returncode == 1, "another start may help"
             (line,) = stderr.splitlines()
             assert line.startswith("error: ") and expected in line
@@ -147,7 +147,7 @@ def test_ranks_that_start_apart_share_one_run_folder(click_log, tmp_path):
     late = alone(1, click_log, tmp_path, port, 60, *overrides)
     time.sleep(2)
     for process in (alone(0, click_log, tmp_path, port, 60, *overrides), late):
-        _, stderr = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=warm.PATIENCE)
         assert process.returncode == 0, stderr
     (run,) = tmp_path.glob("*/*")
     assert [line["step"] for line in lines_of(run) if line["split"] == "train"] == [1, 2]

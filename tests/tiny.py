@@ -46,7 +46,7 @@ def torchrun(ranks: int, module: str, *arguments: object) -> subprocess.Complete
         [sys.executable, *launcher, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=warm.PATIENCE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
     )

@@ -25,7 +25,8 @@ import torch.distributed as dist
 METHOD = "forkserver"
 PRELOADED = ("trainer.train", "trainer.evaluate", "trainer.predict", "tests.distributed.helper", "tests.tiny")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-PATIENCE_SECONDS = 30.0  # torchrun's, from SIGTERM to SIGKILL
+GRACE = 30.0  # torchrun's, from SIGTERM to SIGKILL
+PATIENCE = 900.0  # seconds that are never needed, but where a machine has much else to do
 LOCK = threading.Lock()  # an exit code can be read once; starting a process reads those of all others, in any thread
 
 
@@ -101,7 +102,7 @@ def _wait(started: Sequence[process.BaseProcess], deadline: float) -> list[int |
             raise TimeoutError("a process of a test did not end")
         running = [one for one, code in zip(started, codes, strict=True) if code is None]
         if any(codes) and not asked:
-            asked, deadline = True, min(deadline, time.monotonic() + PATIENCE_SECONDS)
+            asked, deadline = True, min(deadline, time.monotonic() + GRACE)
             for one in running:
                 one.terminate()
         connection.wait([one.sentinel for one in running], timeout=1.0)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = re.compile(r"^(https?:)?//")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -58,7 +60,7 @@ def site(tmp_path_factory):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=warm.PATIENCE,
     )
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stdout + done.stderr
     return folder

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import warm
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "unshare")
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 PATH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
@@ -67,7 +69,7 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands answers."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=warm.PATIENCE)
         assert done.returncode == 0, (command, done.stderr)
         return done.stdout.strip()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.command import main
-from tests import tiny
+from tests import tiny, warm
 from tests.launch.slurm import die_with_parent, until
 
 HOSTS = {"click-host-a": "10.213.77.1", "click-host-b": "10.213.77.2"}
@@ -85,7 +85,7 @@ def test_one_command_trains_on_two_hosts(click_log, tmp_path, capsys):
     )
     assert main([*own, *tiny.arguments(click_log, *job)]) == 0
     with running(capsys.readouterr().out, tmp_path) as hosts:
-        codes = [host.wait(timeout=300) for host in hosts]
+        codes = [host.wait(timeout=warm.PATIENCE) for host in hosts]
     outputs = [(tmp_path / f"{host}.txt").read_text() for host in HOSTS]
     assert codes == [0, 0], outputs
     status = json.loads((run / "status.json").read_text())

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.cluster.command import main
-from tests import tiny
+from tests import tiny, warm
 from tests.launch import slurm
 from trainer.attempts import read
 
 reason = slurm.missing()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
-STEPS, PATIENCE = 13, 300  # seconds that are never needed, but where a machine has much else to do
+STEPS = 13
 # A checkpoint is written only where one is asked for: what a new start finds is what the stopped one left.
 JOB = ("model=deepfm", "model.hidden_units=[8]", "log_every_steps=1", "data.valid=[]", "data.test=[]")
 JOB += ("data.probability=null", "debug.ledger=true", "logging.tensorboard=false")
@@ -90,10 +90,10 @@ def test_a_preempted_job_of_two_nodes_goes_on_by_itself(cluster, submit, tmp_pat
     def output():
         return "\n".join(lines(run / f"slurm-{number}.out"))
 
-    slurm.until(lambda: len(lines(run / "metrics.jsonl")) >= 3, PATIENCE, output)
+    slurm.until(lambda: len(lines(run / "metrics.jsonl")) >= 3, warm.PATIENCE, output)
     preempt(cluster, nodes=1)
-    slurm.until(lambda: cluster.job(number)["Restarts"] == "1", PATIENCE, output)
-    slurm.until(lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), PATIENCE, output)
+    slurm.until(lambda: cluster.job(number)["Restarts"] == "1", warm.PATIENCE, output)
+    slurm.until(lambda: cluster.job(number)["JobState"] in ("COMPLETED", "FAILED"), warm.PATIENCE, output)
 
     starts = read(run / "attempts.txt")
     assert [start.state for start in starts] == ["preempted", "finished"], output()
@@ -108,27 +108,27 @@ def test_a_preempted_job_of_two_nodes_goes_on_by_itself(cluster, submit, tmp_pat
 
 def test_a_job_that_is_only_asked_to_stop_requeues_itself_and_no_other(cluster, stub):
     def requeued(number):
-        slurm.until(lambda: int(cluster.job(number)["Restarts"]) > 0, PATIENCE, lambda: cluster.ask("squeue"))
+        slurm.until(lambda: int(cluster.job(number)["Restarts"]) > 0, warm.PATIENCE, lambda: cluster.ask("squeue"))
         cluster.ask("scancel", number)
 
     saves, ready = stub("saves")
-    slurm.until(ready.exists, PATIENCE)
+    slurm.until(ready.exists, warm.PATIENCE)
     cluster.ask("scancel", "--signal=TERM", saves)  # what --signal does before the time limit
     requeued(saves)
     dies, ready = stub("dies", "patient")
-    slurm.until(ready.exists, PATIENCE)
+    slurm.until(ready.exists, warm.PATIENCE)
     preempt(cluster, nodes=2)  # with a grace time, and before the ranks can save
     requeued(dies)
     fails, _ = stub("fails")
-    slurm.until(lambda: cluster.job(fails)["JobState"] == "FAILED", PATIENCE, lambda: cluster.ask("squeue"))
+    slurm.until(lambda: cluster.job(fails)["JobState"] == "FAILED", warm.PATIENCE, lambda: cluster.ask("squeue"))
     assert cluster.job(fails)["Restarts"] == "0"
 
 
 def test_a_cancelled_job_is_not_requeued(cluster, stub):
     number, ready = stub("saves")
-    slurm.until(ready.exists, PATIENCE)
+    slurm.until(ready.exists, warm.PATIENCE)
     cluster.ask("scancel", number)
-    slurm.until(lambda: cluster.job(number)["JobState"] == "CANCELLED", PATIENCE, lambda: cluster.ask("squeue"))
+    slurm.until(lambda: cluster.job(number)["JobState"] == "CANCELLED", warm.PATIENCE, lambda: cluster.ask("squeue"))
     assert cluster.job(number)["Restarts"] == "0"
     assert not cluster.ask("squeue", "--noheader", f"--jobs={number}", "--states=all", "--format=%r").startswith(
         "BeginTime"
@@ -151,7 +151,7 @@ def test_trials_of_a_sweep_are_started_through_srun(cluster, click_log, tmp_path
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=warm.PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": complete valid.auc") == 2

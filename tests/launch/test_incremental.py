@@ -12,7 +12,7 @@ import torch
 
 from launch import incremental
 from launch.folder import check_settings
-from tests import tiny
+from tests import tiny, warm
 from trainer.checkpoint import Reader, newest
 
 DAYS = ("a", "b", "c")
@@ -81,7 +81,7 @@ def run_days(root, output, days, faults=""):
         [*command, f"data.days=[{','.join(days)}]", *overrides],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=warm.PATIENCE,
         env={**os.environ, "PYTHONPATH": str(tiny.REPOSITORY), "OMP_NUM_THREADS": "1", "TRAINER_FAULTS": faults},
         stdin=subprocess.DEVNULL,
     )

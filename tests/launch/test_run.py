@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from launch import run as launcher
+from tests import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """
@@ -58,7 +59,7 @@ def command(*arguments):
 
 
 def launch(environment, *arguments):
-    return subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=warm.PATIENCE)
 
 
 def test_workers_get_arguments_and_environment_unchanged(environment):
@@ -116,7 +117,7 @@ def test_a_signal_reaches_every_worker(environment, number):
     process, workers = start_and_wait(environment, "graceful")
     assert len(workers) == 2
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=warm.PATIENCE)
     assert process.returncode == 128 + number
     assert sorted(output.splitlines()) == ["rank 0 saved", "rank 1 saved"]
     assert errors == f"launch: stopped by {number.name}\n"
@@ -144,7 +145,11 @@ def test_an_impatient_user_leaves_no_worker_behind(environment):
 
 def test_a_wrong_configuration_is_one_line_before_any_worker():
     done = subprocess.run(
-        [sys.executable, "-m", "launch.run", "model=deepfn"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "launch.run", "model=deepfn"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=warm.PATIENCE,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: model=deepfn: ") and done.stderr.count("\n") == 1

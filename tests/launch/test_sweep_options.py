@@ -11,7 +11,7 @@ from launch import run as launcher
 from launch.folder import check_settings, locked
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
-from tests import tiny
+from tests import tiny, warm
 from trainer.compose import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path):
 
 def test_a_mistake_is_one_line():
     call = [sys.executable, "-m", "launch.run", "--multirun", "model=din,deepfm", "sweep=optima"]
-    done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=warm.PATIENCE)
     assert done.returncode == 2
     assert done.stderr.startswith("error: sweep=optima: ") and done.stderr.count("\n") == 1
 
@@ -138,7 +138,7 @@ def test_a_trial_is_started_through_a_command_that_finds_it_a_place(tmp_path):
     _, overrides = launcher.parse(started[at + 6 :])
     assert compose(overrides).config.run.dir == str(folder) and "model=din" in overrides
     absent = [*started[:at], "any", "/absent/srun"]
-    done = subprocess.run(absent, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(absent, cwd=REPOSITORY, capture_output=True, text=True, timeout=warm.PATIENCE)
     assert (done.returncode, done.stderr) == (2, "error: /absent/srun cannot be started: No such file or directory\n")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import warm
 from tests.object_store import BUCKET, serve
 from trainer.doctor import installation, machine, places, processes
 from trainer.doctor.__main__ import shown
@@ -27,7 +28,7 @@ def doctor(*arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=warm.PATIENCE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
     )

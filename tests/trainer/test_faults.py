@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests import warm
 from tests.tiny import REPOSITORY
 from trainer import faults
 
@@ -79,4 +80,4 @@ def test_ends_of_a_process_that_reads_the_variable():
         )
         for action in actions
     }
-    assert {action: process.wait(timeout=120) for action, process in started.items()} == actions
+    assert {action: process.wait(timeout=warm.PATIENCE) for action, process in started.items()} == actions

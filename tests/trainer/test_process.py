@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from data_loaders.storage import StorageError
+from tests import warm
 from tests.tiny import REPOSITORY
 from trainer import faults, process
 
@@ -54,7 +55,7 @@ def end_of(process, *signals, pause=1.3):
     for number in signals:
         process.send_signal(number)
         time.sleep(pause)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=warm.PATIENCE)
     return output, process.returncode
 
 

@@ -9,6 +9,15 @@ MISSING = {
     "pyspark is not installed (pip install 'pyspark>=4,<4.1')": lambda: importlib.util.find_spec("pyspark") is None,
     "Java is not installed (apt install openjdk-17-jre-headless)": lambda: shutil.which("java") is None,
 }
+# For a few rows, compiling takes longer than anything else: that of queries, and the JVM's own of itself.
+SPARK = {
+    "spark.sql.shuffle.partitions": "3",
+    "spark.default.parallelism": "3",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
 
 
 def open_engine(name, work):
@@ -17,8 +26,7 @@ def open_engine(name, work):
         for reason, missing in MISSING.items():
             if missing():
                 pytest.skip(f"engine=spark: {reason}")
-    options = {"spark.sql.shuffle.partitions": "3", "spark.default.parallelism": "3"} if name == "spark" else {}
-    return make_engine(name, work, memory_limit="1GB", threads=2, options=options)
+    return make_engine(name, work, memory_limit="1GB", threads=2, options=SPARK if name == "spark" else {})
 
 
 @pytest.fixture(scope="session")
