@@ -68,9 +68,8 @@ def test_a_run_cut_where_it_evaluates_stops_as_the_whole_one_bit_by_bit(stopped,
     cut = last - 8  # an evaluation without improvement, and one that reduced the rates
     part = ("debug.ledger=false", "checkpoint.every_steps=4")
     # Ended by its own number of steps, a run would have another schedule: killed instead.
-    done = tiny.train(
-        2, click_log, run, *OVERRIDES, *part, "checkpoint.asynchronous=false", module="tests.killed", first=[cut + 2]
-    )
+    arguments = tiny.arguments(click_log, f"run.dir={run}", *OVERRIDES, *part, "checkpoint.asynchronous=false")
+    done = tiny.torchrun(2, "tests.killed", cut + 2, *arguments)
     assert done.returncode == -9, done.stderr
     done = tiny.train(2, click_log, run, *OVERRIDES, *part)
     assert done.returncode == 0, done.stderr

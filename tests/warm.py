@@ -6,6 +6,7 @@ tests/test_faults.py, tests/test_surroundings.py.
 """
 
 import functools
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -16,11 +17,14 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from multiprocessing import connection, forkserver, process
+from multiprocessing import connection, forkserver, process, reduction
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from trainer import faults
 
 METHOD = "forkserver"
 PRELOADED = ("trainer.train", "trainer.evaluate", "trainer.predict", "tests.distributed.helper", "tests.tiny")
@@ -77,6 +81,27 @@ def run(
     return subprocess.CompletedProcess([module, *words], code, out, err)
 
 
+def become(environment: dict[str, str]) -> None:
+    """A child of the fork server takes on the environment, with what was read from it before."""
+    os.environ.clear()
+    os.environ.update(environment)
+    importlib.reload(faults)
+    torch.set_num_threads(1)
+
+
+class Streams:
+    """Stdout and stderr of this process, for a child, which has those that the fork server was started with."""
+
+    def __reduce__(self) -> tuple:
+        return _Inherited, tuple(reduction.DupFd(stream) for stream in (1, 2))
+
+
+class _Inherited:
+    def __init__(self, *streams: Any) -> None:
+        for number, stream in enumerate(streams, 1):
+            os.dup2(stream.detach(), number)
+
+
 def _torchrun(rank: int, ranks: int, port: int, launch: str) -> dict[str, str]:
     """What torchrun --standalone tells a rank."""
     return {
@@ -119,8 +144,7 @@ def _main(module: str, arguments: list[str], environment: dict[str, str], folder
         stream.flush()
         file = os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, stream.fileno())
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(1)
+    become(environment)
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # it runs as __main__
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -57,7 +57,8 @@ class Attempts:
             os.pwrite(self._file, f"{step:>{STEP_WIDTH}}".encode(), self._offset + STEP_AT)
 
     def end(self, state: str) -> None:
-        """``finished``, ``preempted`` or ``failed``."""
+        """``finished``; ``preempted``: asked to stop, it saved; ``stopped``: there was nothing to save, and torchrun, too,
+        stops a rank when another one has failed; ``failed``."""
         if self._file is not None:
             os.pwrite(self._file, f"{state:<{STATE_WIDTH}}".encode(), self._offset + STEP_AT + STEP_WIDTH + 1)
             os.close(self._file)
@@ -72,8 +73,11 @@ def read(path: Path) -> list[Attempt]:
 
 
 def refuse(path: Path, attempts: list[Attempt]) -> None:
-    """Raises ``ValueError`` where the last ``FAILURES`` attempts ended at one step, none of them as it should."""
+    """Raises ``ValueError`` where the last ``FAILURES`` attempts, each the restart of the one before, ended at one step, none
+    of them as it should."""
     last = attempts[-FAILURES:]
+    if [a.restarts - last[0].restarts for a in last] != list(range(len(last))):
+        return
     if len(last) < FAILURES or len({attempt.step for attempt in last}) > 1 or any(a.state in OVER for a in last):
         return
     where = f"in step {last[0].step}" if last[0].step else "before the first step"

@@ -129,12 +129,11 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """While ``asked`` is looked at, and work can be saved."""
+        """While ``asked`` is looked at, and work can be saved. An error goes on deferring: the process is about to end, and
+        must first tell why; torchrun's SIGTERM, which follows from another rank's end, would have it say something else."""
         self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+        yield
+        self._deferred = False
 
     def end_if_asked(self) -> None:
         """Carries out a request that came too late for those who look at ``asked``."""

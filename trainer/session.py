@@ -48,7 +48,7 @@ class Session:
         self.status.end("failed", reason=message, rank=rank, step=step, retryable=True)
 
     def _end(self, state: str, *, hearsay: bool = False, retryable: bool = True, **facts: Any) -> None:
-        self.attempts.end(state)
+        self.attempts.end("stopped" if state == "preempted" else state)
         with contextlib.suppress(OSError):  # a full disk, perhaps the very reason, which is told on stderr
             self.status.end(state, hearsay=hearsay, step=self.attempts.step, retryable=retryable, **facts)
 

@@ -70,7 +70,7 @@ class Sightings:
         self._keys = [*layout.pooled, *layout.unpooled]
         ids = [_of_key(schema, key, list(self._hashed)) for key in self._keys]  # missing id, hashed table
         self._missing = torch.tensor([missing for missing, _ in ids], dtype=torch.int64, device=device)
-        # Rows that count; ids by key; numbers by dense feature; watched rows by table; the last one takes all other rows.
+        # Rows that count; ids by key; numbers by dense feature; ids by watched row, table by table; the last takes all others.
         self._first = 1 + len(self._keys) + len(self._dense)
         none = self._first + ROWS_WATCHED * len(self._hashed)
         begins = [none if table is None else self._first + ROWS_WATCHED * table for _, table in ids]
@@ -111,7 +111,7 @@ class Sightings:
         self._sums[1 : 1 + len(self._keys)][keys].index_add_(0, key, present.double())
         watched = present & (values >= 1) & (values <= self._limits[keys][key])
         place = torch.where(watched, self._begins[keys][key] + values - 1, len(self._sums) - 1)
-        self._sums[place] = 1.0
+        self._sums.index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
 
     def compute(self, all_reduce: Callable[[Tensor], object]) -> Seen:
         """Of all ranks, where ``all_reduce`` sums a tensor over them in place."""

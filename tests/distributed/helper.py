@@ -24,7 +24,7 @@ TIMEOUT = datetime.timedelta(seconds=300)
 def run_distributed(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         warm.start_server()
-        own = (world_size, folder, dict(os.environ), function, arguments)
+        own = (world_size, folder, dict(os.environ), warm.Streams(), function, arguments)
         context = mp.start_processes(_rank_main, own, nprocs=world_size, join=False, start_method=warm.METHOD)
         try:
             while not context.join(timeout=240):
@@ -40,11 +40,11 @@ def _rank_main(
     world_size: int,
     folder: str,
     environment: dict[str, str],
+    streams: warm.Streams,
     function: Callable[..., Any],
     arguments: tuple,
 ) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(environment)
+    warm.become(environment)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,9 +50,9 @@ def test_two_trials_of_a_search(click_log, tmp_path):
         assert config["optim"]["dense"]["lr"] == float(trial["values"]["optim.dense.lr"])
     assert results[0]["value"] >= results[1]["value"]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Run it: ")]
-    search_path = line.split("'")[1]
+    ran = shlex.split(line)[5:]
     best = yaml.safe_load((Path(results[0]["folder"]) / "config.yaml").read_text())
-    again = compose([search_path, "experiment=best"]).tree
+    again = compose(ran).tree
     assert {**again, "run": None} == {**best, "run": None}
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/metrics.json")}
     assert call("launch.run", *arguments).returncode == 0

@@ -75,6 +75,20 @@ def test_other_histories_do_not_stop_a_restart(start, ends):
     start("a", len(ends), 10)
 
 
+def test_a_start_that_torchrun_stopped_since_another_rank_failed_counts(start):
+    for restarts, state in enumerate(["failed", "stopped", "stopped"]):
+        start("a", restarts, 6, state)
+    with pytest.raises(ValueError, match="failed 3 times in a row in step 6"):
+        start("a", 3, 6)
+
+
+def test_starts_that_a_scheduler_stopped_and_began_again_do_not_count(start):
+    """Slurm's requeue is a new start under the same name."""
+    for _ in range(3):
+        start("a", 0, 0, "stopped")
+    start("a", 1, 0)
+
+
 def test_what_other_launches_did_does_not_count(start):
     start("a", 0, 10)
     start("b", 1, 10)

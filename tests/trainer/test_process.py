@@ -69,6 +69,17 @@ with process.StopSignals(lambda name: print("ends for", name, flush=True)) as st
         time.sleep({})
     print("saved", flush=True)
 """
+FAILING = """
+with process.StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
+    try:
+        with stop.deferred():
+            raise RuntimeError("lost a peer")
+    except RuntimeError as error:
+        print("ready", flush=True)
+        while not stop.asked:
+            time.sleep(0.01)
+        print("tells of", error, flush=True)
+"""
 # A C++ wait in which Python's own handlers are not run, as in a collective.
 BLOCKED = """
 import torch.distributed as dist
@@ -91,6 +102,7 @@ def test_a_first_signal_asks_and_a_second_one_ends():
         "twice": (child(TRAINING.format(60)), (INT, TERM), {}),
         "in a collective": (child(BLOCKED), (TERM, TERM), {}),
         "while building": (child(BUILDING), (TERM,), {}),
+        "while failing": (child(FAILING), (TERM,), {}),
     }
     ends = {name: end_of(process, *signals, **how) for name, (process, signals, how) in started.items()}
     assert ends == {
@@ -99,6 +111,7 @@ def test_a_first_signal_asks_and_a_second_one_ends():
         "twice": ("asked by SIGINT\nends for SIGTERM\n", 128 + TERM),
         "in a collective": ("", 128 + TERM),
         "while building": ("ends for SIGTERM\n", 128 + TERM),
+        "while failing": ("tells of lost a peer\n", 0),
     }
 
 
