@@ -46,7 +46,7 @@ train: setup  ## train a model: MODEL, DATA, DATA_ROOT, NPROC, DEVICE, ARGS
 
 test: TESTS := --tests
 test: setup  ## run the tests: ARGS='tests/launch -k metrics -x'
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 docs: setup  ## the guide as a web site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build

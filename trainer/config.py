@@ -57,8 +57,8 @@ class StreamConfig:
 
 @dataclass
 class SyntheticConfig:
-    """Rows to generate where ``data.root`` has none; only ``data=synthetic`` sets it. ``train_rows``, ``valid_rows``,
-    ``test_rows``: how many. ``seed``: that they are drawn with."""
+    """Rows to generate where ``data.root`` has none; only ``data=synthetic`` and ``synthetic_pairs`` set it. ``train_rows``,
+    ``valid_rows``, ``test_rows``: how many. ``seed``: that they are drawn with."""
 
     train_rows: int = 1_000_000
     valid_rows: int = 100_000

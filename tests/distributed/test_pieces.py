@@ -61,6 +61,7 @@ KINDS = {
         dense=DenseOptimizerConfig("nadam", lr=0.1, clip_norm=0.05, schedule=SCHEDULE),
     )
 }
+FEW_KINDS = ("rowwise_adagrad", "everything")  # on more ranks than there are cores
 
 
 class Counted(nn.Module):
@@ -237,17 +238,19 @@ def check_going_on(job: Job, plan: str, state: dict[str, Whole], logits: list[Te
 
 def _on_ranks(rank: int, world_size: int, folder: str, earlier: Sequence[int]) -> dict[str, dict[str, Whole]]:
     """Trains and saves every job; goes on from it in a fresh one; loads every plan's state into every plan."""
-    results = {(kind, plan): trained(world_size, kind, plan) for kind in KINDS for plan in LAYOUTS}
+    kinds = KINDS if world_size <= 2 else FEW_KINDS
+    results = {(kind, plan): trained(world_size, kind, plan) for kind in kinds for plan in LAYOUTS}
     if rank == 0:
         torch.save({case: state for case, (state, _, _) in results.items()}, Path(folder) / f"{world_size}.pt")
     dist.barrier()
     saved = {n: torch.load(Path(folder) / f"{n}.pt") for n in (*earlier, world_size)}
-    for kind in KINDS:
+    for kind in kinds:
+        origins = [n for n, states in saved.items() if (kind, "mixed") in states]
         for (i, plan), (j, other) in itertools.product(enumerate(LAYOUTS), repeat=2):
             if j == 0:
                 job = Job(world_size, kind, plan, seed=77)
                 check_going_on(job, plan, *results[kind, plan])
-            origin = list(saved)[(i + j) % len(saved)]
+            origin = origins[(i + j) % len(origins)]
             state = saved[origin][kind, other]
             job.load(state, SAVED)
             assert_equal(assembled(job.pieces), state)
