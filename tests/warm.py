@@ -52,7 +52,7 @@ def run(
     module: str,
     arguments: Sequence[object],
     environment: dict[str, str] | None = None,
-    timeout: float = 900,
+    timeout: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """``python -m module arguments`` for no ``ranks``. Else what torchrun would start: so many ranks, with its environment
     and its store; when one fails the others are ended, and the exit code is 1."""

@@ -27,6 +27,7 @@ from trainer.run_folder import write_json
 CLOSE_SECONDS = 30.0  # for what is left to send when a run ends
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 IDS = "trackers.json"
+PARAMETERS_AT_ONCE, PARAMETER_LENGTH = 100, 500  # what every MLflow server takes
 LEFT_OUT = ("slices", "alerts")  # one figure for each of a column's values; text
 NOT_A_NAME = re.compile(r"[^\w\-./ ]")  # MLflow refuses others
 
@@ -68,6 +69,10 @@ class MLflow:
         self.run_id = self.mlflow.start_run(**named).info.run_id
         _remember(folder, "mlflow", self.run_id)
         self.mlflow.log_dict(dict(tree), "config.yaml")
+        if not run_id:  # they are for good, and a run that goes on may have a few of another value
+            given = list(_parameters(tree).items())
+            for first in range(0, len(given), PARAMETERS_AT_ONCE):
+                self.mlflow.log_params(dict(given[first : first + PARAMETERS_AT_ONCE]))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self.mlflow.log_metrics(dict(values), step=step, run_id=self.run_id)
@@ -218,6 +223,18 @@ def _ids(folder: Path) -> dict[str, str]:
 
 def _remember(folder: Path, name: str, run_id: str) -> None:
     write_json(folder / IDS, {**_ids(folder), name: run_id})
+
+
+def _parameters(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """What runs are compared by: ``{"optim.dense.lr": "0.001"}``, of all keys but the data's columns and tables."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= {} if name == "data.schema" else _parameters(value, f"{name}.")
+        else:
+            found[NOT_A_NAME.sub("_", name)] = str(value)[:PARAMETER_LENGTH]
+    return found
 
 
 def _yaml(tree: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from trainer import trackers
 from trainer.config import LoggingConfig
 from trainer.trackers import Trackers, check_installed, numbers, opened
 
-TREE = {"model": {"name": "deepfm"}, "seed": 3}
+TREE = {"model": {"name": "deepfm"}, "seed": 3, "data": {"name": "tiny", "schema": {"features": {"x": {"table": "t"}}}}}
 LINE = {
     "auc": 0.7,
     "logloss": None,
@@ -65,9 +65,10 @@ def run(folder, step=0, failure=None, here=True, **which):
 def test_mlflow_is_told_all_numbers_and_a_resumed_run_goes_on_in_the_same_one(fakes, tmp_path):
     folder, mlflow = tmp_path / "deepfm-tiny" / "2026-11-21", fakes["mlflow"]
     run(folder, tensorboard=False, mlflow=True)
-    (start, config, metrics, tag, end) = mlflow.calls
+    (start, config, parameters, metrics, tag, end) = mlflow.calls
     assert start == ("start_run", (), {"run_name": "deepfm-tiny/2026-11-21"})
     assert config == ("log_dict", (TREE, "config.yaml"), {})
+    assert parameters == ("log_params", ({"model.name": "deepfm", "seed": "3", "data.name": "tiny"},), {})
     figures = {"train/auc": 0.7, "train/rows": 500, "train/data/user_x.null": 3}
     assert metrics == ("log_metrics", (figures,), {"step": 10, "run_id": "new-id"})
     assert tag == ("set_tag", ("alert.step-10", "labels all 0"), {}) and end == ("end_run", ("FINISHED",), {})
@@ -77,6 +78,7 @@ def test_mlflow_is_told_all_numbers_and_a_resumed_run_goes_on_in_the_same_one(fa
     with pytest.raises(RuntimeError):
         run(folder, 20, RuntimeError("a bug"), tensorboard=False, mlflow=True)
     assert mlflow.calls[0] == ("start_run", (), {"run_id": "new-id"}) and mlflow.calls[-1][1] == ("FAILED",)
+    assert "log_params" not in [name for name, *_ in mlflow.calls], "parameters are for good"
 
 
 def test_weights_and_biases_are_told_the_same(fakes, tmp_path):
