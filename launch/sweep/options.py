@@ -66,7 +66,10 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
         values = {key: yaml.safe_load(value) for key, value in given.items()}
         tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
         config = OmegaConf.to_object(tree)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except OmegaConfBaseException as error:
+        where = f"sweep.{error.full_key}" if error.full_key else "sweep"
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from None
+    except yaml.YAMLError as error:
         raise ValueError(f"sweep: {' '.join(str(error).split())}") from None
     assert isinstance(config, SweepConfig)
     useless = [key for key in given if key in SEARCH_ONLY]
