@@ -313,9 +313,9 @@ def _settle_buckets(model: nn.Module) -> None:
     for wrapped in dict.fromkeys(found):
         ignored = wrapped.parameters_to_ignore
         parameters = [p for name, p in wrapped.module.named_parameters() if p.requires_grad and name not in ignored]
-        wrapped.module.forward = lambda parameters=parameters: sum(0 * p.flatten()[0] for p in parameters)
+        wrapped.module.forward = lambda _, parameters=parameters: sum(0 * p.flatten()[0] for p in parameters)
         for _ in range(3):
-            wrapped().backward()
+            wrapped(None).backward()  # with device_ids, DistributedDataParallel cannot be called without an argument
         del wrapped.module.forward
         for parameter in parameters:
             parameter.grad = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -20,7 +21,16 @@ from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
 from trainer.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
-from trainer.sharding import GB, check_pipelined, gather_table, initialize_tables, make_plan, plan_summary, shard
+from trainer.sharding import (
+    GB,
+    _settle_buckets,
+    check_pipelined,
+    gather_table,
+    initialize_tables,
+    make_plan,
+    plan_summary,
+    shard,
+)
 
 CPU = torch.device("cpu")
 # In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.
@@ -238,6 +248,14 @@ def _pipeline_errors(rank: int, world_size: int) -> list[str]:
     return messages
 
 
+def _settled_with_device_ids() -> DistributedDataParallel:
+    """A wrapper as TorchRec makes it for a GPU; on a CPU DistributedDataParallel does not take ``device_ids`` itself."""
+    wrapped = DistributedDataParallel(nn.Linear(3, 2), static_graph=True)
+    wrapped.device_ids = [0]  # with it, arguments are moved, and there must be one
+    _settle_buckets(wrapped)
+    return wrapped
+
+
 def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
     """All that needs a process group, in one launch for each number of ranks."""
     long = dict(ROWS, user=20_001, wide_user=20_001)  # several chunks of initial values, and shards that end within one
@@ -252,6 +270,9 @@ def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
     }
     if world_size == 2:
         found["pipeline"] = _pipeline_errors(rank, world_size)
+        settled = _settled_with_device_ids()
+        kept = {**vars(settled.module), **{name: p.grad for name, p in settled.module.named_parameters()}}
+        found["settled"] = settled._has_rebuilt_buckets, [kept.get(name) for name in ("forward", "weight", "bias")]
     return found
 
 
@@ -301,6 +322,11 @@ def test_a_module_that_is_not_pipelined_is_named(runs) -> None:
     good, bad = runs[2][0]["pipeline"]
     assert good == ""
     assert "does not reach bags" in bad
+
+
+def test_buckets_settle_before_the_first_step_on_a_gpu_too(runs) -> None:
+    for found in runs[2]:
+        assert found["settled"] == (True, [None, None, None])  # and nothing is left in the module or its gradients
 
 
 # Plans without a process group.
