@@ -33,12 +33,13 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
+from data_loaders.secrets import holds_credentials
+
 T = TypeVar("T")
 ATTEMPTS = 5
 _SUFFIX = ".parquet"
 _FIRST_PAUSE = 0.5  # seconds; doubled from attempt to attempt, and shortened at random by up to a half
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?]*)(.*)", re.DOTALL)
-_SECRET_OPTION = re.compile(r"secret|token|password|signature|sas|(^|_)key", re.IGNORECASE)
 _TRANSIENT_NUMBERS = frozenset(
     getattr(errno, name)
     for name in (
@@ -262,10 +263,9 @@ def root_name(root: str) -> str:
     where a URI holds credentials."""
     if not is_uri(root):
         return path_name(root)
-    address, _, query = root.partition("?")
-    if any(_SECRET_OPTION.search(option) for option, _ in parse_qsl(query, keep_blank_values=True)):
+    if holds_credentials(root):
         raise _credentials(root)
-    return path_name(address)
+    return path_name(root.partition("?")[0])
 
 
 def path_name(path: str) -> str:
@@ -273,7 +273,7 @@ def path_name(path: str) -> str:
     if not is_uri(path):
         return os.path.abspath(path)
     scheme, authority, rest = _parts(path)
-    if re.match(r"[^@]*:.*@", authority) or (scheme in ("s3", "gs", "gcs") and ":" in authority):
+    if holds_credentials(path) or (scheme in ("s3", "gs", "gcs") and ":" in authority):
         raise _credentials(path)
     if scheme == "file":
         return os.path.abspath(unquote(rest))
