@@ -123,7 +123,8 @@ def test_dice_statistics_far_from_zero():
     module.moving_mean.fill_(1e4 + 1)
     values = inputs_of(1000, 2) + 1e4
     expected = dice_formula(values.double(), torch.zeros(2).double(), torch.ones(1000, dtype=torch.bool))
-    torch.testing.assert_close(module(values).double(), expected, rtol=1e-3, atol=0.0)
+    # float32 holds the mean of 1e4 to 2^-11; the gate, a sigmoid of (value - mean) / 1, moves by at most that much of itself.
+    torch.testing.assert_close(module(values).double(), expected, rtol=2 * 2**-11, atol=0.0)
 
 
 @pytest.mark.parametrize("valid", [None, torch.zeros(0), torch.zeros(3)])

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import conf
 from data_loaders.schema import Cross, Feature, Schema, Table
+from tests.rounding import model_tolerance
 from tests.trainer.samples import make_batch, one_dim_schema, random_rows, randomize, small_schema
 from trainer.build import build_model
 from trainer.checkpoint import read_facts, write_commit_files, write_pieces
@@ -367,6 +368,13 @@ def rows_for_both(schema):
     return rows
 
 
+def check_same_logits(old, new, rows):
+    """Up to the order of sums, which other places of the features change."""
+    expected = old.logits(rows)
+    allowed = model_tolerance(old.model, lambda: old.logits(rows))
+    torch.testing.assert_close(new.logits(rows), expected, rtol=0, atol=allowed)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_columns_of_features_that_come_go_and_move_are_found_by_name(name, tmp_path):
     """With the new features zeroed, the new model's logits are the old one's."""
@@ -385,8 +393,7 @@ def test_columns_of_features_that_come_go_and_move_are_found_by_name(name, tmp_p
     for shop in ("tables/shop/weight", "tables/wide_shop_id/weight"):
         if shop in new.before:
             new.now(shop).zero_()
-    rows = rows_for_both(one_dim_schema())
-    torch.testing.assert_close(new.logits(rows), old.logits(rows), rtol=1e-5, atol=1e-6)
+    check_same_logits(old, new, rows_for_both(one_dim_schema()))
 
     parameters = dict(new.model.named_parameters())
     for key in filter(parameters.__contains__, load_model_class(name).feature_axes(changed_schema())):
@@ -413,8 +420,7 @@ def test_features_that_only_change_places_leave_the_logits_as_they_are(name, opt
     assert turned.sparse == schema.sparse[::-1] and turned.dense == schema.dense[::-1] and len(schema.dense) > 1
     old, new = Run(schema, name, seed=1, **options), Run(turned, name, seed=2, fresh=True, **options)
     start(old.save(tmp_path / "step-7"), new)
-    rows = random_rows(schema, 12, seed=4)
-    torch.testing.assert_close(new.logits(rows), old.logits(rows), rtol=1e-5, atol=1e-6)
+    check_same_logits(old, new, random_rows(schema, 12, seed=4))
 
 
 def test_rows_of_another_type_are_rounded_and_told(tmp_path):
