@@ -108,7 +108,7 @@ class _Moments(torch.autograd.Function):
             x = _masked(inputs[rows].float() - shift, mask, rows)
             sums[0] += x.sum(0)
             sums[1] += x.square_().sum(0)
-        count = mask.sum() if mask is not None else shift.new_tensor(float(len(inputs)))
+        count = mask.sum() if mask is not None else shift.new_full((), len(inputs))
         return torch.cat((count.reshape(1), sums.flatten()))
 
     @staticmethod
