@@ -27,7 +27,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LAUNCHERS = (b"torch", b"launch")
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+LOST_PEER = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket Timeout",
+    "Connection was likely closed",  # the store
+    "ncclRemoteError",
+    "Connection closed by remote peer",  # NCCL, below an ncclSystemError
+    "NCCL communicator was aborted",
+    "Some NCCL operations have failed or timed out",
+)
 
 
 def guarded(job: Callable[[], Any]) -> None:

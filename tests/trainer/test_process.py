@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch import distributed as dist
 
 from data_loaders.storage import StorageError
 from tests import warm
@@ -185,6 +186,33 @@ BROKEN = faults.parse("phase=reader,action=raise")[0]
         (raised(lambda: faults.parse("no rule")), False, False),
         (raised(lambda: faults._act(BROKEN, 1)), True, False),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), True, True),
+        (
+            dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:93, unhandled system error, NCCL version 2.29.7\nncclSystemError: "
+                "System call or external library call failed or device error. \nLast error:\nsocketProgress: "
+                "Connection closed by remote peer node2<4242>"
+            ),
+            True,
+            True,
+        ),
+        (
+            dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:93, remote process exited or there was a network error\n"
+                "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting "
+                "prematurely."
+            ),
+            True,
+            True,
+        ),
+        (dist.DistBackendError("NCCL communicator was aborted on rank 1."), True, True),
+        (
+            dist.DistBackendError(
+                "NCCL error in: NCCLUtils.cpp:93\nncclSystemError: System call (e.g. socket, malloc) failed\n"
+                "Last error:\nError while creating shared memory segment /dev/shm/nccl-a (size 4)"
+            ),
+            True,
+            False,
+        ),
     ],
 )
 def test_what_another_start_may_mend(error, retryable, lost_peer):
