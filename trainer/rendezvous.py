@@ -4,8 +4,9 @@ import contextlib
 import datetime
 import hashlib
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,8 @@ def process_group(
         _connect(backend, store, rank, world_size, patience)
         store.set_timeout(timeout)
         dist.distributed_c10d._set_pg_timeout(timeout)
+        if device.type == "cuda":
+            _connect_gpus(store, rank, world_size, rendezvous_seconds, lambda: _first_collective(device))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     yield Ranks(rank, world_size, local_rank, local_world_size, device)
@@ -127,6 +130,47 @@ def _connect(backend: str, store: dist.Store, rank: int, world_size: int, patien
             "see that the machines reach each other (GLOO_SOCKET_IFNAME names the network interface), or raise "
             "rendezvous_timeout_seconds"
         ) from None
+
+
+def _first_collective(device: torch.device) -> None:
+    torch.cuda.set_device(device)  # of this thread
+    dist.all_reduce(torch.zeros(1, device=device))
+    torch.cuda.synchronize(device)
+
+
+def _connect_gpus(
+    store: dist.Store, rank: int, world_size: int, seconds: float, first_collective: Callable[[], None]
+) -> None:
+    """NCCL connects the ranks at their first collective, and waits there for all of them without an end: so a thread calls
+    one, and is left behind where that takes more than ``seconds`` (the process is about to end)."""
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            first_collective()
+        except Exception as error:  # noqa: BLE001 - raised below, as this rank's
+            failed.append(error)
+
+    come = [f"on-gpu/{other}" for other in range(world_size)]
+    store.set(come[rank], "")
+    thread = threading.Thread(target=connect, name="first collective", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    missing = [str(other) for other, name in enumerate(come) if not _is_there(store, name)]
+    if not (thread.is_alive() or failed):
+        return
+    if thread.is_alive() and missing:
+        raise RendezvousError(
+            f"rank {', '.join(missing)} of {world_size} did not come to the first exchange between GPUs within "
+            f"{seconds:g} s: see what holds its machine up (nvidia-smi must answer there), or raise "
+            "rendezvous_timeout_seconds"
+        )
+    reason = f" ({' '.join(str(failed[0]).split())})" if failed else ""
+    raise RendezvousError(
+        f"the GPU of rank {rank} of {world_size} could not connect to the others' within {seconds:g} s{reason}: see that the "
+        "machines reach each other (NCCL_SOCKET_IFNAME names the network interface; NCCL_DEBUG=INFO shows what NCCL "
+        "tries), or raise rendezvous_timeout_seconds"
+    )
 
 
 def first_to_say(message: str) -> bool:

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import threading
 
 import pytest
 import torch
@@ -54,6 +55,32 @@ def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
     ):
         _meet(2, 4, SOON)
     assert first_to_say("no store")
+
+
+def connect(rank, others, collective):
+    """``_connect_gpus`` of one of three ranks, where the ``others`` have come."""
+    store = dist.HashStore()
+    for other in others:
+        store.set(f"on-gpu/{other}", "")
+    rendezvous._connect_gpus(store, rank, 3, 0.2, collective)
+
+
+def test_gpus_that_do_not_come_to_their_first_collective_are_named():
+    connect(0, [], lambda: None)
+    stuck = threading.Event().wait
+    with pytest.raises(RendezvousError, match=r"^rank 1 of 3 did not come to the first exchange .* within 0.2 s: "):
+        connect(0, [2], stuck)
+    with pytest.raises(
+        RendezvousError, match=r"^the GPU of rank 1 of 3 could not connect .* within 0.2 s: .*NCCL_SOCKET_I"
+    ):
+        connect(1, [0, 2], stuck)
+
+    def fails():
+        raise RuntimeError("NCCL error in:\nno route")
+
+    with pytest.raises(RendezvousError, match=r"could not connect .* \(NCCL error in: no route\): ") as told:
+        connect(1, [0, 2], fails)
+    assert is_retryable(told.value)
 
 
 @pytest.mark.parametrize(
