@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.distributions import distribution, equal_mass_sums
+from trainer.read_back import to_host
 
 NUM_BINS = 1 << 20
 LOGIT_RANGE = 16.0  # logits beyond ±16 (probabilities beyond 1e-7) share the outermost bins
@@ -101,6 +102,7 @@ class ClickMetrics:
         state = self._state.clone()
         if all_reduce is not None:
             all_reduce(state)
+        state = to_host(state)  # once: what follows asks for a dozen numbers
         loss, weight, prediction, label, rows, nans = state[2 * self.num_bins :][:NUM_SUMS].tolist()
         if nans:
             raise ValueError(

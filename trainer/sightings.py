@@ -22,6 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Feature, Layout, Schema
+from trainer.read_back import to_host
 
 LOOK_EVERY = 4
 ROWS_WATCHED = 1024
@@ -117,6 +118,7 @@ class Sightings:
         """Of all ranks, where ``all_reduce`` sums a tensor over them in place."""
         sums = self._sums.clone()
         all_reduce(sums)
+        sums = to_host(sums)
         rows, *present = (int(value) for value in sums[: self._first].tolist())
         occupied = (sums[self._first : -1].view(-1, ROWS_WATCHED) > 0).sum(1).tolist()
         hashed = [

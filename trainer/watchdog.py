@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from trainer.distributed import Ranks
+from trainer.read_back import to_host
 
 FOLDER = "stacks"
 PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
@@ -27,8 +28,10 @@ PATIENCE = 12  # times ``hang_timeout``: up to the end of the first step, and wh
 POLLS = 20  # in ``hang_timeout``
 SECONDS_BETWEEN_POLLS = (0.1, 5.0)
 ROOT = Path(__file__).resolve().parents[1]
-# A main thread in there waits for other ranks, or for a device that does; in BACKWARD it may also compute.
+# A main thread in there waits for other ranks, or for a device that does (``trainer.read_back`` too); in BACKWARD it may
+# also compute.
 COLLECTIVES = tuple(os.path.join("", package, "distributed", "") for package in ("torch", "torchrec"))
+CUDA = os.path.join("", "torch", "cuda", "")  # of its functions those called "synchronize" wait
 BACKWARD = os.path.join("", "torch", "autograd", "")
 
 
@@ -115,7 +118,7 @@ class Watchdog:
         if self._paused or not self._steps:
             return None
         frame = sys._current_frames().get(self._watched)
-        return self._phase == "guard" or (frame is not None and _is_in(frame, *COLLECTIVES))
+        return self._phase == "guard" or (frame is not None and _is_waiting(frame))
 
     def _watch(self) -> None:
         seen, last = -1, time.monotonic()
@@ -150,6 +153,7 @@ class Watchdog:
     def _publish(self, *, hung: bool = False) -> None:
         frame = sys._current_frames().get(self._watched)
         where, waiting = place(frame)
+        waiting = waiting or self._phase == "guard"  # which is an all-reduce, and on a GPU the wait for its result
         beat = Beat(self.ranks.rank, self._step, self._phase, self._idle, where, waiting, hung)
         with contextlib.suppress(OSError):  # a full disk is not a hang
             path = self._file(self.ranks.rank)
@@ -172,7 +176,7 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
     """Of a stack: its innermost function of ours (or of anyone's), with file and line; and whether it waits for others."""
     if frame is None:
         return "an unknown place", False
-    waiting = _is_in(frame, *COLLECTIVES, BACKWARD)
+    waiting = _is_waiting(frame) or _is_in(frame, BACKWARD)
     own: FrameType | None = frame
     while own is not None and not _is_ours(own):
         own = own.f_back
@@ -180,6 +184,11 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
     path = Path(shown.f_code.co_filename)
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     return f"{shown.f_code.co_name} ({name}:{shown.f_lineno})", waiting
+
+
+def _is_waiting(frame: FrameType) -> bool:
+    synchronizes = frame.f_code.co_name == "synchronize" and _is_in(frame, CUDA)
+    return synchronizes or frame.f_code is to_host.__code__ or _is_in(frame, *COLLECTIVES)
 
 
 def _is_in(frame: FrameType, *folders: str) -> bool:

@@ -10,6 +10,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
 from trainer.optim.tables import embedding_tables
+from trainer.read_back import to_host
 
 SQUARES_SLOT = 2  # of a row [w, z, n, g]: n is above 0 once FTRL has trained the row
 
@@ -28,7 +29,7 @@ def wide_weights(model: nn.Module, ranks: Ranks) -> dict[str, Any] | None:
         for rows in _own_rows(state[table.parameter], ranks):
             counts[place, 0] += rows[:, WIDE_WEIGHT_SLOT].count_nonzero()
             counts[place, 1] += rows[:, SQUARES_SLOT].count_nonzero()
-    found = all_reduce_sum(counts).tolist()
+    found = to_host(all_reduce_sum(counts)).tolist()
     total, nonzero, trained = sum(table.rows for table in tables), sum(n for n, _ in found), sum(n for _, n in found)
     by_table = {table.name: n / table.rows for table, (n, _) in zip(tables, found, strict=True)}
     values = {"rows": total, "nonzero": nonzero, "share": nonzero / total, "by_table": by_table}

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch.distributed as dist
 from tests.distributed.helper import run_distributed
 from trainer import watchdog
 from trainer.distributed import Ranks
+from trainer.read_back import to_host
 from trainer.watchdog import Beat, Watchdog, hanging, verdict
 
 CPU = torch.device("cpu")
@@ -155,6 +158,36 @@ def test_it_knows_whether_training_waits(watch):
     assert True in seen, "within torch.distributed"
     with watch.paused():
         assert watch.waits() is None
+
+
+def test_waiting_for_a_gpu_is_waiting(watch, monkeypatch):
+    """As ranks wait on CUDA: within ``torch.cuda``'s synchronize, where reports read a number back, and in the guard."""
+    code = torch.cuda.Event.synchronize.__code__
+    made = {}
+    exec(compile(f"def {code.co_name}(look): look()\ndef set_device(look): look()", code.co_filename, "exec"), made)
+    here = [
+        (made["synchronize"], True),
+        (made["set_device"], False),
+        (lambda look: to_host(SimpleNamespace(cpu=look)), True),
+        (lambda look: look(), False),
+    ]
+    watch.beat(1, "end")
+    for call, waits in here:
+        seen = []
+
+        def look(seen=seen):
+            frame = sys._getframe(1)
+            monkeypatch.setattr(watchdog.sys, "_current_frames", lambda: {watch._watched: frame})
+            seen.append((watch.waits(), watchdog.place(frame)[1]))
+            monkeypatch.undo()
+
+        call(look)
+        assert seen == [(waits, waits)]
+    watch.folder.mkdir()
+    for phase in ("begin", "guard"):
+        watch.beat(2, phase)
+        watch._publish()
+        assert watch._read(0).waiting is (phase == "guard")
 
 
 def test_before_the_first_step_is_said_so():
