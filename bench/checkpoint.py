@@ -20,6 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bench.train import Ours, machine
+from data_loaders.state_files import write_json
 from trainer import build
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose
@@ -29,7 +30,6 @@ from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.rendezvous import process_group
 from trainer.reporting import Reporter
-from trainer.run_folder import write_json
 from trainer.state import TrainingState
 
 MINUTE = 60.0

@@ -26,7 +26,7 @@ import duckdb
 
 from bench.drifting import RECIPE, make_days
 from bench.train import machine
-from trainer.run_folder import write_json
+from data_loaders.state_files import write_json
 
 SIDES = ("daily", "all so far", "last only")
 

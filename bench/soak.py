@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bench.train import machine
+from data_loaders.state_files import write_json
 from trainer.checkpoint import Reader, clean, committed, newest, verify
-from trainer.run_folder import write_json
 
 SHORTEST, LONGEST = 5.0, 17.0  # seconds of a launch
 # Steps slow enough that hundreds of them outlast the kills.

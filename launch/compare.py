@@ -5,16 +5,17 @@ and a picture. A run may still be going on. Exit code: 0, or 2 for a mistake in 
 """
 
 import argparse
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
+
+from trainer.report import files
 
 WIDTH = 160  # of a table that is not written to a terminal
 FIGURES = ("auc", "gauc", "auc_pr", "logloss", "ne", "calibration")
@@ -24,22 +25,23 @@ POINTS = 8  # of a course, as a table
 
 @dataclass(frozen=True)
 class Run:
-    """``config`` flat: dotted key -> value. ``metrics``: of ``metrics.json``; empty before the end. ``lines``: of
-    ``metrics.jsonl``."""
+    """``config`` flat: dotted key -> value. ``metrics``: of ``metrics.json``; empty before the end. ``courses``: by split, as
+    the report has them."""
 
     name: str
     config: dict[str, Any]
     metrics: dict[str, Any]
-    lines: list[dict[str, Any]]
+    courses: dict[str, files.Course]
     state: str
 
     def course(self, metric: str) -> list[tuple[int, float]]:
-        """(rows trained, value) of ``split.name``. Steps that a resumed run wrote twice count as written last."""
+        """(rows trained, value) of ``split.name``."""
         split, _, name = metric.partition(".")
-        found = {
-            line["rows_trained"]: line[name] for line in self.lines if line["split"] == split and _is_number(line, name)
-        }
-        return sorted(found.items())
+        course = self.courses.get(split)
+        if course is None or not course.lines or name not in course.names:
+            return []
+        pairs = zip(course.column("rows_trained").tolist(), course.column(name).tolist(), strict=True)
+        return [(int(rows), value) for rows, value in pairs if math.isfinite(value) and math.isfinite(rows)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, help="where to draw the courses (a .png, .svg or .pdf)")
     options = parser.parse_args(argv)
     try:
-        runs = read_all([Path(run).expanduser() for run in options.runs])
+        runs = read_all([Path(run).expanduser() for run in options.runs], options.metric)
         check_metric(runs, options.metric)
         show(runs, options.metric)
         if options.picture:
@@ -60,31 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_all(folders: Sequence[Path]) -> list[Run]:
-    """Named by as much of their paths as tells them apart. Raises ``ValueError`` for what is no run folder."""
+def read_all(folders: Sequence[Path], metric: str = "valid.auc") -> list[Run]:
+    """Named by as much of their paths as tells them apart, with the courses of ``metric`` and ``FIGURES``. Raises
+    ``ValueError`` for what is no run folder."""
     paths = [folder.resolve() for folder in folders]
     if repeated := {path for path in paths if paths.count(path) > 1}:
         raise ValueError(f"{min(repeated)} is given twice")
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    return [read(folder, "/".join(path.parts[-depth:])) for folder, path in zip(folders, paths)]
+    names = tuple(dict.fromkeys((*FIGURES, metric.partition(".")[2])))
+    return [read(folder, "/".join(path.parts[-depth:]), names) for folder, path in zip(folders, paths)]
 
 
-def read(folder: Path, name: str) -> Run:
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} has no config.yaml: give the folder of a run")
-    lines = folder / "metrics.jsonl"
-    return Run(
-        name=name,
-        config=flatten(yaml.safe_load((folder / "config.yaml").read_text())),
-        metrics=_json(folder / "metrics.json"),
-        # The last line may still be being written.
-        lines=[json.loads(line) for line in lines.read_text().splitlines(True) if line.endswith("\n")]
-        if lines.exists()
-        else [],
-        state=_json(folder / "status.json").get("state", "unknown"),
-    )
+def read(folder: Path, name: str, names: Sequence[str]) -> Run:
+    run = files.read(folder, names)
+    return Run(name, flatten(run.config), run.ended, run.courses, str(run.status.get("state", "unknown")))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -114,13 +107,13 @@ def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
     """Raises ``ValueError`` where some run has lines, but none this metric."""
-    if any(run.lines for run in runs) and not any(run.course(metric) for run in runs):
+    if any(run.courses for run in runs) and not any(run.course(metric) for run in runs):
         known = {
-            f"{line['split']}.{name}"
+            f"{split}.{name}"
             for run in runs
-            for line in run.lines
+            for split in run.courses
             for name in FIGURES
-            if _is_number(line, name)
+            if run.course(f"{split}.{name}")
         }
         raise ValueError(f"--metric {metric}: no run has it (valid: {', '.join(sorted(known))})")
 
@@ -177,22 +170,15 @@ def _print(console: Console, title: str, names: Sequence[str], rows: Mapping[str
 
 
 def _figure(metrics: Mapping[str, Any], split: str, name: str) -> float | None:
-    value = (metrics.get(split) or {}).get(name)
+    figures = metrics.get(split)
+    value = figures.get(name) if isinstance(figures, dict) else None
     return value if isinstance(value, (int, float)) else None
-
-
-def _is_number(line: Mapping[str, Any], name: str) -> bool:
-    return isinstance(line.get(name), (int, float))
 
 
 def _text(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.5f}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The folder of several runs (of a sweep, of many days): one process at a time, one set of settings."""
 
 import fcntl
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from data_loaders.state_files import read_json, write_json
 
 
 @contextmanager
@@ -27,22 +27,19 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 
 def check_settings(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
-    """Keeps the settings that a folder is begun with, in ``settings.json``. Raises ``ValueError`` where they were others."""
+    """Keeps the settings that a folder is begun with, in ``settings.json``. Raises ``ValueError`` where they were others, and
+    where they cannot be written. A damaged file is written anew."""
     path = folder / "settings.json"
-    if not path.exists():
-        write_json(path, settings)
+    before = read_json(path, {})
+    if not before:
+        try:
+            write_json(path, settings)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error.strerror}): choose a writable {key}") from None
         return
-    before = json.loads(path.read_text())
     for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(
                 f"{key}={folder} was begun with other settings ({name} was {before.get(name)}, is {value}): restore them, "
                 f"or choose another {key}"
             )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all, whatever dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -10,9 +10,7 @@ The same command again leaves finished days alone and goes on where it was; with
 
 import argparse
 import glob
-import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.folder import check_settings, locked, write_json
+from data_loaders.state_files import read_json, write_json
+from launch.children import Children
+from launch.folder import check_settings, locked
 
 WIDTH = 120  # of a table that is not written to a terminal
 OWN = ("output", "data.days", "recipe", "evict")
@@ -132,11 +132,7 @@ def run(plan: Plan) -> int:
 
 
 def finished(plan: Plan, day: Day) -> bool:
-    folder = run_folder(plan, day)
-    try:
-        return json.loads((folder / "status.json").read_text())["state"] == "finished"
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_json(run_folder(plan, day) / "status.json", {}).get("state") == "finished"
 
 
 def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
@@ -181,20 +177,24 @@ def prepare_day(plan: Plan, day: Day, previous: Day | None) -> int:
 def facts_of(plan: Plan, day: Day) -> dict[str, Any]:
     """A day's row of the report."""
     folder = run_folder(plan, day)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    before, train = metrics.get("before", {}), metrics["train"]
-    took = folder / "day.json"
+    metrics = read_json(folder / "metrics.json", {})
+    before, train = _map(metrics, "before"), _map(metrics, "train")
     row = {
         "day": day.name,
         "rows": before.get("rows"),
         **{f"before_{name}": before.get(name) for name in ("auc", "logloss", "ne", "calibration")},
-        "trained_rows": train["rows_trained"],
-        "seconds": json.loads(took.read_text())["seconds"] if took.exists() else None,
+        "trained_rows": train.get("rows_trained"),
+        "seconds": read_json(folder / "day.json", {}).get("seconds"),
     }
     if plan.recipe:
-        reports = json.loads((data_folder(plan, day) / "report.json").read_text())["vocabularies"].values()
+        reports = _map(read_json(data_folder(plan, day) / "report.json", {}), "vocabularies").values()
         row["ids"] = {key: sum(r.get(key, 0) for r in reports) for key in ("values", "added", "aged", "evicted")}
     return row
+
+
+def _map(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    found = facts.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def print_report(rows: Sequence[dict[str, Any]]) -> None:
@@ -211,7 +211,8 @@ def print_report(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column("evicted", justify="right")
     for row in rows:
         numbers = [row["before_auc"], row["before_logloss"], row["before_ne"], row["before_calibration"]]
-        cells = [row["day"], f"{row['rows']:,}", *("–" if n is None else f"{n:.4f}" for n in numbers)]
+        rows_scored = "–" if row["rows"] is None else f"{row['rows']:,}"
+        cells = [row["day"], rows_scored, *("–" if n is None else f"{n:.4f}" for n in numbers)]
         cells.append("–" if row["seconds"] is None else f"{row['seconds']:.0f}")
         if has_ids:
             cells += [f"{row['ids'][key]:,}" for key in ("added", "evicted")]
@@ -239,7 +240,8 @@ def _without_root(arguments: Sequence[str]) -> list[str]:
 
 
 def _call(command: Sequence[str]) -> int:
-    return subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    with Children() as children:
+        return children.call([sys.executable, "-m", *command])
 
 
 def _halves(argument: str) -> tuple[str, str, str]:

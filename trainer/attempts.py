@@ -3,12 +3,18 @@
 ``attempts.txt`` in the run folder has a line of fixed width for each start: the launcher's id, the number of its restarts,
 the step last begun (0: none) and how it ended (``running``: it did not say, such as after SIGKILL). Rank 0 overwrites the step in
 place at each step, with one write that needs no flush: the page cache outlives the process.
+
+It only saves restarts that are in vain: whatever is damaged of it is passed over, and where it cannot be written the run goes
+on without.
 """
 
 import os
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_loaders.state_files import write_text
 from trainer.distributed import launch_id
 
 NAME = "attempts.txt"
@@ -16,6 +22,7 @@ FAILURES = 3  # in a row at one step, within one launch: enough
 ID_WIDTH, RESTARTS_WIDTH, STEP_WIDTH, STATE_WIDTH = 40, 6, 14, 10
 STEP_AT = ID_WIDTH + 1 + RESTARTS_WIDTH + 1
 WIDTH = STEP_AT + STEP_WIDTH + 1 + STATE_WIDTH + 1  # of a line
+LINE = re.compile(rf"(?=.{{{WIDTH - 1}}}\n)([!-~]+) +(\d{{1,{RESTARTS_WIDTH}}}) +(\d{{1,{STEP_WIDTH}}}) ([a-z]+) *\n")
 OVER = ("finished", "preempted")
 
 
@@ -25,6 +32,13 @@ class Attempt:
     restarts: int
     step: int
     state: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f"{self.launch:<{ID_WIDTH}} {self.restarts:>{RESTARTS_WIDTH}} {self.step:>{STEP_WIDTH}} "
+            f"{self.state:<{STATE_WIDTH}}\n"
+        )
 
 
 class Attempts:
@@ -42,34 +56,69 @@ class Attempts:
         run_id, restarts = launch_id()
         # "-" for none: without a launcher nothing starts again by itself.
         launch = "".join(run_id.split()).encode("ascii", "replace").decode()[:ID_WIDTH] or "-"
-        before = read(self.path)
+        try:
+            before = self._read()
+        except OSError as error:
+            return self._give_up(error)
         if restarts:
             refuse(self.path, [attempt for attempt in before if attempt.launch == launch])
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            write_text(self.path, "".join(each.line for each in (*before, Attempt(launch, restarts, 0, "running"))))
+            self._file = os.open(self.path, os.O_RDWR)
+        except OSError as error:
+            return self._give_up(error)
         self._offset = WIDTH * len(before)
-        line = f"{launch:<{ID_WIDTH}} {restarts:>{RESTARTS_WIDTH}} {0:>{STEP_WIDTH}} {'running':<{STATE_WIDTH}}\n"
-        os.pwrite(self._file, line.encode(), self._offset)
 
     def record(self, step: int) -> None:
         """``step`` begins."""
         self.step = step
-        if self._file is not None:
-            os.pwrite(self._file, f"{step:>{STEP_WIDTH}}".encode(), self._offset + STEP_AT)
+        self._write(f"{step:>{STEP_WIDTH}}", STEP_AT)
 
     def end(self, state: str) -> None:
         """``finished``; ``preempted``: asked to stop, it saved; ``stopped``: there was nothing to save, and torchrun, too,
         stops a rank when another one has failed; ``failed``."""
+        self._write(f"{state:<{STATE_WIDTH}}", STEP_AT + STEP_WIDTH + 1)
         if self._file is not None:
-            os.pwrite(self._file, f"{state:<{STATE_WIDTH}}".encode(), self._offset + STEP_AT + STEP_WIDTH + 1)
             os.close(self._file)
             self._file = None
 
+    def _read(self) -> list[Attempt]:
+        found, damaged = read(self.path)
+        if damaged:
+            print(f"warning: {self.path} is damaged: what it held of earlier starts is passed over", file=sys.stderr)
+        return found
 
-def read(path: Path) -> list[Attempt]:
-    """Whole lines only: the last one may be half written."""
-    text = path.read_bytes() if path.exists() else b""
-    lines = [text[at : at + WIDTH].decode("ascii", "replace") for at in range(0, len(text) - WIDTH + 1, WIDTH)]
-    return [Attempt(launch, int(restarts), int(step), state) for launch, restarts, step, state in map(str.split, lines)]
+    def _write(self, text: str, at: int) -> None:
+        """In place, in this start's line."""
+        if self._file is None:
+            return
+        try:
+            os.pwrite(self._file, text.encode(), self._offset + at)
+        except OSError as error:
+            os.close(self._file)
+            self._file = None
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        print(
+            f"warning: {self.path} cannot be kept ({error.strerror}): a run that fails again and again in one step is not "
+            "recognised by it",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def read(path: Path) -> tuple[list[Attempt], bool]:
+    """The starts that whole lines tell of, in order, and whether there is anything else in it, which a power cut may have left.
+    Raises ``OSError``."""
+    text = path.read_bytes() if path.is_file() else b""
+    lines = [text[at : at + WIDTH].decode("ascii", "replace") for at in range(0, len(text), WIDTH)]
+    found = [match for match in map(LINE.fullmatch, lines) if match]
+    attempts = [
+        Attempt(launch, int(restarts), int(step), state)
+        for launch, restarts, step, state in (m.groups() for m in found)
+    ]
+    return attempts, len(found) < len(lines)
 
 
 def refuse(path: Path, attempts: list[Attempt]) -> None:

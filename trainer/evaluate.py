@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from data_loaders.state_files import write_json
 from trainer import build
 from trainer.process import guarded
-from trainer.run_folder import write_json
 from trainer.scoring import evaluate
 from trainer.trained import opened
 

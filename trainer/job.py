@@ -9,7 +9,8 @@ import yaml
 from torch import nn
 
 from data_loaders.schema import Layout
-from trainer import build, faults, inputs, run_folder
+from data_loaders.state_files import write_json
+from trainer import build, faults, inputs
 from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config import TrainConfig
@@ -60,7 +61,7 @@ def make_job(
     faults.at("build")
     built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
     if ranks.is_first:
-        run_folder.write_json(folder / "plan.json", built.plan_rows)
+        write_json(folder / "plan.json", built.plan_rows)
         print_plan(built.plan_rows)
     ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)

@@ -13,7 +13,6 @@ checkpoint commits; what lies beyond the checkpoint that a run goes on from is t
 So at each commit the ledger is that checkpoint's own history, whatever the number of ranks was on the way.
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
-from trainer.checkpoint import fsync
+from data_loaders.state_files import publish
 
 SCHEMA = pa.schema(
     [
@@ -109,6 +108,4 @@ def cut(folder: Path, step: int) -> int:
 def _write(table: pa.Table, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     pq.write_table(table, part)
-    fsync(part)
-    os.replace(part, path)
-    fsync(path.parent)
+    publish(part, path)

@@ -10,17 +10,20 @@ import errno
 import fcntl
 import itertools
 import json
-import math
 import os
 import socket
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
+from data_loaders.state_files import finite, read_json, write_json, write_text
 from trainer.config import RunConfig
+
+LOCK, LOCK_ATTEMPTS, STATUS = "RUN.lock", 10, "status.json"
 
 
 def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
@@ -42,15 +45,11 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
 def lock(folder: Path) -> IO[str]:
     """Keeps a second run out of the folder; released when the returned file is closed or the process dies.
     Raises ``ValueError`` naming the holder."""
-    handle = open(folder / "RUN.lock", "a+")  # noqa: SIM115 - open for as long as the run lives
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    handle = open(folder / LOCK, "a+")  # noqa: SIM115 - open for as long as the run lives
+    if not _locked(handle):
         handle.seek(0)
         holder = handle.read().strip() or "another process"
-        raise ValueError(
-            f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run"
-        ) from None
+        raise ValueError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run")
     if note := open_to_others(folder):
         print(f"warning: {note}", file=sys.stderr, flush=True)
     handle.truncate(0)
@@ -59,9 +58,30 @@ def lock(folder: Path) -> IO[str]:
     return handle
 
 
+def _locked(handle: IO[str]) -> bool:
+    """Tried for a second: a reader (``is_alive``) holds it for a moment, and a run that was just killed until it is gone."""
+    for attempt in range(LOCK_ATTEMPTS):
+        if attempt:
+            time.sleep(1 / LOCK_ATTEMPTS)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a process holds the run's lock; also where that cannot be found out."""
+    try:
+        with open(folder / LOCK) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
 def open_to_others(folder: Path) -> str | None:
     """What lets other users change a run, and so what is loaded from it; None where nothing does."""
-    facts, lock_facts = folder.stat(), (folder / "RUN.lock").stat()
+    facts, lock_facts = folder.stat(), (folder / LOCK).stat()
     if facts.st_mode & stat.S_IWOTH:
         return f"run folder {folder} can be written by every user of this machine: chmod o-w {folder}"
     if lock_facts.st_uid not in (os.getuid(), 0):
@@ -73,42 +93,31 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; NaN becomes null, as JSON has none."""
-    write_text(path, json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """As ``write_json`` writes it."""
-    return json.dumps(_finite(value), indent=2) + "\n"
-
-
 def append_json_line(path: Path, value: Any) -> None:
-    """Whole or not at all. A full disk is no reason to end a run: the line is left out, and that is said."""
-    line = json.dumps(_finite(value)) + "\n"
-    with open(path, "ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            if file.write(line.encode()) < len(line.encode()):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            file.truncate(size)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            print(f"\nwarning: {path} has lost a line ({error.strerror}): make room", flush=True)
+    """Whole or not at all. A full disk, or whatever else keeps it from being written, is no reason to end a run: the line is
+    left out, and that is said. One that was cut off by a crash is ended first."""
+    line = json.dumps(finite(value)) + "\n"
+    try:
+        with open(path, "a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            line = f"\n{line}" if size and os.pread(file.fileno(), 1, size - 1) != b"\n" else line
+            _append(file, line.encode(), size)
+    except OSError as error:
+        print(f"\nwarning: {path} has lost a line ({error.strerror}): make it writable, or make room", flush=True)
+
+
+def _append(file: IO[bytes], line: bytes, size: int) -> None:
+    """To a file of ``size`` bytes, which it has again where that fails."""
+    try:
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def write_yaml(path: Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # ranks may write at once: the last one stands
-    with open(part, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 class Status:
@@ -116,7 +125,7 @@ class Status:
     (``retryable``); for whoever watches from outside."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        self.path = folder / "status.json"
+        self.path = folder / STATUS
         self.facts: dict[str, Any] = {"run_id": run_id, "started": now()}
 
     def update(self, state: str, **facts: Any) -> None:
@@ -126,9 +135,18 @@ class Status:
     def end(self, state: str, *, hearsay: bool = False, **facts: Any) -> None:
         """A ``failed`` or ``preempted``, told by any rank: added to what rank 0 wrote. ``hearsay``: this rank knows only that
         another one ended; one that knows more is left its word."""
-        known = json.loads(self.path.read_text()) if self.path.exists() else self.facts
-        if not hearsay or known["state"] == "running":
+        known = read_json(self.path, {}) or self.facts
+        if not hearsay or known.get("state", "running") == "running":
             write_json(self.path, {**known, **facts, "state": state, "updated": now()})
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """``status.json``, for people; empty where it is not there or damaged. ``running`` without a process that holds the lock
+    is ``killed``: whoever ended the run so, a ``SIGKILL`` or a power cut, left it no time to say so."""
+    status = read_json(folder / STATUS, {})
+    if status.get("state") == "running" and not is_alive(folder):
+        return {**status, "state": "killed", "reason": "nothing holds its lock, and it has not told of an end"}
+    return status
 
 
 def _fresh(parent: Path) -> Path:
@@ -143,17 +161,7 @@ def _fresh(parent: Path) -> Path:
 
 
 def _of_launch(parent: Path, run_id: str) -> Path | None:
-    for path in sorted(parent.glob("*/status.json"), reverse=True):
-        if json.loads(path.read_text()).get("run_id") == run_id:
+    for path in sorted(parent.glob(f"*/{STATUS}"), reverse=True):
+        if read_json(path, {}, quiet=True).get("run_id") == run_id:
             return path.parent
     return None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

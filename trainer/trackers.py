@@ -10,7 +10,6 @@ stands in a configuration.
 import contextlib
 import importlib
 import importlib.util
-import json
 import queue
 import re
 import sys
@@ -21,8 +20,8 @@ from typing import Any, Protocol
 
 import yaml
 
+from data_loaders.state_files import read_json, write_json
 from trainer.config import LoggingConfig
-from trainer.run_folder import write_json
 
 CLOSE_SECONDS = 30.0  # for what is left to send when a run ends
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
@@ -217,8 +216,7 @@ def _name(folder: Path) -> str:
 
 
 def _ids(folder: Path) -> dict[str, str]:
-    path = folder / IDS
-    return json.loads(path.read_text()) if path.exists() else {}
+    return {name: run_id for name, run_id in read_json(folder / IDS, {}).items() if isinstance(run_id, str)}
 
 
 def _remember(folder: Path, name: str, run_id: str) -> None:

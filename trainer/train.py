@@ -4,7 +4,6 @@ The life of the process: compose and check the configuration, join the process g
 evaluate, say how it went.
 """
 
-import json
 import shutil
 import signal
 import sys
@@ -20,6 +19,7 @@ from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
+from data_loaders.state_files import read_json, write_json
 from trainer import build, faults, loop, run_folder, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
@@ -68,7 +68,7 @@ def start(argv: Sequence[str]) -> None:
         with Session(folder, ranks) as session:
             final = train(config, composed.tree, model, session, ranks)
             if final is not None and ranks.is_first:
-                run_folder.write_json(folder / "metrics.json", final)
+                write_json(folder / "metrics.json", final)
                 session.close("finished", step=final["train"]["step"], **final.get("selected", {}))
                 print_summary(final, folder)
             if config.report and ranks.is_first:
@@ -181,7 +181,7 @@ def score_before(job: Job) -> dict[str, Any] | None:
     if not config.evaluation.before_training:
         return None
     if job.progress.step:
-        return from_first(lambda: json.loads(path.read_text()) if path.exists() else None)
+        return from_first(lambda: read_json(path, {}) or None)
     data, batch_size = config.data, config.evaluation.batch_size or config.batch_size
     loader = build.build_ordered_loader(
         job.feed.chosen.manifest,
@@ -196,7 +196,7 @@ def score_before(job: Job) -> dict[str, Any] | None:
     job.reporter.outside(values["seconds"])
     job.reporter.write("before", values, job.progress)
     if ranks.is_first:
-        run_folder.write_json(path, values)
+        write_json(path, values)
     return values
 
 

@@ -8,14 +8,16 @@ run on every machine. Exit code: 0, 2 for a mistake, 1 where sbatch or kubectl f
 import argparse
 import datetime
 import shlex
-import subprocess
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from data_loaders.state_files import write_text
 from launch import group
+from launch.children import Children
 from launch.cluster import kubernetes, options, slurm
 from launch.cluster.job import Job, environment, make, torchrun, worker
 from launch.cluster.options import Kubernetes, Slurm, Torchrun
@@ -73,7 +75,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
         return call(["kubectl", "apply", "--filename=-"], text)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)  # Slurm opens the output there before anything runs
-        (job.folder / SCRIPT).write_text(text)
+        write_text(job.folder / SCRIPT, text)
     except OSError as error:
         raise ValueError(
             f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir"
@@ -85,10 +87,8 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
 
 def call(program: list[str], text: str = "") -> int:
     """Runs a scheduler's own program, which says itself how it went."""
-    try:
-        done = subprocess.run(program, input=text, text=True)
-    except FileNotFoundError:
-        raise ValueError(
-            f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job"
-        ) from None
-    return 1 if done.returncode else 0
+    if shutil.which(program[0]) is None:
+        raise ValueError(f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job")
+    with Children() as children:
+        code = children.call(program, text)
+    return 128 + children.stopped if children.stopped else int(code > 0)

@@ -147,16 +147,7 @@ def shares(plan: Plan) -> list[Share]:
 
 def trial_command(plan: Plan) -> Command:
     def command(trial: Trial, share: Share) -> list[str]:
-        cores = ",".join(map(str, share.cores)) or "any"
-        child = [
-            sys.executable,
-            "-m",
-            "launch.sweep.child",
-            str(os.getpid()),
-            cores,
-            *shlex.split(plan.sweep.through or ""),
-        ]
-        child += [sys.executable, "-m", "launch.run"]
+        child = [*shlex.split(plan.sweep.through or ""), sys.executable, "-m", "launch.run"]
         folder = "'" + str(trial.folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
         return [*child, *plan.launcher, *plan.fixed, *trial.overrides, f"run.dir={folder}"]
 

@@ -9,6 +9,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from data_loaders.state_files import write_text
 from trainer.compose import redact, search_path
 
 NAME = "best"
@@ -29,7 +30,7 @@ def write(root: Path, overrides: Sequence[str], config_dir: str | None, headline
             _put(tree, override.key_or_group.split("."), override.value())
     path = root / "experiment" / f"{NAME}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"# @package _global_\n# {headline}\n" + yaml.safe_dump(redact(tree), sort_keys=False))
+    write_text(path, f"# @package _global_\n# {headline}\n" + yaml.safe_dump(redact(tree), sort_keys=False))
     deleted = [override.input_line for override in parsed if override.is_delete()]
     return [*_search_path(root, config_dir), f"experiment={NAME}", *map(str, deleted)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.folder import write_json
+from data_loaders.state_files import write_json
 from launch.sweep import experiment, picture
 from launch.sweep.space import Dimension
 from launch.sweep.trials import Trial, best, ranked

@@ -1,20 +1,18 @@
 """Trials as processes: started as shares of the machine become free, watched, stopped where hopeless, and told of."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
+from launch.children import Children
 from launch.sweep.shares import Share
 from launch.sweep.trials import OUTPUT, Trial, evaluations, outcome
 
 SECONDS = 1.0  # between two looks at the trials
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 Command = Callable[[Trial, Share], list[str]]
 
 
@@ -43,15 +41,21 @@ class Running:
 
 
 class Runner:
-    """Runs what ``search`` gives out, on each of ``shares`` one at a time. ``stopped``: the signal that ended it, or 0."""
+    """Runs what ``search`` gives out, on each of ``shares`` one at a time."""
 
     def __init__(self, search: Search, shares: Sequence[Share], command: Command, metric: str) -> None:
         self.search, self.command, self.metric = search, command, metric
-        self.free, self.running, self.stopped = list(shares), [], 0
+        self.free, self.running = list(shares), []
+        self.children = Children()
+
+    @property
+    def stopped(self) -> int:
+        """The signal that ended it, or 0."""
+        return self.children.stopped
 
     def run(self, seconds: float = SECONDS) -> None:
-        """Until no trial is left, or a signal has ended those that run."""
-        with self._signals():
+        """Until no trial is left, or a signal has ended those that run: none is started any more."""
+        with self.children:
             while True:
                 self._start_some()
                 if not self.running:
@@ -75,18 +79,15 @@ class Runner:
         say(f"{trial}: started")
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {})}
         with open(trial.folder / OUTPUT, "ab") as output:
-            # A session of its own: Ctrl-C in a terminal reaches it once, through us.
-            process = subprocess.Popen(
+            process = self.children.start(
                 self.command(trial, share),
+                ",".join(map(str, share.cores)) or "any",
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,
             )
         self.running.append(Running(trial, share, process))
-        if self.stopped:  # a signal came while it was being started
-            process.terminate()
 
     def _look(self, running: Running) -> None:
         code = running.process.poll()
@@ -109,24 +110,6 @@ class Runner:
         self.search.tell(trial)
         figure = "" if trial.value is None else f" {self.metric} {trial.value:.5f}"
         say(f"{trial}: {trial.state}{figure}{f' ({trial.reason})' if trial.reason else ''}")
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Trials are asked to save and end (twice: to end); none is started any more."""
-
-        def pass_on(number: int, _: Any) -> None:
-            self.stopped = self.stopped or number
-            for running in self.running:
-                running.process.terminate()
-
-        old = {number: signal.signal(number, pass_on) for number in PASSED_ON}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            for running in self.running:  # an error of ours: nothing is left behind
-                running.process.terminate()
 
 
 def say(line: str) -> None:

@@ -1,11 +1,12 @@
 """A trial: its values, its run folder, and what became of it, read from what the run itself wrote."""
 
-import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from launch.folder import write_json
+from data_loaders.state_files import read_json, write_json
+from trainer.report.files import read_lines
 
 LOWER_IS_BETTER = ("logloss", "ne")
 # ``open``: not at its end, so the same command goes on with it.
@@ -63,28 +64,23 @@ def record(trial: Trial) -> None:
 
 
 def recorded(folder: Path) -> Trial | None:
-    path = folder / RECORD
-    return Trial(folder=folder, **json.loads(path.read_text())) if path.exists() else None
+    """What ``record`` has written; None where that is not there, or damaged."""
+    facts = read_json(folder / RECORD, {})
+    whole = {field.name for field in fields(Trial)} == {*facts, "folder"} and facts["state"] in STATES
+    return Trial(folder=folder, **facts) if whole else None
 
 
 def evaluations(folder: Path, metric: str) -> list[float]:
-    """The metric at each evaluation so far. A run that went on from a checkpoint wrote some steps twice."""
-    path, (split, _, name) = folder / "metrics.jsonl", metric.partition(".")
-    if not path.exists():
-        return []
-    by_step = {}
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # it is being written
-        facts = json.loads(line)
-        if facts["split"] == split and facts.get(name) is not None:
-            by_step[facts["step"]] = facts[name]
-    return [by_step[step] for step in sorted(by_step)]
+    """The metric at each evaluation so far, as reports have them."""
+    split, _, name = metric.partition(".")
+    courses, _, _ = read_lines(folder / "metrics.jsonl", (name,))
+    found = courses[split].column(name).tolist() if split in courses and courses[split].lines else []
+    return [value for value in found if math.isfinite(value)]
 
 
 def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
     """The trial as its run folder tells it; ``code``: the exit code (None: it was not started), ``pruned``: we stopped it."""
-    status = read_json(trial.folder / "status.json")
+    status = read_json(trial.folder / "status.json", {})
     state = status.get("state")
     if state == "finished" and (code in (None, 0) or pruned):
         value = final_value(trial.folder, metric)
@@ -104,7 +100,9 @@ def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
 
 def final_value(folder: Path, metric: str) -> float | None:
     split, _, name = metric.partition(".")
-    return read_json(folder / "metrics.json").get(split, {}).get(name)
+    figures = read_json(folder / "metrics.json", {}).get(split)
+    value = figures.get(name) if isinstance(figures, dict) else None
+    return value if isinstance(value, (int, float)) else None
 
 
 def failure(folder: Path, status: dict[str, Any], code: int) -> str:
@@ -116,7 +114,3 @@ def failure(folder: Path, status: dict[str, Any], code: int) -> str:
         return said[-1]
     known = status.get("reason") if status.get("state") == "failed" else None
     return known or f"exit code {code}: see {output}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}

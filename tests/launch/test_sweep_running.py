@@ -150,7 +150,7 @@ time.sleep(100)
 """
 SWEEP = """
 import os, subprocess, sys
-subprocess.Popen([sys.executable, "-m", "launch.sweep.child", str(os.getpid()), sys.argv[1], sys.executable,
+subprocess.Popen([sys.executable, "-m", "launch.child", str(os.getpid()), sys.argv[1], sys.executable,
                   "-m", "launch.run", "--nproc-per-node", "1", "--module", "fake_worker"], start_new_session=True).wait()
 """
 

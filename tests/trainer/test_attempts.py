@@ -1,5 +1,6 @@
 """A run that keeps failing at the same step gives up; every other start goes ahead."""
 
+import errno
 import os
 
 import pytest
@@ -25,7 +26,7 @@ def start(tmp_path, monkeypatch):
 
 
 def history(path):
-    return attempts.read(path / attempts.NAME)
+    return attempts.read(path / attempts.NAME)[0]
 
 
 def test_each_start_leaves_a_line(start, tmp_path):
@@ -116,6 +117,43 @@ def test_a_half_written_line_is_no_attempt(start, tmp_path):
         file.write("a   ")
     start("a", 1, 6)
     assert [(a.restarts, a.step) for a in history(tmp_path)] == [(0, 5), (1, 6)]
+
+
+@pytest.mark.parametrize("damage", ["zeros", "empty", "garbage", "truncated", "absent", "a folder"])
+def test_a_damaged_record_stops_no_start(start, tmp_path, damage, capsys):
+    path = tmp_path / attempts.NAME
+    start("a", 0, 5)
+    start("a", 1, 5)
+    whole = path.read_bytes()
+    damaged = {"zeros": bytes(len(whole)), "empty": b"", "garbage": os.urandom(300), "truncated": whole[:-10]}
+    path.unlink()
+    if damage in damaged:
+        path.write_bytes(damaged[damage])
+    elif damage == "a folder":
+        path.mkdir()
+    start("a", 2, 7, "failed")
+    said = capsys.readouterr().err
+    kept = [Attempt("a", 0, 5, "running")] if damage == "truncated" else []
+    if damage == "a folder":
+        assert path.is_dir() and f"warning: {path} cannot be kept (Is a directory)" in said
+    else:
+        assert history(tmp_path) == [*kept, Attempt("a", 2, 7, "failed")]
+        assert ("is damaged: what it held" in said) == (damage in ("zeros", "garbage", "truncated"))
+
+
+def test_a_step_that_cannot_be_written_ends_no_run(start, tmp_path, monkeypatch, capsys):
+    attempt = Attempts(tmp_path)
+    attempt.begin()
+
+    def full(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(attempts.os, "pwrite", full)
+    attempt.record(1)
+    attempt.record(2)
+    attempt.end("finished")
+    assert attempt.step == 2
+    assert capsys.readouterr().err.count("cannot be kept (Input/output error)") == 1
 
 
 def test_other_ranks_know_the_step_and_write_nothing(tmp_path):

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.manifest import Manifest
+from data_loaders.state_files import write_json
 from trainer.checkpoint import MANIFEST, write_commit_files
 from trainer.inputs import DATA, Inputs, Saved, continued, find, incremental
 from trainer.progress import Progress
-from trainer.run_folder import write_json
 
 BATCH = 4
 

@@ -178,11 +178,25 @@ def test_the_command_draws_to_where_it_is_told_and_explains_a_mistake(tmp_path):
     assert wrong.stderr == f"error: {tmp_path} has no config.yaml: give the folder of a run\n"
 
 
-@pytest.mark.parametrize("reason", ["plan", "bokeh"])
+@pytest.mark.parametrize("content", [b"", b"[", b'{"step": "x", "tables": 5}', b'[{"table": 1}]'])
+def test_a_damaged_file_costs_its_own_section_alone(tmp_path, capsys, content):
+    run = nasty_run(tmp_path / "run")
+    whole = page.html(read(run))
+    assert capsys.readouterr().err == ""
+    names = ("status", "metrics", "plan", "distributions", "tables", "environment")
+    for name in names:
+        (run / f"{name}.json").write_bytes(content)
+    page.write(run, tmp_path / "report.html")
+    assert "Configuration" in whole and "Configuration" in (tmp_path / "report.html").read_text()
+    told = capsys.readouterr().err.splitlines()
+    assert told and all(each.startswith("warning: ") and str(run) in each for each in told)
+
+
+@pytest.mark.parametrize("reason", ["config", "bokeh"])
 def test_a_report_that_cannot_be_drawn_is_a_warning(reason, tmp_path, capsys, monkeypatch):
     run = nasty_run(tmp_path / "run")
-    if reason == "plan":
-        (run / "plan.json").write_text("[")
+    if reason == "config":
+        (run / "config.yaml").write_text("[")
     else:
         monkeypatch.setitem(sys.modules, "trainer.report.page", None)
         monkeypatch.delattr("trainer.report.page")

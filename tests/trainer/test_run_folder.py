@@ -51,12 +51,50 @@ class Broken(io.FileIO):
 def test_a_line_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     path = tmp_path / "metrics.jsonl"
     run_folder.append_json_line(path, {"step": 1, "auc": float("nan")})
-    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Full(path, "a"))
+    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Full(path, "a+"))
     run_folder.append_json_line(path, {"step": 2})
     monkeypatch.undo()
     run_folder.append_json_line(path, {"step": 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "auc": None}, {"step": 3}]
     assert f"warning: {path} has lost a line (No space left on device)" in capsys.readouterr().out
-    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Broken(path, "a"))
-    with pytest.raises(OSError, match="Input/output"):
-        run_folder.append_json_line(path, {"step": 4})
+    before = path.read_bytes()
+    monkeypatch.setattr("builtins.open", lambda path, *_, **__: Broken(path, "a+"))
+    run_folder.append_json_line(path, {"step": 4})
+    monkeypatch.undo()
+    run_folder.append_json_line(tmp_path, {"step": 4})
+    assert path.read_bytes() == before
+    said = capsys.readouterr().out
+    assert "has lost a line (Input/output error)" in said and "has lost a line (Is a directory)" in said
+
+
+def test_a_line_comes_after_one_that_a_crash_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    run_folder.append_json_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"ste\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("damaged", [b"", bytes(200), b"[]", b"\xff\xfe", b"[" * 200_000, None])
+def test_a_damaged_status_stops_nothing(tmp_path, damaged, capsys):
+    run = RunConfig(root=str(tmp_path), name="r")
+    folder, path = run_folder.choose(run, ("a", 0)), tmp_path / "r" / "b" / "status.json"
+    path.parent.mkdir()
+    run_folder.Status(folder, "a").update("running")
+    path.mkdir() if damaged is None else path.write_bytes(damaged)
+    assert run_folder.choose(run, ("a", 1)) == folder
+    assert capsys.readouterr().err == "", "another run's damage is not this run's matter"
+    assert run_folder.read_status(path.parent) == {}
+    assert f"warning: {path} cannot be read" in capsys.readouterr().err
+    if damaged is not None:
+        run_folder.Status(path.parent, "b").end("failed", hearsay=True, reason="r")
+        assert run_folder.read_status(path.parent)["state"] == "failed"
+
+
+def test_a_run_that_could_not_tell_of_its_end_is_seen_by_its_lock(tmp_path):
+    run_folder.Status(tmp_path, "a").update("running")
+    assert run_folder.read_status(tmp_path)["state"] == "running", "it has no lock to go by"
+    with run_folder.lock(tmp_path):
+        assert run_folder.read_status(tmp_path)["state"] == "running"
+    assert run_folder.read_status(tmp_path)["state"] == "killed"
+    run_folder.Status(tmp_path, "a").update("finished")
+    assert run_folder.read_status(tmp_path)["state"] == "finished"

@@ -26,7 +26,7 @@ from trainer.checkpoint.manifest import (
     read_text,
     verify_files,
 )
-from trainer.checkpoint.place import AnyPath, chosen, fresh, fsync, note, of_run, parse, place_of
+from trainer.checkpoint.place import AnyPath, chosen, fresh, note, of_run, parse, place_of
 
 __all__ = [
     "AnyPath",
@@ -42,7 +42,6 @@ __all__ = [
     "clean",
     "committed",
     "fresh",
-    "fsync",
     "newest",
     "note",
     "of_run",

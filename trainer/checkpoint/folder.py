@@ -9,10 +9,10 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from data_loaders.state_files import json_text
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.place import AnyPath, Unreachable, place_of
 from trainer.checkpoint.tensor_file import parse_json
-from trainer.run_folder import json_text
 
 BEST = "best.json"
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_loaders.state_files import json_text
 from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.manifest import (
     FACTS,
@@ -36,7 +37,6 @@ from trainer.checkpoint.tensor_file import (
     parse_json,
     sizes,
 )
-from trainer.run_folder import json_text
 
 VERSION = 1
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from data_loaders.state_files import sync, write_text
 from trainer.checkpoint.tensor_file import TensorFile, open_plain, write_tensors
-from trainer.run_folder import write_text
 
 MANIFEST = "MANIFEST.json"
 ELSEWHERE = "elsewhere.txt"  # in a run's ``checkpoints``: the address of the place that holds them
@@ -197,7 +197,7 @@ class _Local:
         os.rename(attempt.part, attempt.final)
 
     def flush(self, folder: Path) -> None:
-        fsync(folder)
+        sync(folder)
 
     def discard(self, attempt: Attempt) -> None:
         if OURS_TO_CLEAN.fullmatch(attempt.part.name) and self.is_folder(attempt.part):
@@ -207,7 +207,7 @@ class _Local:
         """Renamed first."""
         trash = fresh(path.parent, "trash", path.name)
         os.rename(path, trash)
-        fsync(path.parent)
+        sync(path.parent)
         shutil.rmtree(trash)
 
     def clean(self, folder: Path) -> None:
@@ -279,12 +279,3 @@ def of_run(run: AnyPath) -> AnyPath:
 def fresh(folder: Path, prefix: str, name: str) -> Path:
     """A new name for a folder that is being written (``tmp``) or removed (``trash``)."""
     return folder / f".{prefix}-{name}-{secrets.token_hex(4)}"
-
-
-def fsync(path: Path) -> None:
-    """Returns once a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,11 +16,11 @@ from typing import Any
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from data_loaders.state_files import write_json, write_text
 from trainer.config import ProfilingConfig
 from trainer.distributed import Ranks
 from trainer.profiling.parts import analyse
 from trainer.profiling.summary import as_text
-from trainer.run_folder import write_json, write_text
 from trainer.watchdog import Watchdog
 
 FOLDER = "profile"

@@ -60,7 +60,12 @@ def state(run: Run) -> str:
     step = run.status.get(
         "step", max((course.last["step"] for course in run.courses.values() if course.last), default=None)
     )
-    words = {"running": "still going on", "preempted": "stopped", "unknown": "state unknown"}
+    words = {
+        "running": "still going on",
+        "preempted": "stopped",
+        "killed": "ended without a word",
+        "unknown": "state unknown",
+    }
     reason = f": {run.status['reason']}" if run.status.get("reason") else ""
     return words.get(word, word) + (f" at step {step:,}" if step is not None else "") + reason
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
+from data_loaders.state_files import write_json
 from trainer.checkpoint import AnyPath, Reader, committed, of_run, parse, place_of, read_facts, read_text, verify
 from trainer.checkpoint.piece import Piece
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks
 from trainer.models import load_model_class
-from trainer.run_folder import write_json
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report
 from trainer.warm_start.rules import WarmStartConfig

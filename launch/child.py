@@ -1,5 +1,5 @@
-"""A trial's process: `python -m launch.sweep.child PARENT CORES COMMAND…` becomes COMMAND, on the cores given (numbers, or
-`any`), and is asked to save and end when the sweep, process PARENT, dies."""
+"""A launcher's process: `python -m launch.child PARENT CORES COMMAND…` becomes COMMAND, on the cores given (numbers, or
+`any`), and is asked to save and end when the launcher, process PARENT, dies."""
 
 import ctypes
 import os

@@ -1,0 +1,69 @@
+"""What a launcher started hears of signals once, and does not outlive the launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests import warm
+from tests.tiny import REPOSITORY
+
+CHILD = """
+import os, signal, time
+heard = 0
+def hear(*_):
+    global heard
+    heard += 1
+signal.signal(signal.SIGTERM, hear)
+os.write(1, b"ready %d\\n" % os.getpid())
+while not heard:
+    time.sleep(0.02)
+time.sleep(0.3)
+os.write(1, b"heard %d\\n" % heard)
+raise SystemExit(5)
+"""
+LAUNCHER = """
+import sys
+from launch.children import Children
+with Children() as children:
+    code = children.call([sys.executable, "-c", sys.argv[1]])
+raise SystemExit(code)
+"""
+
+
+def start(ignored=()):
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, CHILD],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
+    )
+    word, pid = launcher.stdout.readline().split()
+    assert word == "ready"
+    return launcher, psutil.Process(int(pid))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_reaches_the_child_once_however_the_launcher_ends(number):
+    launcher, child = start()
+    launcher.send_signal(number)
+    said, _ = launcher.communicate(timeout=warm.PATIENCE)
+    assert said == "heard 1\n"
+    assert launcher.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_signal_that_the_launcher_was_started_to_ignore_stays_ignored():
+    launcher, _ = start(ignored=[signal.SIGHUP])
+    launcher.send_signal(signal.SIGHUP)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.communicate(timeout=warm.PATIENCE)[0] == "heard 1\n" and launcher.returncode == 128 + signal.SIGTERM
+
+
+def test_the_exit_code_is_the_childs_where_no_signal_came():
+    words = [sys.executable, "-c", LAUNCHER, "raise SystemExit(7)"]
+    assert subprocess.run(words, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}).returncode == 7
