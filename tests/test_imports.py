@@ -20,7 +20,7 @@ PURE = (
 )
 # From the ground up; a module imports from its own level and those below. Every module of the trainer has its place.
 LEVELS = (
-    ("trainer.read_back", "trainer.warm_start.rules"),
+    ("trainer.gpus", "trainer.read_back", "trainer.warm_start.rules"),
     ("trainer.config", "trainer.topologies"),
     # A model, whoever runs it.
     ("trainer.batch_statistics", "trainer.dice", "trainer.embeddings", "trainer.interactions", "trainer.modules"),

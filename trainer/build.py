@@ -191,6 +191,11 @@ def ensure_synthetic(data: DataConfig) -> None:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """bf16 if asked for, or (``auto``) where matrix units multiply bf16: recent GPUs, CPUs with AMX."""
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = _multiplies_bf16() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return torch.bfloat16 if precision == "bf16" else None
+
+
+def _multiplies_bf16() -> bool:
+    """Of this rank's GPU: PyTorch by default says yes where it would only emulate it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)

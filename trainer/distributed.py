@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from trainer import gpus
+
 T = TypeVar("T")
 GRACE = "TRAINER_GRACE_SECONDS"  # set by launch.run
 
@@ -62,7 +64,8 @@ def planned_faults() -> str:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """``auto``: this rank's GPU where there is one, else the CPU. Raises ``ValueError`` when GPUs are missing."""
+    """``auto``: this rank's GPU where there is one, else the CPU. Raises ``ValueError`` when GPUs are missing, or there and
+    of no use: for a driver that is too old, or without FBGEMM's code for them."""
     _, _, local_rank, local_world_size = identity()
     count = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cuda" and not count:
@@ -76,7 +79,21 @@ def choose_device(wanted: str) -> torch.device:
             f"{local_world_size} ranks were started on a machine with {count} GPU(s): one rank a GPU, so start with "
             f"--nproc_per_node={count}, or use device=cpu"
         )
+    for index in range(local_world_size):  # all of them: each rank finds the same, and the first one says it
+        check_gpu(index)
     return torch.device("cuda", local_rank)
+
+
+def check_gpu(index: int) -> None:
+    """Raises ``ValueError`` for a GPU that cannot train. (PyTorch counts them without starting CUDA.)"""
+    try:
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    except (RuntimeError, AssertionError) as error:
+        reason = gpus.explain_start(str(error), torch.version.cuda)
+        raise ValueError(f"GPU {index} cannot be used: {reason}; or use device=cpu") from None
+    problem = gpus.refusal(name, capability)
+    if problem is not None:
+        raise ValueError(f"GPU {index} cannot be used: {problem}; CUDA_VISIBLE_DEVICES chooses others, device=cpu none")
 
 
 def grace_seconds() -> float | None:

@@ -176,8 +176,9 @@ def _connect_gpus(
 def first_to_say(message: str) -> bool:
     """Whether no other rank has said this yet: an error that all ranks meet is then printed once."""
     if not dist.is_initialized() and _meeting.store is None:
-        # All ranks read the same configuration; but on a way that ends here each has met its own obstacle.
-        return _meeting.begun or identity()[0] == 0
+        # The ranks of a machine read the same configuration and see the same GPUs; another machine's need not. On a way that
+        # ends here each has met its own obstacle.
+        return _meeting.begun or identity()[2] == 0
     store = dist.distributed_c10d._get_default_store() if dist.is_initialized() else _meeting.store
     digest = hashlib.sha256(message.encode()).hexdigest()
     return store.add(f"said/{digest}", 1) == 1

@@ -30,6 +30,7 @@ MAX_RANKS = 4096
 CONTEXT = (
     0.6 * GIB
 )  # what CUDA's context and NCCL's buffers take of a device before the first tensor (H100: 0.5 to 0.7)
+FIRST_WITH_BF16 = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Hardware:
     between: float | None = None
     matmul: float | None = None
     bf16: bool = True
+    capability: tuple[int, int] | None = None  # CUDA's "compute capability"; None where nobody knows
 
 
 @dataclass(frozen=True)
@@ -75,24 +77,26 @@ def _gpu(
     within: float,
     between: float,
     tflops: float,
-    bf16: bool = True,
+    capability: tuple[int, int],
 ) -> Hardware:
     rates = [rate * GB for rate in (gb_per_s, within, between)]
-    return Hardware(name, "cuda", gib * GIB - CONTEXT, host_gib * GIB, *rates, tflops * 1e12, bf16)
+    bf16 = capability >= FIRST_WITH_BF16
+    return Hardware(name, "cuda", gib * GIB - CONTEXT, host_gib * GIB, *rates, tflops * 1e12, bf16, capability)
 
 
+# FBGEMM has no code for V100 and T4 (trainer.gpus): a plan for them says so, and shows what their memory would hold.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("A100-40", 39.4, 128, 1555, 300, 25, 312),
-        _gpu("A100-80", 79.2, 256, 2039, 300, 25, 312),
-        _gpu("H100", 79.2, 256, 3350, 450, 50, 989),
-        _gpu("H200", 139.7, 256, 4800, 450, 50, 989),
-        _gpu("B200", 178.3, 256, 8000, 900, 50, 2250),
-        _gpu("L4", 22.0, 96, 300, 32, 1.56, 121),
-        _gpu("L40S", 44.4, 192, 864, 32, 6.25, 362),
-        _gpu("V100", 31.7, 64, 900, 150, 6.25, 125, bf16=False),
-        _gpu("T4", 14.6, 48, 320, 16, 1.56, 65, bf16=False),
+        _gpu("A100-40", 39.4, 128, 1555, 300, 25, 312, (8, 0)),
+        _gpu("A100-80", 79.2, 256, 2039, 300, 25, 312, (8, 0)),
+        _gpu("H100", 79.2, 256, 3350, 450, 50, 989, (9, 0)),
+        _gpu("H200", 139.7, 256, 4800, 450, 50, 989, (9, 0)),
+        _gpu("B200", 178.3, 256, 8000, 900, 50, 2250, (10, 0)),
+        _gpu("L4", 22.0, 96, 300, 32, 1.56, 121, (8, 9)),
+        _gpu("L40S", 44.4, 192, 864, 32, 6.25, 362, (8, 9)),
+        _gpu("V100", 31.7, 64, 900, 150, 6.25, 125, (7, 0)),
+        _gpu("T4", 14.6, 48, 320, 16, 1.56, 65, (7, 5)),
     )
 }
 # Of a file: figures, in what they are given; how many there are.

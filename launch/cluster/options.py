@@ -94,7 +94,7 @@ class Torchrun(Nodes):
 @dataclass
 class Slurm(Nodes):
     """``options``: further options of sbatch without their dashes, such as ``partition``, ``account``, ``time``; ``true`` for
-    one that takes no value. ``setup``: lines of shell on the first node before it starts, such as ``module load cuda``.
+    one that takes no value. ``setup``: lines of shell on the first node before it starts, such as ``ulimit -n 65536``.
     ``port``: of the rendezvous on the first node (default: from the job's number, 20000 to 29999)."""
 
     options: dict[str, str] = field(default_factory=dict)

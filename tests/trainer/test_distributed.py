@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from trainer import distributed, rendezvous
 from trainer.distributed import choose_device
-from trainer.process import is_retryable
+from trainer.process import is_retryable, is_user_error
 from trainer.rendezvous import RendezvousError, _meet, first_to_say
 
 SOON = datetime.timedelta(seconds=0.5)
@@ -21,7 +21,7 @@ def agent(monkeypatch):
     """The store of torchrun's agent, which this process, rank 2 of 4, is told of."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    place = {"RANK": "2", "WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "1"}
+    place = {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "1"}
     for name, value in {**address, **place}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rendezvous, "_meeting", rendezvous._Meeting())
@@ -48,7 +48,7 @@ def test_all_there_are_let_through(agent):
 
 
 def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
-    assert not first_to_say("a mistake in the configuration"), "rank 0 says that"
+    assert not first_to_say("a mistake in the configuration"), "the first rank of the machine says that"
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(
         RendezvousError, match=re.escape("rank 2 did not meet all 4 ranks at MASTER_ADDR:MASTER_PORT=localhost:1")
@@ -97,8 +97,54 @@ def test_gpus_that_do_not_come_to_their_first_collective_are_named():
 def test_a_rank_gets_its_gpu_or_says_what_is_missing(monkeypatch, wanted, gpus, ranks, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(distributed, "identity", lambda: (1, ranks, 1, ranks))
+    monkeypatch.setattr(distributed, "check_gpu", lambda index: None)
     if expected.startswith(("cpu", "cuda:")):
         assert choose_device(wanted) == torch.device(expected)
     else:
         with pytest.raises(ValueError, match=expected):
             choose_device(wanted)
+
+
+T4, H200 = ("Tesla T4", (7, 5)), ("NVIDIA H200", (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([H200, H200], None),
+        (
+            [H200, T4],
+            r"GPU 1 cannot be used: Tesla T4 has compute capability 7\.5, for which FBGEMM has no code: .*device=cpu",
+        ),
+        ([("Tesla V100-SXM2-32GB", (7, 0))] * 2, r"GPU 0 .*V100.* 7\.0"),
+        ([("NVIDIA GeForce RTX 5090", (12, 0))] * 2, r"RTX 5090 has compute capability 12\.0"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_gpu_without_code_is_refused_by_every_rank_of_its_machine(monkeypatch, cards, expected, rank):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: cards[index][0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: cards[index][1])
+    monkeypatch.setattr(distributed, "identity", lambda: (rank, 2, rank, 2))
+    if expected is None:
+        assert choose_device("auto") == torch.device("cuda", rank)
+    else:
+        with pytest.raises(ValueError, match=expected):
+            choose_device("auto")
+
+
+def test_a_driver_that_is_too_old_is_one_line_that_names_the_one_to_install(monkeypatch):
+    def refuse(index):
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12080). Please update your GPU driver by "
+            "downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx\nOr go to …"
+        )
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", refuse)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(
+        ValueError, match=r"too old: it knows CUDA 12\.8, .* for CUDA 13\.0; install driver 580 or newer"
+    ) as told:
+        choose_device("cuda")
+    assert is_user_error(told.value) and "\n" not in str(told.value)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from trainer import sharding
+from trainer import gpus, sharding
 from trainer.config import ShardingConfig
 from trainer.topologies import CONTEXT, GB, GIB, GPUS, Cluster, Hardware, parse_cluster, recognised
 
@@ -179,3 +179,4 @@ def test_figures_are_those_of_the_data_sheets():
         assert 0.9 < (gpu.memory + CONTEXT) / (sold * GIB) < 1, name
         assert gpu.memory_bandwidth == bandwidth * GB and 2 * gpu.within == links * GB, name
         assert 2 * gpu.matmul == pytest.approx(matmul * 1e12, rel=0.02), name
+        assert gpu.bf16 == gpus.has_code(gpu.capability) == (name not in ("V100", "T4"))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from trainer import gpus
 from trainer.config import SHARDING_TYPES, OptimConfig, TrainConfig
 from trainer.embeddings import is_wide_table
 from trainer.plan.estimate import Estimate, Planned
@@ -19,6 +20,7 @@ EXCHANGE_SHARE = 0.25  # of a step, from where halving it is worth while
 def advice(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[str]:
     """One line each; ``smallest`` is None where no cluster fits."""
     return [
+        *_no_code(estimate),
         *_half_tables(job, estimate, smallest),
         *_less_state(job, estimate, smallest),
         *_other_types(job, estimate),
@@ -26,6 +28,12 @@ def advice(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[s
         *_narrow_exchange(estimate),
         *_idle(estimate),
     ]
+
+
+def _no_code(estimate: Estimate) -> list[str]:
+    hardware = estimate.cluster.hardware
+    problem = gpus.refusal(hardware.name, hardware.capability) if hardware.capability else None
+    return [f"nothing can be trained here: {problem}"] if problem else []
 
 
 def _half_tables(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[str]:
