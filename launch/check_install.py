@@ -1,18 +1,27 @@
 """`python -m launch.check_install [--device cpu|cuda]`: do torch, torchrec and fbgemm load and work together?
 
-Says in one line a mistake what is wrong and what to do about it.
+Says in one line a mistake what is wrong and what to do about it. Exit codes: 0; 1 for a mistake; 3 where there is no NVIDIA
+driver, which FBGEMM's CUDA build needs to load at all: all else is well, but nothing was computed.
 """
 
 import argparse
+import ctypes
 import importlib.metadata
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from launch import pins
+from trainer import gpus
 
 # torch -> (torchrec, fbgemm): what was released, and is tested here, together.
 TRIPLES = {"2.13": ("1.8", "1.8"), "2.11": ("1.6", "1.6")}
 FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
+NOT_CHECKED = 3
+ROOT = Path(__file__).resolve().parents[1]
 ANEW = "run `make clean setup` (with DEVICE=cuda for GPUs)"
 
 
@@ -20,14 +29,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.check_install", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="what the installation is meant for")
     device = parser.parse_args().device
-    for check in (check_versions, check_build, check_imports, check_operators, check_requirements):
+    can_load = loads_here()
+    needs_to_load = (check_imports, check_gpus, check_operators) if can_load else ()
+    for check in (check_versions, check_build, *needs_to_load, check_requirements):
         problem = check(device)
         if problem:
             print(f"error: {problem}", file=sys.stderr)
             return 1
+    for line in changed_pins():
+        print(f"note: {line}: `make setup` installs the pinned version", file=sys.stderr)
     found = {name: version(name) for name in ("torch", "torchrec", *FBGEMM)}
-    print("Checked: " + ", ".join(f"{name} {number}" for name, number in found.items() if number) + " work together")
+    told = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    if not can_load:
+        print(f"Not checked, as there is no NVIDIA driver here ({gpus.DRIVER_LIBRARY}): whether {told} work together")
+        return NOT_CHECKED
+    print(f"Checked: {told} work together")
     return 0
+
+
+def loads_here() -> bool:
+    """Whether what FBGEMM's CUDA build is linked to is here: it comes with the driver."""
+    if version("fbgemm-gpu") is None:
+        return True
+    try:
+        ctypes.CDLL(gpus.DRIVER_LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
+def changed_pins() -> list[str]:
+    """Packages of .venv that something has changed since `make setup`; nothing where this is not that environment."""
+    environment, files = ROOT / ".venv", ROOT / "requirements"
+    python = pins.python_of(environment)
+    if python is None or not (files / "common.txt").is_file() or not Path(sys.prefix).samefile(environment):
+        return []
+    return pins.changed(pins.pins([files / "common.txt"], python), pins.installed(environment))
 
 
 def version(name: str) -> str | None:
@@ -69,8 +106,24 @@ def check_build(device: str | None) -> str | None:
             f"torch {torch.__version__} is not a CUDA build: pip took it from an index or folder of CPU builds; name "
             "one with CUDA builds, make clean setup DEVICE=cuda TORCH_INDEX=<address>"
         )
-    if device == "cuda" and not torch.cuda.device_count():
+    return None
+
+
+def check_gpus(device: str | None) -> str | None:
+    """The GPUs here can train: CUDA starts on them, and FBGEMM has code for them."""
+    import torch
+
+    if device == "cpu" or not torch.version.cuda:
+        return None
+    if not torch.cuda.device_count():
         print("note: no GPU is visible here; the installation is checked on the CPU alone", file=sys.stderr)
+    for index in range(torch.cuda.device_count()):
+        try:
+            problem = gpus.refusal(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+        except (RuntimeError, AssertionError) as error:
+            problem = gpus.explain_start(str(error), torch.version.cuda)
+        if problem:
+            return f"GPU {index} cannot be used: {problem}"
     return None
 
 
@@ -107,11 +160,27 @@ def check_operators(device: str | None) -> str | None:
 
 
 def check_requirements(device: str | None) -> str | None:
-    """`pip check`, but for torchrec's wish for fbgemm's CUDA build, which a CPU installation leaves out."""
+    """`pip check` of what the trainer needs. Not told: torchrec's wish for fbgemm's CUDA build, which a CPU installation leaves
+    out. Only noted: wishes of packages that are not from here, such as MLflow's for an older pyarrow."""
     result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     lines = [line for line in result.stdout.splitlines() if line and not line.startswith("No broken")]
     others = [line for line in lines if not (line.startswith("torchrec ") and "requires fbgemm-gpu," in line)]
-    return f"packages do not fit together ({'; '.join(others)}): {ANEW}" if others else None
+    known = _ours()
+    problems = [line for line in others if pins.normal(line.split()[0]) in known]
+    for line in others:
+        if line not in problems:
+            print(f"note: {line} The trainer does not need that package.", file=sys.stderr)
+    return f"packages do not fit together ({'; '.join(problems)}): {ANEW}" if problems else None
+
+
+def _ours() -> set[str]:
+    """The packages that are pinned, or, without the files that pin them, those that a package needs."""
+    files = [path for path in (ROOT / "requirements").glob("*.txt") if path.name != "spark.txt"]
+    python = sys.version_info[:2]
+    if files:
+        return {"clicktrainer", *pins.pins(files, python)}
+    names = [re.split(r"[\s;<>=!~\[(]", each)[0] for each in importlib.metadata.requires("clicktrainer") or ()]
+    return {"clicktrainer", *map(pins.normal, names)}
 
 
 def _short(version: str) -> str:

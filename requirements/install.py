@@ -1,12 +1,15 @@
 """Makes .venv: `make setup` (train and test call it first). Standard library only; runs on the system's Python.
 
-Quick when nothing changed: .venv/.installed records the device and a digest of the requirement files. An installation
-that was interrupted leaves .venv/.unfinished behind and is started again from nothing. A .venv that is not from here
-is used as it is and never deleted.
+Quick when nothing changed: .venv/.installed records the device and a digest of the requirement files, and the versions in
+.venv are compared with those that are pinned. An installation that was interrupted leaves .venv/.unfinished behind and is
+started again from nothing; one that could not be checked, or failed the check, is only checked again. A .venv that is not from
+here is used as it is and never deleted.
 """
 
 import argparse
+import ast
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import importlib.util
@@ -25,6 +28,9 @@ if sys.version_info < (3, 10):
     )
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from launch import pins  # noqa: E402 - standard library only
+
 # pip's arguments, call by call. On a CPU torchrec and fbgemm come without dependencies (why: cpu-engine.txt).
 STEPS = {
     "cpu": [["-r", "requirements/cpu.txt"], ["--no-deps", "-r", "requirements/cpu-engine.txt"]],
@@ -47,6 +53,16 @@ NO_COMPILER = """\
 pip had to build a package from source and found no working compiler (its message is above).
   Debian and Ubuntu: sudo apt install build-essential python3-dev. Or use a Python version for which all packages are
   prebuilt, such as 3.11 or 3.12: make clean setup PYTHON=python3.12"""
+
+
+NO_DRIVER = """
+Installed, but not checked: there is no NVIDIA driver on this machine (a docker build, a login node), and the CUDA build of
+FBGEMM loads only beside one. The next make on a machine with a driver checks it, or
+    .venv/bin/python -m launch.check_install --device cuda"""
+UNCHECKED, INCOMPLETE = "unchecked", "incomplete"  # in .installed
+NOT_CHECKED = 3  # launch.check_install's exit code
+DRIVER_LIBRARY = "libnvidia-ml.so.1"
+MOST_SHOWN = 5
 
 
 class InstallError(Exception):
@@ -75,29 +91,71 @@ def main() -> int:
 
 
 def ensure(root: Path, device: str | None, torch_index: str) -> None:
-    """Installs unless .venv is already as wanted. Raises ``InstallError``."""
+    """Installs unless .venv is already as wanted, and checks what has not been checked. Raises ``InstallError``."""
     environment = root / ".venv"
     stamp, unfinished = environment / ".installed", environment / ".unfinished"
     recorded = stamp.read_text().split() if stamp.is_file() else []
     device = device or (recorded[0] if recorded else "cpu")
     wanted = [device, digest(root, device)]
     works = (environment / "bin" / "python").exists()
-    if recorded == wanted and works and not unfinished.exists():
+    is_current = recorded[:2] == wanted and works and not unfinished.exists()
+    if not is_current or _report(differing(root, device)):
+        _install_anew_or_over(root, device, torch_index, recorded, works)
+        stamp.write_text(" ".join([*wanted, UNCHECKED]) + "\n")
+        unfinished.unlink(missing_ok=True)
+    elif UNCHECKED not in recorded or not _has_driver(device):
         return
+    if check(root, device):
+        stamp.write_text(" ".join(wanted) + "\n")
+
+
+def check(root: Path, device: str) -> bool:
+    """Whether what is installed has been checked: not on a machine without a driver. Raises ``InstallError``."""
+    python = str(root / ".venv" / "bin" / "python")
+    code, _ = _run([python, "-m", "launch.check_install", "--device", device], root)
+    if code not in (0, NOT_CHECKED):
+        raise InstallError("the packages are installed, but cannot train: see above")
+    if code == NOT_CHECKED:
+        print(NO_DRIVER, flush=True)
+    return code == 0
+
+
+def differing(root: Path, device: str) -> list[str]:
+    """The packages of .venv that are not of the pinned version, a line each; nothing of one that takes packages from
+    elsewhere."""
+    environment = root / ".venv"
+    python = pins.python_of(environment)
+    if python is None or "include-system-site-packages = true" in (environment / "pyvenv.cfg").read_text():
+        return []
+    return pins.changed(pins.pins(_requirements(root, device), python), pins.installed(environment))
+
+
+def _report(differing: list[str]) -> list[str]:
+    if differing:
+        more = f" and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
+        shown = ", ".join(differing[:MOST_SHOWN]) + more
+        print(f".venv has been changed: {shown}; installing the pinned versions", flush=True)
+    return differing
+
+
+def _install_anew_or_over(root: Path, device: str, torch_index: str, recorded: list[str], works: bool) -> None:
+    environment = root / ".venv"
+    stamp, unfinished = environment / ".installed", environment / ".unfinished"
     reason = _reason_to_start_anew(unfinished.exists(), recorded, device, works)
     if reason:
         print(f"{reason}: making .venv anew")
         shutil.rmtree(environment)
     elif environment.exists() and not works:
         raise InstallError(f"{environment} is there, but holds no Python and is not from here: move it away")
-    ours = bool(recorded) or not environment.exists()
-    stamp.unlink(missing_ok=True)
-    if ours:
-        environment.mkdir(exist_ok=True)
+    is_new = not environment.exists()
+    if is_new:
+        environment.mkdir()
         unfinished.touch()
+    elif recorded:  # where this fails, the same is tried again: nothing is deleted
+        stamp.write_text(f"{device} {INCOMPLETE}\n")
     install(root, device, torch_index)
-    stamp.write_text(" ".join(wanted) + "\n")
-    unfinished.unlink(missing_ok=True)
+    if is_new or recorded:
+        constrain(root, device)
 
 
 def ensure_spark(root: Path) -> None:
@@ -149,15 +207,57 @@ def install(root: Path, device: str, torch_index: str) -> None:
         code, errors = _run(command, root)
         if code:
             raise InstallError(explain(errors, device))
-    if _run([python, "-m", "launch.check_install", "--device", device], root)[0]:
-        raise InstallError("the packages are installed, but do not work together: see above")
+
+
+def constrain(root: Path, device: str) -> None:
+    """Has every later `pip install` into .venv keep to the pinned versions, by a list of constraints in pip's settings for this
+    environment. Constraints that the machine or its user has set hold beside it; PIP_CONSTRAINT in the environment holds
+    alone, as pip has it."""
+    environment = root / ".venv"
+    ours = environment / "constraints.txt"
+    ours.write_text("\n".join(pins.lines(_requirements(root, device))) + "\n")
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "config"]
+    theirs = _settings([*pip, "--global", "list"], root) | _settings([*pip, "--user", "list"], root)
+    for section in ("global", "install"):  # what stands under install hides what stands under global
+        key = f"{section}.constraint"
+        if section == "global" or key in theirs:
+            both = " ".join([*theirs.get(key, "").split(), ours.as_uri()])  # a URI has no spaces, at which pip splits
+            if _run([*pip, "--site", "set", key, both], root, quiet=True)[0]:
+                print(f"note: {ours} could not be named in pip's settings; give it to pip: -c {ours}", file=sys.stderr)
+
+
+def _settings(command: list[str], folder: Path) -> dict[str, str]:
+    """What `pip config list` prints: key='value'."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    found = {}
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition("=")
+        with contextlib.suppress(ValueError, SyntaxError):
+            found[key.strip()] = str(ast.literal_eval(value))
+    return found
 
 
 def digest(root: Path, device: str) -> str:
     """Of all that decides what is installed for a device."""
-    names = {argument for step in STEPS[device] for argument in step if argument.endswith(".txt")}
-    content = b"".join((root / name).read_bytes() for name in sorted(names | {"requirements/common.txt"}))
+    files = sorted({*_requirements(root, device), root / "requirements" / "common.txt"})
+    content = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(content).hexdigest()
+
+
+def _requirements(root: Path, device: str) -> list[Path]:
+    """The requirement files that are named to pip."""
+    return [root / argument for step in STEPS[device] for argument in step if argument.endswith(".txt")]
+
+
+def _has_driver(device: str) -> bool:
+    """Whether an installation for ``device`` can be checked here."""
+    if device == "cpu":
+        return True
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return False
+    return True
 
 
 def explain(errors: str, device: str) -> str:

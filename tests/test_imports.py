@@ -44,7 +44,7 @@ LEVELS = (
     ("trainer.feed",),
     ("trainer.job",),
     ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
-    ("launch.child", "launch.children", "launch.folder", "launch.group"),
+    ("launch.child", "launch.children", "launch.folder", "launch.group", "launch.pins"),
     ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
     ("launch.cluster", "launch.incremental"),
 )
@@ -150,7 +150,7 @@ def test_every_module_has_a_level():
 def test_launch_knows_only_the_configuration():
     # Run folders and state files are how a launcher learns what became of a job.
     allowed = ("launch", "trainer.compose", "trainer.config", "trainer.run_folder", "trainer.report.files")
-    allowed = (*allowed, "data_loaders.state_files")
+    allowed = (*allowed, "data_loaders.state_files", "trainer.gpus")
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import check_install
+from launch import check_install, pins
+from trainer.doctor import installation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("requirements_install", REPOSITORY / "requirements" / "install.py")
@@ -20,7 +21,7 @@ class Machine:
     """Stands in for pip and venv: keeps the commands, fails where told."""
 
     def __init__(self, root):
-        self.root, self.commands, self.failure = root, [], None
+        self.root, self.commands, self.failure, self.settings = root, [], None, {}
         self.python = root / ".venv" / "bin" / "python"
 
     def run(self, command, folder, quiet=False):
@@ -49,6 +50,7 @@ def machine(tmp_path, monkeypatch):
         (folder / file.name).write_text(file.read_text())
     machine = Machine(tmp_path)
     monkeypatch.setattr(installer, "_run", machine.run)
+    monkeypatch.setattr(installer, "_settings", lambda command, folder: machine.settings.get(command[-2], {}))
     return machine
 
 
@@ -62,8 +64,11 @@ def test_a_fresh_machine_gets_torch_first_and_the_engine_without_dependencies(ma
         "pip --version",
         f"{PIP} -r requirements/cpu.txt",
         f"{PIP} --no-deps -r requirements/cpu-engine.txt",
+        f"pip config --site set global.constraint {(environment / 'constraints.txt').as_uri()}",
         "launch.check_install --device cpu",
     ]
+    constraints = (environment / "constraints.txt").read_text().splitlines()
+    assert "torchrec==1.8.0" in constraints and not any(line.startswith(("-", "#")) for line in constraints)
     assert (environment / ".installed").read_text().startswith("cpu ")
     assert not (environment / ".unfinished").exists()
 
@@ -82,6 +87,19 @@ def test_changed_requirements_are_installed_into_the_same_environment(machine, n
     assert machine.ensure() == []
 
 
+def test_an_environment_is_kept_where_pip_fails_to_change_it(machine):
+    machine.ensure("cuda")
+    with open(machine.root / "requirements" / "common.txt", "a") as file:
+        file.write("tqdm==1\n")
+    machine.failure = ("cuda.txt", 1, "no network")
+    for _ in range(2):
+        with pytest.raises(installer.InstallError):
+            machine.ensure()
+        assert machine.commands[0] == "-m pip --version", "neither made anew nor of another device"
+    machine.failure = None
+    assert "launch.check_install --device cuda" in machine.ensure()
+
+
 def test_the_other_device_gets_a_new_environment_and_is_remembered(machine):
     machine.ensure()
     (machine.root / ".venv" / "left-over").touch()
@@ -90,7 +108,7 @@ def test_the_other_device_gets_a_new_environment_and_is_remembered(machine):
     assert machine.ensure() == [], "without DEVICE the installed one stays"
 
 
-@pytest.mark.parametrize("step", ["venv", "cpu.txt", "cpu-engine.txt", "check_install"])
+@pytest.mark.parametrize("step", ["venv", "cpu.txt", "cpu-engine.txt"])
 def test_an_interrupted_installation_starts_anew(machine, step):
     machine.failure = (step, KeyboardInterrupt, "")
     with pytest.raises(KeyboardInterrupt):
@@ -100,6 +118,73 @@ def test_an_interrupted_installation_starts_anew(machine, step):
     assert machine.ensure()[0].startswith("venv ")
     assert not (machine.root / ".venv" / "half").exists()
     assert machine.ensure() == []
+
+
+@pytest.mark.parametrize("end", [(KeyboardInterrupt, ""), (1, "error: GPU 0 cannot be used")])
+def test_what_is_installed_but_did_not_pass_the_check_is_only_checked_again(machine, end):
+    machine.failure = ("check_install", *end)
+    for _ in range(2):
+        with pytest.raises((KeyboardInterrupt, installer.InstallError)):
+            machine.ensure()
+    assert machine.commands == ["-m launch.check_install --device cpu"]
+    machine.failure = None
+    assert machine.ensure() == ["launch.check_install --device cpu"]
+    assert machine.ensure() == []
+
+
+def test_without_a_driver_it_is_installed_and_checked_where_there_is_one(machine, monkeypatch, capsys):
+    """A docker build, a login node: nothing is installed anew, and nothing checked, until there is a driver."""
+    drivers = []
+    monkeypatch.setattr(installer, "_has_driver", lambda device: bool(drivers))
+    machine.failure = ("check_install", installer.NOT_CHECKED, "")
+    assert "launch.check_install --device cuda" in machine.ensure("cuda")
+    assert "Installed, but not checked: there is no NVIDIA driver" in capsys.readouterr().out
+    assert machine.ensure() == [] and not (machine.root / ".venv" / ".unfinished").exists()
+    drivers.append("580")
+    machine.failure = None
+    assert machine.ensure() == ["launch.check_install --device cuda"]
+    assert machine.ensure() == []
+
+
+def test_a_version_that_something_else_has_installed_is_put_right(machine, capsys):
+    machine.ensure()
+    environment = machine.root / ".venv"
+    (environment / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.7\n")
+    metadata = environment / "lib" / "python3.11" / "site-packages"
+    pinned = installer.pins.pins(installer._requirements(machine.root, "cpu"), (3, 11))
+    for name, version in pinned.items():
+        (metadata / f"{name.replace('-', '_')}-{version}.dist-info").mkdir(parents=True)
+    assert machine.ensure() == [], "all is as it is pinned"
+    folder = next(metadata.glob("pyarrow-2*"))
+    folder.rename(metadata / "pyarrow-25.0.0.dist-info")
+    assert f"{PIP} -r requirements/cpu.txt" in machine.ensure()
+    assert f"pyarrow is 25.0.0 (pinned: {pinned['pyarrow']})" in capsys.readouterr().out
+    (metadata / "pyarrow-25.0.0.dist-info").rmdir()
+    assert f"{PIP} -r requirements/cpu.txt" in machine.ensure(), "or removed"
+
+
+def test_constraints_of_the_machines_own_hold_beside_ours(machine):
+    machine.settings = {
+        "--global": {"global.constraint": "/etc/pip/a.txt", "install.constraint": "/etc/pip/b.txt /etc/pip/c.txt"},
+        "--user": {"global.constraint": "~/mine.txt"},
+    }
+    ours = (machine.root / ".venv" / "constraints.txt").as_uri()
+    assert [command for command in machine.ensure() if "config" in command] == [
+        f"pip config --site set global.constraint ~/mine.txt {ours}",
+        f"pip config --site set install.constraint /etc/pip/b.txt /etc/pip/c.txt {ours}",
+    ]
+
+
+def test_pins_are_those_of_the_python_and_the_platform():
+    files = [REPOSITORY / "requirements" / "cpu.txt"]
+    assert pins.pins(files, (3, 10), "linux")["numpy"].startswith("2.2.")
+    assert pins.pins(files, (3, 13), "linux")["torch"].endswith("+cpu")
+    assert not pins.pins(files, (3, 13), "darwin")["torch"].endswith("+cpu")
+    assert pins.changed({"torch": "2.13.0"}, {"torch": {"2.13.0+cu130"}}) == []
+    assert pins.changed({"torch": "2.13.0+cpu", "x": "1"}, {"torch": {"2.13.0"}}) == [
+        "torch is 2.13.0 (pinned: 2.13.0+cpu)",
+        "x is not installed (pinned: 1)",
+    ]
 
 
 def test_an_environment_from_elsewhere_is_used_and_never_deleted(machine):
@@ -112,7 +197,7 @@ def test_an_environment_from_elsewhere_is_used_and_never_deleted(machine):
         machine.ensure()
     machine.failure = None
     assert machine.ensure()[0] == "pip --version"
-    assert theirs.exists()
+    assert theirs.exists() and not (machine.root / ".venv" / "constraints.txt").exists()
 
 
 def test_a_folder_in_the_way_is_not_deleted(machine):
@@ -235,17 +320,44 @@ def test_a_library_that_does_not_load_is_named(monkeypatch):
     assert "fbgemm_gpu does not load" in check_install.check_imports("cpu")
 
 
+def test_without_a_driver_nothing_of_cuda_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(check_install, "version", lambda name: CUDA.get(name))
+    monkeypatch.setattr(check_install.gpus, "DRIVER_LIBRARY", "libnot-here.so.1")
+    for check in ("check_versions", "check_build", "check_requirements"):
+        monkeypatch.setattr(check_install, check, lambda device: None)
+    monkeypatch.setattr(check_install, "check_imports", lambda device: "was loaded")
+    monkeypatch.setattr(sys, "argv", ["check_install", "--device", "cuda"])
+    assert check_install.main() == check_install.NOT_CHECKED == installer.NOT_CHECKED == installation.NOT_CHECKED
+    assert "Not checked, as there is no NVIDIA driver here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("capability", "problem"), [((9, 0), None), ((7, 5), "T4 has compute capability 7.5")])
+def test_a_gpu_without_code_fails_the_check_by_name(monkeypatch, capability, problem):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    told = check_install.check_gpus("cuda")
+    assert told is None if problem is None else problem in told
+    assert check_install.check_gpus("cpu") is None
+
+
 def test_the_operators_here_work():
     assert check_install.check_operators("cpu") is None
 
 
-def test_pip_check_forgives_only_the_cuda_build(monkeypatch):
+def test_pip_check_forgives_only_the_cuda_build_and_what_is_not_from_here(monkeypatch, capsys):
     def says(output):
         done = subprocess.CompletedProcess([], 1, output)
         monkeypatch.setattr(check_install.subprocess, "run", lambda *_, **__: done)
 
     says("torchrec 1.8.0 requires fbgemm-gpu, which is not installed.\n")
     assert check_install.check_requirements("cpu") is None
+    says("mlflow 3.1 has requirement pyarrow<26, but you have pyarrow 26.0.1.\n")
+    assert check_install.check_requirements("cpu") is None
+    assert "note: mlflow 3.1 has requirement" in capsys.readouterr().err
     says("torchrec 1.8.0 has requirement torchmetrics==1.0.3, but you have torchmetrics 1.9.\n")
     assert "torchmetrics 1.9" in check_install.check_requirements("cpu")
 

@@ -178,20 +178,22 @@ def answers(monkeypatch, *told, driver="580.1"):
 def test_gpus_are_told_with_what_keeps_them_apart(monkeypatch):
     gpu = {"name": "H200", "capability": [9, 0], "free": 130 << 30, "total": 140 << 30}
     busy = {**gpu, "free": 10 << 30}
-    answers(monkeypatch, {"build": "13.0", "devices": [gpu, gpu], "apart": []})
+    answers(monkeypatch, {"build": "13.0", "devices": [gpu, gpu], "apart": [], "unusable": []})
     found, count = processes.gpus(None, 1)
     assert count == 2 and states(found) == [("GPUs", "pass"), ("peer access", "pass")]
     assert found[0].message == "2 x H200, 130.0 of 140.0 GiB free; driver 580.1, CUDA 13.0"
-    answers(monkeypatch, {"build": "13.0", "devices": [gpu, busy], "apart": [[0, 1]]})
+    answers(monkeypatch, {"build": "13.0", "devices": [gpu, busy], "apart": [[0, 1]], "unusable": []})
     found, _ = processes.gpus(None, 1)
     assert states(found) == [("GPUs", "fail"), ("peer access", "warn")] and "(0-1)" in found[1].message
+    answers(monkeypatch, {"build": "13.0", "devices": [gpu], "apart": [], "unusable": ["GPU 0, Tesla T4, has …"]})
+    assert processes.gpus(None, 1)[0][0].message == "GPU 0, Tesla T4, has …" and processes.gpus(None, 1)[1] == 0
 
 
 @pytest.mark.parametrize(
     ("device", "driver", "state"), [(None, None, "pass"), ("cuda", None, "fail"), (None, "470.1", "warn")]
 )
 def test_no_gpu_is_well_unless_there_should_be_one(device, driver, state, monkeypatch):
-    answers(monkeypatch, {"build": None, "devices": [], "apart": []}, driver=driver)
+    answers(monkeypatch, {"build": None, "devices": [], "apart": [], "unusable": []}, driver=driver)
     found, count = processes.gpus(device, 1)
     assert (count, states(found)) == (0, [("GPUs", state)])
 
@@ -218,5 +220,8 @@ def test_an_installation_that_does_not_fit_is_told_with_the_remedy(monkeypatch):
         1, "note: x\nerror: torch 1 and torchrec 2 do not belong together (known: a, b): run `make clean setup`\n"
     )
     assert found.message.startswith("torch 1 and torchrec 2") and found.remedy == "run `make clean setup`"
+    assert ends(3, "").state == "warn", "without a driver it cannot be checked"
+    ends(0, "note: pyarrow is 25.0.0 (pinned: 26.0.1): `make setup` installs the pinned version\n")
+    assert states(installation.fits(None, 1)) == [("installation", "pass"), ("packages", "warn")]
     assert "crashed (signal 11)" in ends(-11, "").message
     assert ends(1, "").state == ends(1, "ModuleNotFoundError: No module named 'x'").state == "fail"

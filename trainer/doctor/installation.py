@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.doctor.finding import Finding, failed, passed
+from trainer.doctor.finding import Finding, failed, passed, warned
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 OLDEST = (3, 10)
+NOT_CHECKED = 3  # of launch.check_install
 
 
 def python() -> list[Finding]:
@@ -45,8 +46,12 @@ def fits(device: str | None, seconds: float) -> list[Finding]:
                 "installation", f"no answer within {seconds:.0f} s", "make clean setup; look for a hanging GPU driver"
             )
         ]
+    notes = [_note(line) for line in done.stderr.splitlines() if line.startswith("note: ")]
     if done.returncode == 0:
-        return [passed("installation", "torch, torchrec and fbgemm load and work together")]
+        return [passed("installation", "torch, torchrec and fbgemm load and work together"), *notes]
+    if done.returncode == NOT_CHECKED:
+        remedy = "run the doctor on a machine with an NVIDIA driver; in a container: --gpus all"
+        return [warned("installation", "the CUDA packages do not load without an NVIDIA driver", remedy), *notes]
     if done.returncode < 0:
         remedy = "make clean setup (with DEVICE=cuda for GPUs): builds of different versions do not fit"
         return [failed("installation", f"torch, torchrec or fbgemm crashed (signal {-done.returncode})", remedy)]
@@ -55,3 +60,8 @@ def fits(device: str | None, seconds: float) -> list[Finding]:
         (errors or done.stderr.splitlines()[-1:] or ["no message"])[0].removeprefix("error: ").rpartition(": ")
     )
     return [failed("installation", message or remedy, remedy if message else "make clean setup")]
+
+
+def _note(line: str) -> Finding:
+    message, _, remedy = line.removeprefix("note: ").rpartition(": ")
+    return warned("packages", message or remedy, remedy if message else "see that this is meant")

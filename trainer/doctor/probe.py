@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from trainer.gpus import explain_start, refusal
+
 ROUNDS = 20
 FLOATS = 1 << 18  # 1 MiB
 
@@ -17,19 +19,34 @@ def main() -> None:
 
 
 def gpus() -> dict[str, Any]:
-    """What PyTorch sees: its CUDA build, the devices, and pairs that cannot reach each other's memory."""
+    """What PyTorch sees: its CUDA build, the devices, and pairs that cannot reach each other's memory; ``unusable``: why a
+    device cannot train."""
+    import torch
+
+    try:
+        return _gpus()
+    except RuntimeError as error:  # a driver that is too old, or does not start
+        why = explain_start(str(error), torch.version.cuda)
+        return {"build": torch.version.cuda, "devices": [], "apart": [], "unusable": [why]}
+
+
+def _gpus() -> dict[str, Any]:
     import torch
 
     count = torch.cuda.device_count()
-    devices = []
+    devices, unusable = [], []
     for index in range(count):
         facts = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        torch.ones(8, device=f"cuda:{index}").sum().item()  # it computes
+        problem = refusal(f"GPU {index}, {facts.name},", (facts.major, facts.minor))
+        if problem:
+            unusable.append(problem)
+        else:
+            torch.ones(8, device=f"cuda:{index}").sum().item()  # it computes
         devices.append({"name": facts.name, "capability": [facts.major, facts.minor], "free": free, "total": total})
     pairs = [(a, b) for a in range(count) for b in range(count) if a < b]
     apart = [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)]
-    return {"build": torch.version.cuda, "devices": devices, "apart": apart}
+    return {"build": torch.version.cuda, "devices": devices, "apart": apart, "unusable": unusable}
 
 
 def collectives(backend: str, rank: str, world_size: str, store: str) -> dict[str, Any]:

@@ -31,6 +31,9 @@ def gpus(device: str | None, seconds: float) -> tuple[list[Finding], int]:
             "look at nvidia-smi and dmesg; a driver older than torch's CUDA build must be updated, or torch be replaced"
         )
         return [failed("GPUs", f"PyTorch cannot use them ({error})", remedy)], 0
+    if seen["unusable"]:
+        remedy = "CUDA_VISIBLE_DEVICES chooses other GPUs, device=cpu none"
+        return [failed("GPUs", each, remedy) for each in seen["unusable"]], 0
     devices = seen["devices"]
     if not devices:
         return [_none(device, driver, seen["build"])], 0
