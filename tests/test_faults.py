@@ -1,5 +1,6 @@
 """Faults in whole jobs, as torchrun starts them: what is killed, stopped or hung ends in time, says why in ``status.json``,
-and goes on bit by bit. (Failure matrix, rows R1, R5 to R9, R21, R23, R29 and R33.)"""
+and goes on bit by bit. That it ends in time is seen by that it ends: what sleeps or waits in these jobs would do so for longer
+than a test waits (``warm.PATIENCE``; gloo alone for 30 minutes). (Failure matrix, rows R1, R5 to R9, R21, R23, R29 and R33.)"""
 
 import signal
 import time
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from tests import warm
 from tests.faulty import LAST, SLOWLY, Job
 from trainer import attempts
 from trainer.checkpoint import Reader, newest, verify
@@ -30,7 +32,7 @@ def stopped(job):
     job.reach(6, agent)
     workers = psutil.Process(agent.pid).children(recursive=True)
     agent.kill()
-    gone, alive = psutil.wait_procs(workers, timeout=5)
+    gone, alive = psutil.wait_procs(workers, timeout=warm.PATIENCE)
     assert not alive and len(gone) == 2, "no worker outlives its agent"
     ends.append(job.end(agent))
     ends.append(job.launch(faults=f"rank=1,step=7,phase=step_begin,action=stop;{SLOWLY}"))
@@ -48,7 +50,7 @@ def stopped_while_saving(job):
     time.sleep(1)
     agent.send_signal(signal.SIGTERM)
     once = job.end(agent)
-    agent = job.start(faults="rank=0,step=8,phase=during_write,action=sleep=100")
+    agent = job.start(faults="rank=0,step=8,phase=during_write,action=sleep=99999")
     job.reach(8, agent)
     for _ in range(2):
         time.sleep(1.5)
@@ -64,17 +66,17 @@ def not_finite(job):
 
 def hanging(job):
     """R23: rank 1 waits for a batch that does not come."""
-    return [job.launch("hang_timeout_seconds=2", faults="rank=1,step=6,phase=reader,action=sleep=300")]
+    return [job.launch("hang_timeout_seconds=2", faults="rank=1,step=6,phase=reader,action=sleep=99999")]
 
 
 def hanging_early(job):
     """R23: rank 0 does not come to shard the model."""
-    return [job.launch("hang_timeout_seconds=1", faults="rank=0,phase=build,action=sleep=300")]
+    return [job.launch("hang_timeout_seconds=1", faults="rank=0,phase=build,action=sleep=99999")]
 
 
 def hanging_late(job):
     """R23: rank 1 does not come to the last evaluation."""
-    return [job.launch("hang_timeout_seconds=2", faults="rank=1,phase=evaluation,action=sleep=300")]
+    return [job.launch("hang_timeout_seconds=2", faults="rank=1,phase=evaluation,action=sleep=99999")]
 
 
 def peer_killed(job):
@@ -106,12 +108,6 @@ def jobs(click_log, tmp_path_factory):
         return {function: (made[function], end) for function, end in zip(functions, ends)}
 
 
-def in_time(end, jobs):
-    """Soon after what was done to it, on however busy a machine: a process group alone would wait for 30 minutes."""
-    (undisturbed,) = jobs[reference][1]
-    return end.seconds < 2 * undisturbed.seconds + 45
-
-
 def same_model(job, other):
     """Bit by bit, the state of all optimizers included; sums of metrics but for the order of adding up."""
     found, expected = (newest(one.run / "checkpoints") for one in (job, other))
@@ -135,7 +131,6 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(jobs):
     job, (end,) = jobs[rank_killed]
     assert end.code == 0 and end.status["state"] == "finished", end.stderr
     assert "Resumed from" in end.stdout and "step 4," in end.stdout
-    assert in_time(end, jobs)
     assert same_model(job, jobs[reference][0])
 
 
@@ -157,7 +152,7 @@ def test_a_run_that_is_stopped_saves_and_goes_on(jobs):
 def test_a_signal_lets_a_save_finish_and_a_second_one_does_not(jobs):
     job, (once, twice, finished) = jobs[stopped_while_saving]
     assert once.status["state"] == "preempted" and once.steps == [4, once.status["step"]]
-    assert twice.code != 0 and in_time(twice, jobs) and 8 not in twice.steps
+    assert twice.code != 0 and 8 not in twice.steps
     assert finished.code == 0 and finished.status["state"] == "finished", finished.stderr
     assert same_model(job, jobs[reference][0])
 
@@ -175,7 +170,7 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_place(jobs):
 
 def test_a_rank_that_hangs_is_named_and_the_job_ends(jobs):
     job, (end,) = jobs[hanging]
-    assert end.code != 0 and in_time(end, jobs)
+    assert end.code != 0
     (line,) = end.errors
     assert line.startswith("error: rank 1 of 2 hangs: in _act (trainer/faults.py:")
     assert "the others wait for it" in line
@@ -189,7 +184,7 @@ def test_a_rank_that_hangs_is_named_and_the_job_ends(jobs):
 )
 def test_the_watchdog_sees_what_comes_before_and_after_the_steps(jobs, how, rank, when, steps):
     _, (end,) = jobs[how]
-    assert end.code != 0 and in_time(end, jobs) and end.steps == steps
+    assert end.code != 0 and end.steps == steps
     (line,) = end.errors
     assert line.startswith(f"error: rank {rank} of 2 hangs: in _act (trainer/faults.py:")
     assert f" {when}; the others wait for it" in line
@@ -198,7 +193,7 @@ def test_the_watchdog_sees_what_comes_before_and_after_the_steps(jobs, how, rank
 
 def test_a_signal_that_follows_from_a_dead_rank_saves_nothing(jobs):
     job, (end,) = jobs[peer_killed]
-    assert end.code != 0 and in_time(end, jobs)
+    assert end.code != 0
     assert end.steps == [4] and "Asked to stop" not in end.stdout
     assert not list((job.run / "checkpoints").glob(".tmp-*")), "no save was begun"
     assert (end.status["state"], end.status["retryable"]) == ("failed", True)
@@ -207,7 +202,7 @@ def test_a_signal_that_follows_from_a_dead_rank_saves_nothing(jobs):
 
 def test_an_error_on_one_rank_ends_the_others(jobs):
     _, (end,) = jobs[bug]
-    assert end.code != 0 and in_time(end, jobs)
+    assert end.code != 0
     assert "RuntimeError: fault injected at step_begin, step 6" in end.stderr
     assert (end.status["state"], end.status["retryable"], end.status["rank"]) == ("failed", True, 0)
     assert end.status["reason"] == "fault injected at step_begin, step 6"

@@ -42,7 +42,7 @@ if mode == "graceful":
         signal.signal(number, stop)
 say("ready")
 if mode in ("stubborn", "graceful", "bug") or mode == "killed-once" and attempt == 0:
-    time.sleep(100)
+    time.sleep(9999)
 """
 
 
@@ -126,8 +126,8 @@ def test_a_signal_reaches_every_worker(environment, number):
 def test_workers_that_do_not_end_within_their_grace_are_killed(environment):
     process, workers = start_and_wait(environment, "--grace", "1", "stubborn")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=15) == 128 + signal.SIGTERM
-    gone, alive = psutil.wait_procs(workers, timeout=1)
+    assert process.wait(timeout=warm.PATIENCE) == 128 + signal.SIGTERM
+    gone, alive = psutil.wait_procs(workers, timeout=warm.PATIENCE)
     assert not alive
     process.communicate()
 
@@ -137,8 +137,8 @@ def test_an_impatient_user_leaves_no_worker_behind(environment):
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
-    assert process.wait(timeout=20) == 128 + signal.SIGINT
-    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert process.wait(timeout=warm.PATIENCE) == 128 + signal.SIGINT
+    gone, alive = psutil.wait_procs(workers, timeout=warm.PATIENCE)
     assert not [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
     process.communicate()
 

@@ -17,6 +17,7 @@ from launch.sweep import space, trials
 from launch.sweep.grid import Grid
 from launch.sweep.shares import Share
 from launch.sweep.trials import Trial
+from tests import warm
 from tests.launch import sweep_fakes as fakes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -146,7 +147,7 @@ def test_lower_is_better_for_losses():
 WORKER = """
 import os, time
 os.write(1, f"cores {sorted(os.sched_getaffinity(0))} pid {os.getpid()}\\n".encode())
-time.sleep(100)
+time.sleep(9999)
 """
 SWEEP = """
 import os, subprocess, sys
@@ -169,5 +170,5 @@ def test_a_trial_keeps_to_its_cores_and_does_not_outlive_its_sweep(tmp_path):
     sweep.kill()
     sweep.wait()
     sweep.stdout.close()
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(left, timeout=warm.PATIENCE)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []

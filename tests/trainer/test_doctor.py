@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,7 +57,6 @@ def test_this_machine_is_fit_and_the_lines_say_so_in_json(tmp_path):
 def test_a_failure_is_a_line_with_a_remedy_and_exit_code_1(tmp_path):
     """No rank answers in so short a time, a file is no folder, and there is no such data."""
     (tmp_path / "file").touch()
-    began = time.monotonic()
     arguments = (
         "--folder",
         tmp_path / "file",
@@ -75,7 +74,6 @@ def test_a_failure_is_a_line_with_a_remedy_and_exit_code_1(tmp_path):
     assert set(failures) == {"disk:", "installation:", "gloo:", "data.root:"}
     assert "cannot be written" in failures["disk:"] and "no answer within 0 s" in failures["gloo:"]
     assert sum(line.startswith("      remedy: ") for line in lines) >= 4
-    assert time.monotonic() - began < 60
 
 
 def test_a_check_that_raises_or_hangs_is_a_failure():
@@ -84,9 +82,10 @@ def test_a_check_that_raises_or_hangs_is_a_failure():
 
     (raised,) = bounded("x", raises, 5)
     assert raised.state == "fail" and "RuntimeError: no such device)" in raised.message
-    began = time.monotonic()
-    (hung,) = bounded("y", lambda: time.sleep(30), 0.1)
-    assert hung.state == "fail" and "no answer" in hung.message and time.monotonic() - began < 5
+    answered = threading.Event()
+    (hung,) = bounded("y", answered.wait, 0.1)
+    assert hung.state == "fail" and "no answer" in hung.message and not answered.is_set()
+    answered.set()
     assert bounded("z", lambda: [passed("z", "well")], 5) == [passed("z", "well")]
 
 
@@ -142,7 +141,8 @@ def test_a_clock_that_nothing_keeps_right_is_told(monkeypatch):
 def test_a_disk_is_slow_full_or_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "SECONDS", 0.1)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**29))
-    assert states(places.disk(tmp_path)) == [("disk speed", places.disk(tmp_path)[0].state), ("disk space", "fail")]
+    measured, *others = states(places.disk(tmp_path))
+    assert measured[0] == "disk speed" and others[0] == ("disk space", "fail")
     monkeypatch.setattr(places, "_write", lambda path: (50.0, 60.0))
     assert states(places.disk(tmp_path)) == [
         ("disk speed", "warn"),

@@ -51,7 +51,7 @@ def test_errors_and_waits(rules):
         faults.at("reader", step=4)
     began = time.monotonic()
     assert not faults.at("forward", step=4)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.2
 
 
 @pytest.mark.parametrize(

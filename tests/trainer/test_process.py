@@ -134,7 +134,7 @@ def test_signals_act_as_before_once_it_is_over():
 
 LAUNCHER = """
 import subprocess
-worker = "import time; from trainer import process; process.guarded(lambda: (print('ready', flush=True), time.sleep(60)))"
+worker = "import time; from trainer import process; process.guarded(lambda: (print('ready', flush=True), time.sleep(9999)))"
 subprocess.run([sys.executable, "-c", worker])
 """
 
@@ -146,7 +146,7 @@ def test_a_worker_does_not_outlive_its_launcher(killed):
     (worker,) = psutil.Process(launcher.pid).children()
     launcher.kill()
     launcher.wait()
-    gone, alive = psutil.wait_procs([worker], timeout=3)
+    gone, alive = psutil.wait_procs([worker], timeout=warm.PATIENCE if launched else 3)
     assert bool(gone) == launched
     for survivor in alive:
         survivor.kill()
