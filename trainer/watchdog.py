@@ -64,7 +64,7 @@ class Watchdog:
         low, high = SECONDS_BETWEEN_POLLS
         self.interval = min(max(hang_timeout / POLLS, low), high)
         self._step, self._phase, self._steps = 0, PHASES[0], 0
-        self._beats = 0
+        self._beats, self._seen = 0, -1
         self._paused = False
         self._idle = 0.0
         self._stop = threading.Event()
@@ -121,17 +121,22 @@ class Watchdog:
         return self._phase == "guard" or (frame is not None and _is_waiting(frame))
 
     def _watch(self) -> None:
-        seen, last = -1, time.monotonic()
+        last = time.monotonic()
         while not self._stop.wait(self.interval):
             now = time.monotonic()
-            # A process that was stopped for a while (SIGSTOP, a suspended machine) has not been idle.
-            elapsed, last = min(now - last, 2 * self.interval), now
-            self._idle = self._idle + elapsed if self._beats == seen else 0.0
-            seen = self._beats
-            patience = PATIENCE if self._paused or not self._steps else 1
-            if self._idle > self.hang_timeout * patience:
-                self._end()
-            self._publish()
+            self.look(now - last)
+            last = now
+
+    def look(self, elapsed: float) -> None:
+        """Ends the process where no sign of life came for too long; ``elapsed`` seconds since it last looked."""
+        # A process that was stopped for a while (SIGSTOP, a suspended machine) has not been idle.
+        elapsed = min(elapsed, 2 * self.interval)
+        self._idle = self._idle + elapsed if self._beats == self._seen else 0.0
+        self._seen = self._beats
+        patience = PATIENCE if self._paused or not self._steps else 1
+        if self._idle > self.hang_timeout * patience:
+            self._end()
+        self._publish()
 
     def _end(self) -> None:
         try:
