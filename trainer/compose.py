@@ -1,11 +1,11 @@
 """Command line -> typed configuration, with one clear line for every mistake.
 
-The only module below the command line that knows Hydra. Composition needs no process group and writes nothing.
+The only module below the command line that knows Hydra (with ``trainer.config_files``, which reads its files). Composition
+needs no process group and writes nothing.
 """
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -13,30 +13,37 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data_loaders import configuration, safe_yaml, secrets
+from data_loaders.typed import check, near
+from trainer import config_files
 from trainer.config import TrainConfig
 from trainer.models import load_model_class
 
 # Their keys are names of the user's own, so a new one is no mistake.
 SHORT = re.compile(r"^warm_start=")
 MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options|rename|optimizer)$")
-SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key", re.IGNORECASE)
 
 
 class UserError(ValueError):
-    """A mistake that its maker can mend: shown as one line, without a traceback."""
+    """A mistake that its maker can mend: shown as one line, without a traceback, and without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(secrets.scrub(" ".join(message.split())))
 
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """``config``: checked objects. ``tree``: the same as plain, resolved, secret-free YAML-able data, for the record."""
+    """``config``: checked objects. ``tree``: the same as plain, YAML-able data, for the record: without secrets, and with what
+    the environment provided as it was asked for."""
 
     config: TrainConfig
     tree: dict[str, Any]
@@ -49,28 +56,27 @@ def compose(argv: Sequence[str]) -> Composed:
     Raises ``UserError``.
     """
     options, overrides = parse(argv)
+    files: dict[str, Path] = {}
+    given: list[str] = []
     try:
-        tree = _compose_tree(options.config_dir, options.config_name, overrides)
-        plain = _resolve(tree)
-        # Held against the dataclasses once more: '+key=value' opens even a typed node.
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
-        assert isinstance(config, TrainConfig)
-        config.model = check_model(config.model)
-    except OverrideParseException as error:
-        raise UserError(
-            f"{error.override!r} is not an override: write key=value (quote lists and spaces for the shell)"
-        ) from None
+        folder = _folder(options.config_dir)
+        given = check_overrides(overrides, folder)
+        tree, choices = _compose_tree(folder, options.config_name, overrides)
+        config_files.check_not_hidden(choices, folder)
+        files = dict(config_files.file_of(choices, folder))
+        return _checked(tree)
     except MissingConfigException as error:
-        raise UserError(_explain_missing(error)) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"a configuration file is not plain YAML: {' '.join(str(error).split())}") from None
+        raise UserError(_explain_missing(error, options.config_dir)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error)) from None
+    except RecursionError:
+        raise UserError(
+            "the configuration is nested too deeply, or files choose each other in a circle: correct it"
+        ) from None
     except ValueError as error:
-        raise UserError(_first_line(error)) from None
-    plain["model"] = dict(config.model)
-    raw = OmegaConf.to_container(tree, resolve=False)
-    return Composed(config, redact(_without_environment(plain, raw)))
+        message = _first_line(error)
+        origin = config_files.origin(message, files, given)
+        raise UserError(f"{origin}: {message}" if origin and origin not in message else message) from None
 
 
 def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Composed:
@@ -78,19 +84,31 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Composed:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the folder of a finished or checkpointed run")
     try:
-        base = OmegaConf.structured(TrainConfig)
-        tree = OmegaConf.merge(base, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        plain = _resolve(tree)
-        config = OmegaConf.to_object(tree)
-        config.model = check_model(config.model)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not plain YAML: {' '.join(str(error).split())}") from None
+        given, recorded = configuration.overrides(overrides, TrainConfig), safe_yaml.read(path)
     except ValueError as error:
+        raise UserError(_first_line(error)) from None
+    if not isinstance(recorded, dict):
+        raise UserError(f"{path} is empty or no map of keys: give the folder of a finished or checkpointed run")
+    try:
+        check(recorded, TrainConfig, "")
+        return _checked(OmegaConf.merge(OmegaConf.structured(TrainConfig), recorded, given))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {configuration.explain(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
-    raw = OmegaConf.to_container(tree, resolve=False)
-    return Composed(config, redact(_without_environment(plain, raw)))
+
+
+def _checked(tree: DictConfig) -> Composed:
+    """Raises ``ValueError``."""
+    plain = configuration.resolve(tree)
+    # Held against the dataclasses once more: '+key=value' opens even a typed node.
+    check(plain, TrainConfig)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
+    assert isinstance(config, TrainConfig)
+    config.model = check_model(config.model)
+    recorded = configuration.record(tree)
+    model = configuration.keep_asked(dict(config.model), recorded["model"])
+    return Composed(config, {**recorded, "model": secrets.redact(model, "model")})
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -116,11 +134,13 @@ def check_model(model: dict[str, Any]) -> dict[str, Any]:
     valid = [f.name for f in dataclasses.fields(hyperparameters)]
     for key in given:
         if key not in valid:
-            raise UserError(f"model.{key} is not a hyperparameter of {model['name']}{_near(key, valid)}")
+            raise UserError(f"model.{key} is not a hyperparameter of {model['name']}{near(key, valid)}")
+    for key, value in given.items():
+        check(value, hyperparameters.__annotations__[key], f"model.{key}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(hyperparameters), given)
     except OmegaConfBaseException as error:
-        raise UserError(f"model.{error.key}: {_first_line(error)}") from None
+        raise UserError(configuration.explain(error)) from None
     return {"name": model["name"], **OmegaConf.to_container(merged)}
 
 
@@ -141,99 +161,155 @@ def hyperparameter_class(model_class: type) -> type:
     return dataclasses.make_dataclass(model_class.__name__, fields)
 
 
-def redact(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {k: redact(v, str(k)) for k, v in value.items()}
-    if isinstance(value, list):
-        return [redact(v, key) for v in value]
-    return "<redacted>" if SECRET.search(key) and isinstance(value, str) else value
-
-
-def _without_environment(value: Any, raw: Any) -> Any:
-    """What the environment provided is recorded as it was asked for (``${oc.env:NAME}``), not as it was answered."""
-    if isinstance(value, dict) and isinstance(raw, dict):
-        return {k: _without_environment(v, raw.get(k)) for k, v in value.items()}
-    if isinstance(value, list) and isinstance(raw, list):
-        return [_without_environment(v, r) for v, r in zip(value, raw, strict=True)]
-    return raw if isinstance(raw, str) and "oc.env" in raw else value
-
-
 def search_path(*folders: Path) -> str:
     """The override that adds folders; quoted, as Hydra would read a name such as day=2026-11-01 as one more override."""
     quoted = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in folders]
     return "hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
 
 
-def _compose_tree(config_dir: str | None, config_name: str, overrides: Sequence[str]) -> DictConfig:
+def check_overrides(texts: Sequence[str], folder: Path | None) -> list[str]:
+    """Holds each ``key=value`` against the dataclasses, before Hydra does with words of its own. Returns their keys. Raises
+    ``ValueError``."""
+    parser, keys = OverridesParser.create(), []
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except (OverrideParseException, HydraException):
+            raise UserError(
+                f"{secrets.redact_override(text)!r} is not an override: write key=value (quote lists and spaces for the shell)"
+            ) from None
+        except RecursionError:
+            raise UserError(f"{text[:40]}… is nested too deeply: that is no configuration") from None
+        if not override.key_or_group:
+            raise UserError(f"{secrets.redact_override(text)!r} is not an override: write key=value")
+        if override.is_sweep_override():
+            raise UserError(
+                f"{text} gives several values: a list is [a,b], a text with a comma 'a,b', a sweep --multirun"
+            )
+        if not override.is_delete() and not _is_choice(override, folder):
+            _check_override(override)
+            keys.append(override.key_or_group)
+    return keys
+
+
+def _is_choice(override: Override, folder: Path | None) -> bool:
+    """Whether it chooses a file, such as ``model=din``."""
+    name = override.key_or_group.partition("@")[0]
+    group = any((place / name).is_dir() for place in (config_files.OURS, *([folder] if folder else [])))
+    if group and isinstance(override.value(), list) and name in config_files.groups_of_train() and name != "experiment":
+        raise UserError(f"{override.input_line}: choose one file, as in {name}=NAME")
+    return group and isinstance(override.value(), (str, list)) or name.partition(".")[0].partition("/")[0] == "hydra"
+
+
+def _check_override(override: Override) -> None:
+    path = override.key_or_group.split(".")
+    if "[" in override.key_or_group or "@" in override.key_or_group:  # an element of a list; a group's package
+        return
+    tree: Any = override.value()
+    for name in reversed(path):
+        tree = {name: tree}
+    check(tree, TrainConfig)
+
+
+def _folder(config_dir: str | None) -> Path | None:
+    """``--config-dir``. Raises ``UserError``."""
+    if config_dir is None:
+        return None
+    folder = Path(config_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    return folder
+
+
+def _compose_tree(folder: Path | None, config_name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """Hydra's composition, and what was chosen of each group."""
     ConfigStore.instance().store("train_schema", TrainConfig)
-    extra = []
-    if config_dir is not None:
-        folder = Path(config_dir).expanduser().resolve()
-        if not folder.is_dir():
-            raise UserError(f"--config-dir {config_dir} is not a folder")
-        extra = [search_path(folder)]
+    config_files.install()
     GlobalHydra.instance().clear()
+    extra = [] if folder is None else [search_path(folder)]
     with hydra.initialize_config_module("conf", version_base="1.3"):
         tree = hydra.compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(tree)
+    choices = OmegaConf.to_container(tree.hydra.runtime.choices)
+    _write_out_hydra(tree)
     OmegaConf.set_readonly(tree.hydra, False)
-    asked = OmegaConf.to_container(tree.run, resolve=False)
-    OmegaConf.resolve(tree.run)  # before Hydra's own part goes, which it may speak of
-    for key, text in asked.items():
-        if isinstance(text, str) and "oc.env" in text and "hydra:" not in text:
-            tree.run[key] = text
     OmegaConf.set_struct(tree, False)
     del tree["hydra"]
     OmegaConf.set_struct(tree, True)
-    return tree
+    return tree, choices
 
 
-def _resolve(tree: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return plain
+def _write_out_hydra(tree: DictConfig) -> None:
+    """``${hydra:…}`` in names of the run, so that a record of them needs no Hydra."""
+
+    def value(found: re.Match[str]) -> str:
+        chosen = OmegaConf.select(tree.hydra, found[1], throw_on_missing=True)
+        return found[0] if chosen is None else str(chosen)
+
+    for key, text in OmegaConf.to_container(tree.run, resolve=False).items():
+        if isinstance(text, str):
+            tree.run[key] = re.sub(r"\$\{hydra:([\w.]+)\}", value, text)
 
 
-def _explain_missing(error: MissingConfigException) -> str:
+def _explain_missing(error: MissingConfigException, config_dir: str | None) -> str:
     wanted = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = wanted.rpartition("/")
-    options = [o for o in (error.options or []) if o]
-    if not options:
-        return _first_line(error)
-    return f"{group}={name}: there is no conf/{group}/{name}.yaml{_near(name, options)}"
+    if not group:
+        return f"--config-name {name}: there is no {name}.yaml in conf/ or in a folder given by --config-dir"
+    options = [option for option in (error.options or []) if option]
+    own = f" nor {config_dir}/{wanted}.yaml" if config_dir else ""
+    if config_dir and Path(config_dir, f"{wanted}.yml").is_file():
+        return f"{group}={name}: {config_dir}/{wanted}.yml must be called {name}.yaml"
+    where = "" if config_dir else "; a folder of your own is named by --config-dir"
+    return f"{group}={name}: there is no conf/{wanted}.yaml{own}{near(name, options)}{where}"
+
+
+# Hydra's words -> ours.
+SAYINGS = (
+    (
+        r"Multiple values for ([\w/]+)",
+        "{0} is chosen twice: write {0}=NAME without '+', and in a file '- override /{0}: NAME'",
+    ),
+    (r"Could not override '([^']+)'. No match", "'{0}' overrides what no defaults list chooses: correct the name"),
+    (
+        r"An item is already at '([^']+)'|Could not append to config",
+        "there is a value already: write key=value without '+'",
+    ),
+    (r"Could not delete (?:from config. )?'?([^' ]+)", "there is nothing to delete by ~{0}"),
+    (r"You must specify '([^']+)'", "{0} has no value: choose one, {0}=NAME"),
+    (r"looks like a config group", "there is no folder of files of that name: correct the part before '='"),
+    (r"hydra.searchpath", "hydra.searchpath belongs on the command line: give the folder by --config-dir"),
+    (r"Duplicate _self_ defined in (\S+)", "{0} names _self_ twice in its defaults: leave one"),
+)
 
 
 def _explain(error: Exception) -> str:
     """The one line of a Hydra or OmegaConf error, with the nearest valid names where a key is unknown."""
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    message = _first_line(cause or error)
-    key = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or "")
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if not isinstance(cause, OmegaConfBaseException):
+        whole = " ".join(str(error).split())
+        said = ((re.search(theirs, whole), ours) for theirs, ours in SAYINGS)
+        return next(
+            (ours.format(*found.groups()) for found, ours in said if found), f"the configuration is not valid: {whole}"
+        )
+    message = _first_line(cause)
+    if cause.key == "_dummy_":  # Hydra's name for an item of a defaults list
+        return "a defaults list names a file by ${…}, which cannot be resolved: name the file, or set what is asked for"
+    key = str(cause.full_key or cause.key or "")
     unknown = re.search(r"Key '([^']+)' (?:is )?not in (struct|'\w+')", message)
     if unknown:
         parent = key.rpartition(".")[0]
         is_map = unknown.group(2) == "struct" and MAPS.search(parent)
         adds = f"; +{key}=… adds one" if is_map else ""
-        return f"{key} is not a known key{_near(unknown.group(1), _keys(cause), parent)}{adds}"
-    if "missing mandatory value" in message.lower():
-        return f"{key} has no value: give it on the command line, {key}=…"
-    mismatch = re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", message)
-    if mismatch:
-        return f"{key}={mismatch.group(1)}: expected {mismatch.group(3).lower()}, found {mismatch.group(2)}"
+        return f"{key} is not a known key{near(unknown.group(1), _keys(cause), parent)}{adds}"
     if "dict is not a subclass of" in message:
         return f"'{key}' cannot be added by itself: add it to its map as +map={{{key}: {{…}}}}"
-    return f"{key}: {message}" if key and key not in message else message
+    return configuration.explain(cause)
 
 
-def _keys(cause: BaseException | None) -> list[str]:
-    parent = getattr(cause, "parent_node", None)
+def _keys(cause: OmegaConfBaseException) -> list[str]:
+    parent = cause.parent_node
     return [str(k) for k in parent if k != "hydra"] if isinstance(parent, DictConfig) else []
-
-
-def _near(name: str, valid: Sequence[str], parent: str = "") -> str:
-    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    prefix = f"{parent}." if parent else ""
-    hint = f"; did you mean {' or '.join(prefix + n for n in near)}?" if near else ""
-    return f"{hint} (valid: {', '.join(sorted(valid))})" if valid else hint
 
 
 def _first_line(error: BaseException) -> str:

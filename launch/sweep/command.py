@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_loaders.secrets import redact_override
 from launch import group
 from launch.folder import check_settings, locked
 from launch.sweep import options, results, space
@@ -22,7 +23,7 @@ from launch.sweep.shares import Share, split, usable_cores, visible_gpus
 from launch.sweep.space import Dimension
 from launch.sweep.study import Search
 from launch.sweep.trials import Trial
-from trainer.compose import UserError, compose, parse, redact
+from trainer.compose import UserError, compose, parse
 from trainer.config import TrainConfig
 
 
@@ -106,7 +107,7 @@ def make_plan(launch: argparse.Namespace, argv: Sequence[str]) -> Plan:
 def settings_of(
     sweep: SweepConfig, fixed: Sequence[str], dimensions: Sequence[Dimension], config_dir: str | None
 ) -> dict[str, Any]:
-    plain = [redact(value, key) for key, value in ((text.partition("=")[0], text) for text in fixed)]
+    plain = [redact_override(text) for text in fixed]
     chosen = {"method": sweep.method, "metric": sweep.metric, "config_dir": config_dir}
     return {**chosen, "overrides": plain, "space": [dimension.text for dimension in dimensions]}
 

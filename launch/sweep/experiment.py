@@ -9,8 +9,9 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from data_loaders.secrets import redact
 from data_loaders.state_files import write_text
-from trainer.compose import redact, search_path
+from trainer.compose import search_path
 
 NAME = "best"
 

@@ -102,7 +102,7 @@ def test_the_same_command_finds_its_folder_and_another_does_not(tmp_path):
 def test_secrets_are_not_written_down():
     _, dimensions = space.parse(["model=din,deepfm"])
     settings = command.settings_of(options.SweepConfig(), ["store.secret_key=hush", "seed=2"], dimensions, None)
-    assert settings["overrides"] == ["<redacted>", "seed=2"] and settings["space"] == ["model=din,deepfm"]
+    assert settings["overrides"] == ["store.secret_key=<redacted>", "seed=2"] and settings["space"] == ["model=din,deepfm"]
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):

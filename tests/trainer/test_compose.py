@@ -7,7 +7,7 @@ import torch
 
 import conf
 from trainer.build import build_model
-from trainer.compose import UserError, compose, from_yaml, redact
+from trainer.compose import UserError, compose, from_yaml
 
 CONF = Path(conf.__file__).parent
 ROOT = "data.root=somewhere"
@@ -41,7 +41,7 @@ def test_every_model_composes_with_every_data_set(model, data):
         (["data=tirvago"], ["did you mean trivago", "criteo39"]),
         (["optim.dence.lr=1"], ["optim.dence", "did you mean optim.dense?"]),
         (["+colour=red"], ["colour is not a known key"]),
-        (["optim.dense.lr=fast"], ["optim.dense.lr=fast", "expected float"]),
+        (["optim.dense.lr=fast"], ["optim.dense.lr is 'fast': expected a number"]),
         (["optim.dense.lr=-1"], ["optim.dense.lr is -1"]),
         (["optim.dense.lr=nan"], ["optim.dense.lr is nan"]),
         (["optim.tables.name=ftrl"], ["optim.tables.name is 'ftrl'", "optim.wide.name=ftrl"]),
@@ -103,10 +103,3 @@ def test_the_recorded_configuration_composes_to_the_same(tmp_path):
     assert from_yaml(tmp_path / "config.yaml", ["batch_size=128"]).config.batch_size == 128
     with pytest.raises(UserError, match="does not exist"):
         from_yaml(tmp_path / "absent.yaml")
-
-
-def test_secrets_are_not_recorded():
-    assert redact({"a": {"api_key": "s3cret", "b": 1}, "token": "x"}) == {
-        "a": {"api_key": "<redacted>", "b": 1},
-        "token": "<redacted>",
-    }

@@ -1,0 +1,134 @@
+"""Plain values (maps, lists, scalars) held against dataclasses: which key is unknown, which value is of another kind.
+
+Says so in the configuration's own keys, with the nearest valid names; what is converted (``"16"`` where a whole number
+belongs) is as in OmegaConf, but nothing is turned into what nobody wrote: no ``label: yes`` into the column ``True``.
+"""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from data_loaders.secrets import redact
+
+MISSING = "???"  # OmegaConf's mark of a value that must be given
+LONGEST = 60  # letters of a value that is shown
+_TRUTHS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "0", "1"))
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word or text"}
+
+
+def check(value: Any, kind: Any, key: str = "") -> None:
+    """Raises ``ValueError`` unless ``value`` can become a ``kind``: a dataclass, ``list[…]``, ``dict[str, …]``, a scalar, or one
+    of these or None. Interpolations, which are not resolved yet, are left alone. ``key`` is where it stands."""
+    if kind is Any or _is_open(value):
+        return
+    if get_origin(kind) in (Union, types.UnionType):
+        options = [option for option in get_args(kind) if option is not type(None)]
+        if value is not None:
+            check(value, options[0], key)
+    elif value is None:
+        raise ValueError(f"{key} is null: {_remedy_of_null(kind)}")
+    elif dataclasses.is_dataclass(kind):
+        _check_fields(value, kind, key)
+    elif get_origin(kind) is dict:
+        _check_map(value, get_args(kind)[1], key)
+    elif get_origin(kind) is list:
+        _check_list(value, get_args(kind)[0], key)
+    elif kind in _SCALARS and not _fits(value, kind):
+        raise ValueError(f"{key} is {shown(value, key)}: expected {_SCALARS[kind]}{_hint(value, kind)}")
+
+
+def near(name: str, valid: Iterable[str], parent: str = "") -> str:
+    """``; did you mean …? (valid: …)``, for the end of a message."""
+    valid = sorted(map(str, valid))
+    found = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    prefix = f"{parent}." if parent else ""
+    hint = f"; did you mean {' or '.join(prefix + n for n in found)}?" if found else ""
+    return f"{hint} (valid: {', '.join(valid)})" if valid else hint
+
+
+def at(path: Sequence[str], kind: Any) -> Any:
+    """The kind of what lies at ``path`` within a ``kind``; ``Any`` where that is not said, None where there is no such key."""
+    for name in path:
+        if get_origin(kind) in (Union, types.UnionType):
+            kind = next(option for option in get_args(kind) if option is not type(None))
+        if dataclasses.is_dataclass(kind):
+            kind = get_type_hints(kind).get(name)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            return None if kind is None else Any
+    return kind
+
+
+def shown(value: Any, key: str = "") -> str:
+    """A value in a message: short, in one line, and no secret."""
+    text = " ".join(repr(redact(value, key.rpartition(".")[2])).split())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _check_fields(value: Any, kind: type, key: str) -> None:
+    hints = get_type_hints(kind)
+    valid = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {shown(value, key)}: expected a map of keys (valid: {', '.join(sorted(valid))})")
+    for name, inner in value.items():
+        if name not in valid:
+            raise ValueError(f"{_joined(key, name)} is not a known key{near(str(name), valid, key)}")
+        check(inner, hints[name], _joined(key, name))
+
+
+def _check_map(value: Any, kind: Any, key: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {shown(value, key)}: expected a map, such as {{name: …}}")
+    for name, inner in value.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{_joined(key, name)}: the name {name} is no text: quote it, as in '{name}':")
+        check(inner, kind, _joined(key, name))
+
+
+def _check_list(value: Any, kind: Any, key: str) -> None:
+    if not isinstance(value, (list, tuple)):
+        example = f": write [{value}]" if isinstance(value, (str, int, float)) else ""
+        raise ValueError(f"{key} is {shown(value, key)}: expected a list{example}")
+    for number, inner in enumerate(value):
+        check(inner, kind, f"{key}[{number}]")
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is str:
+        return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if kind is bool:
+        return isinstance(value, bool) or isinstance(value, (str, int)) and str(value).lower() in _TRUTHS
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)[: 2 if kind is int else 3]):
+        return False
+    try:
+        kind(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _hint(value: Any, kind: type) -> str:
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return f": write {int(value)}"
+    if kind is str and isinstance(value, bool):
+        return ": YAML reads yes, no, on and off as truth values, so quote the word"
+    return ""
+
+
+def _remedy_of_null(kind: Any) -> str:
+    if get_origin(kind) is list:
+        return "write [] for none, or leave the key out for its default"
+    if get_origin(kind) is dict or dataclasses.is_dataclass(kind):
+        return "indent its keys below it, or leave it out for its default"
+    return f"expected {_SCALARS.get(kind, 'a value')}; leave the key out for its default"
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, str) and (value == MISSING or "${" in value)
+
+
+def _joined(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
