@@ -16,21 +16,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_loaders import footers
 from data_loaders.arrow import type_kind
-from data_loaders.storage import Stat, Storage, StorageError, full_name, is_uri, relative_name, root_name
+from data_loaders.storage import Storage, full_name, is_uri, relative_name, root_name
 
-_FOOTER_THREADS = 32  # they wait for the storage more than they compute
-_TAIL = 1 << 16  # bytes, read first: the footers of most files fit
-_MAGIC = b"PAR1"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _VERSION = 1  # of ``to_dict``
 
@@ -88,17 +84,15 @@ class Manifest:
         storage = Storage.at(root)
         root = root if not storage.local else storage.root
         stats = storage.expand(paths)
-        with ThreadPoolExecutor(max_workers=_FOOTER_THREADS) as pool:
-            footers = list(pool.map(partial(_scan_footer, storage), stats))
         indices: dict[bytes, int] = {}
         schemas: list[pa.Schema] = []
         files = []
-        for stat, (footer, row_groups, schema) in zip(stats, footers):
+        for stat, footer in zip(stats, footers.scan(storage, stats)):
             # Thousands of files share a few schemas.
-            index = indices.setdefault(schema.serialize().to_pybytes(), len(schemas))
-            schemas += [schema] if index == len(schemas) else []
+            index = indices.setdefault(footer.schema.serialize().to_pybytes(), len(schemas))
+            schemas += [footer.schema] if index == len(schemas) else []
             partitions = _partitions(relative_name(stat.name, storage.root))
-            files.append(File(stat.name, stat.size, stat.mtime_ns, row_groups, index, footer, partitions))
+            files.append(File(stat.name, stat.size, stat.mtime_ns, footer.row_groups, index, footer.digest, partitions))
         manifest = cls(root, tuple(files), tuple(schemas))
         manifest.check_columns(columns)
         if not manifest.num_rows:
@@ -201,53 +195,6 @@ def _compact(root: str, files: list[File], schemas: tuple[pa.Schema, ...]) -> Ma
     places = {old: new for new, old in enumerate(used)}
     kept = tuple(replace(file, schema=places[file.schema]) for file in files)
     return Manifest(root, kept, tuple(schemas[index] for index in used))
-
-
-# Footers
-
-
-def read_footer(storage: Storage, name: str, size: int) -> bytes:
-    """The Parquet footer of a file, to be parsed by ``parse_footer``. Raises ``ValueError`` where there is none, ``OSError``
-    where the file cannot be read."""
-    with storage.open(name) as source:
-        tail = _last(source, size, _TAIL)
-        if tail[-4:] != _MAGIC:
-            raise ValueError("it does not end as a Parquet file does")
-        length = int.from_bytes(tail[-8:-4], "little") + 8
-        if length > size:
-            raise ValueError(f"its footer would be {length} bytes long, the file is {size}")
-        return tail[-length:] if length <= len(tail) else _last(source, size, length)
-
-
-def footer_digest(footer: bytes) -> str:
-    return hashlib.sha256(footer).hexdigest()
-
-
-def parse_footer(footer: bytes) -> pq.FileMetaData:
-    """Raises ``OSError`` or ``ValueError`` where it is damaged."""
-    return pq.read_metadata(pa.BufferReader(footer))
-
-
-def _last(source: pa.NativeFile, size: int, count: int) -> bytes:
-    source.seek(max(0, size - count))
-    return source.read(count)
-
-
-def _scan_footer(storage: Storage, stat: Stat) -> tuple[str, tuple[int, ...], pa.Schema]:
-    if stat.size == 0:
-        raise ValueError(f"data file '{stat.name}' has 0 bytes: write it again, or take it away")
-    try:
-        footer = storage.retries(stat.name).run(lambda: read_footer(storage, stat.name, stat.size))
-        metadata = parse_footer(footer)
-        row_groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        return footer_digest(footer), row_groups, metadata.schema.to_arrow_schema().remove_metadata()
-    except StorageError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(
-            f"data file '{stat.name}' cannot be read as Parquet ({error}): it may be truncated, not Parquet, or without "
-            "read permission; write it again, or take it away"
-        ) from error
 
 
 # Columns

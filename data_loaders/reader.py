@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders import footers
 from data_loaders.arrow import is_list, is_text
-from data_loaders.manifest import File, Manifest, column_type, find_column, footer_digest, parse_footer, read_footer
+from data_loaders.manifest import File, Manifest, column_type, find_column
 from data_loaders.storage import Storage, StorageError, is_transient, is_uri
 
 REMOTE_BYTES = 1 << 25  # of one open remote file
 _SMALLEST_REQUEST = 1 << 16
+LOCAL_BUFFER = 1 << 14  # bytes of a column; pages beyond are read past it
 PIECE_ROWS = 1 << 13  # rows: enough to be worth the calls, few enough to stay in the CPU's cache until decoded
 _SMALL_DICTIONARY = 1 << 16  # bytes
 _KEPT_FOOTERS = 256
@@ -30,7 +32,8 @@ class RowGroups:
     ``hashed``: columns whose values are only hashed; strings among them with a small dictionary in the file are read as
     Arrow dictionaries, so that each distinct string is hashed once a piece. So are strings of partition columns.
 
-    A local file is mapped into memory. Of a remote one at most ``REMOTE_BYTES`` (compressed) are held for each handle: its
+    A local file is streamed, column by column, and each piece is handed out only if the file is still as it was scanned. Of
+    a remote one at most ``REMOTE_BYTES`` (compressed) are held for each handle: its
     row groups are fetched whole where they are no larger, in a few large requests side by side; else they are streamed,
     column by column (in buffers of 64 KiB at least). Pages with a checksum are verified; a bit that flips in one without
     may pass unseen, as a wrong value.
@@ -75,9 +78,11 @@ class RowGroups:
             try:
                 self._check_unchanged(file, where)
                 for table in self._tables(file, index, rows, done, handle):
+                    if self._storage.local:  # a file that somebody writes over gives a mixture of two
+                        self._check_unchanged(file, where)
                     yield table
                     done += table.num_rows
-                return
+                return self._check_rows(done, file, index, where)
             except (OSError, pa.ArrowException) as error:
                 handle.close()
                 self._explain(error, file, where)
@@ -130,6 +135,13 @@ class RowGroups:
         if (now.size, now.mtime_ns) != (file.size, file.mtime_ns):
             raise _changed(file, f"now {now.size} bytes, then {file.size}")
 
+    def _check_rows(self, rows: int, file: File, index: int, where: str) -> None:
+        if rows != file.row_groups[index]:
+            raise ValueError(
+                f"{where}: its pages hold {rows} rows, its footer counts {file.row_groups[index]}: the file is damaged; write "
+                "it again, or take it away"
+            )
+
     def _open(self, file: File) -> pq.ParquetFile:
         footer = self._footer(file)
         return pq.ParquetFile(
@@ -137,7 +149,7 @@ class RowGroups:
             metadata=footer,
             read_dictionary=self._dictionaries(file, footer),
             page_checksum_verification=True,
-            **(self._buffering(footer) if is_uri(file.path) else {}),
+            **(self._buffering(footer) if is_uri(file.path) else {"buffer_size": LOCAL_BUFFER}),
         )
 
     def _buffering(self, footer: pq.FileMetaData) -> dict[str, int]:
@@ -152,10 +164,10 @@ class RowGroups:
             if file.path in self._footers:
                 self._footers.move_to_end(file.path)
                 return self._footers[file.path]
-        content = self._storage.retries(file.path).run(lambda: read_footer(self._storage, file.path, file.size))
-        if footer_digest(content) != file.footer:
+        content = self._storage.retries(file.path).run(lambda: footers.read(self._storage, file.path, file.size))
+        if footers.digest(content) != file.footer:
             raise _changed(file, "its footer differs")
-        footer = parse_footer(content)
+        footer = footers.parse(content)
         with self._lock:
             self._footers[file.path] = footer
             if len(self._footers) > _KEPT_FOOTERS:
@@ -256,7 +268,7 @@ class TableStream:
         assert start >= self._position, "segments come in order"
         while self._position < stop:
             piece = next(self._pieces, None) if self._rest is None else self._rest
-            assert piece is not None, "the footer counts more rows than the row group has"
+            assert piece is not None, "pieces() gives all rows or raises"
             first, end = self._position, self._position + piece.num_rows
             self._rest = piece.slice(stop - first) if stop < end else None
             self._position = min(stop, end)

@@ -131,7 +131,7 @@ class Storage:
         return mount.stat(info)
 
     def open(self, name: str) -> pa.NativeFile:
-        """For random access; memory-mapped on this machine. Raises ``OSError``."""
+        """For random access. Raises ``OSError``."""
         mount, path = self._mount(name)
         return mount.filesystem.open_input_file(path)
 
@@ -387,7 +387,8 @@ def _info(entry: dict[str, Any]) -> fs.FileInfo:
 
 def _make_mount(scheme: str, authority: str, query: str) -> _Mount:
     if not scheme:
-        return _Mount(fs.LocalFileSystem(use_mmap=True), "", "")
+        # Not mapped into memory: a mapped file that somebody cuts short ends the process by SIGBUS.
+        return _Mount(fs.LocalFileSystem(), "", "")
     origin = f"{scheme}://{authority}"
     try:
         filesystem, base = fs.FileSystem.from_uri(f"{origin}/" + (f"?{query}" if query else ""))
