@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_loaders.prepare import sql
 from data_loaders.schema import Cross, Feature, Schema, Table, one_of
 
 FORMATS = ("parquet", "csv", "json")
@@ -386,6 +387,7 @@ class Declaration:
     def _check_view(self, where: str, view: View, known: list[str]) -> None:
         one_of(view.start, known, f"{where}.start")
         for step in view.parsed(where):
+            list(sql.of_step(step))  # raises for what is not an expression
             for key in ("table", "touched"):
                 table = getattr(step.argument, key, None)
                 if table is not None:
@@ -438,6 +440,8 @@ class Declaration:
             raise ValueError(f"{where}.make.cross: a combination is an id, so the feature must have kind: sparse")
         if make.history:
             one_of(make.history.events, tables, f"{where}.make.history.events")
+            if make.history.where is not None:
+                sql.parse(make.history.where, f"{where}.make.history.where")
             if feature.kind != "sequence" or not (make.history.by and make.history.time and make.history.value):
                 raise ValueError(f"{where}.make.history: it needs kind: sequence, by, time and value")
         if numbers and (make.cross or make.history or feature.kind == "sequence"):

@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-import sqlglot
-from sqlglot import expressions
-
+from data_loaders.prepare import sql
 from data_loaders.prepare.declaration import Declaration
 
 
@@ -18,21 +16,38 @@ def raw_columns(declaration: Declaration, present: Sequence[str]) -> list[str]:
 
 
 def label_columns(declaration: Declaration) -> frozenset[str]:
-    """The raw columns that only the label is made of: rows to score need not have them."""
+    """The raw columns that only the label is made of: rows to score need not have them. SQL does not tell names by their
+    case, so a column that anything else names in another case is none of them."""
     label = declaration.schema.label
     found = {label}
-    others: set[str] = set()
-    views = (*declaration.views.values(), declaration.examples)
-    for view in views:
+    others = _feature_columns(declaration) | _history_columns(declaration)
+    for view in (*declaration.views.values(), declaration.examples):
         for step in view.parsed("steps"):
-            if step.name == "where":
-                others |= _columns_of(step.argument)
-            if step.name == "select":
-                for name, expression in step.argument.items():
-                    (found if name == label else others).update(_columns_of(str(expression)))
+            for name, expression in sql.of_step(step):
+                (found if name == label else others).update(expression.columns)
             if dataclasses.is_dataclass(step.argument):
                 others |= _mentioned(step.argument)
-    return frozenset(found - others - _feature_columns(declaration) - {""})
+            if step.name == "distinct":
+                others.update(step.argument)
+    only = _lower(found) - _lower(others) - {""}
+    declared = {column for source in declaration.sources.values() for column in source.columns}
+    return frozenset(column for column in declared | found if column.lower() in only)
+
+
+def _lower(names: set[str]) -> set[str]:
+    return {name.lower() for name in names}
+
+
+def _history_columns(declaration: Declaration) -> set[str]:
+    """What histories take from their events: the values, and what chooses them."""
+    found: set[str] = set()
+    for name, feature in declaration.schema.features.items():
+        history = feature.make.history
+        if history:
+            found.add(history.value)
+        if history and history.where:
+            found |= sql.parse(history.where, f"schema.features.{name}.make.history.where").columns
+    return found
 
 
 def _feature_columns(declaration: Declaration) -> set[str]:
@@ -46,10 +61,6 @@ def _feature_columns(declaration: Declaration) -> set[str]:
         else:
             needed.add(make.column or name)
     return needed
-
-
-def _columns_of(sql: str) -> set[str]:
-    return {column.name for column in sqlglot.parse_one(sql, dialect="duckdb").find_all(expressions.Column)}
 
 
 def _mentioned(argument: object) -> set[str]:

@@ -10,13 +10,10 @@ import operator
 from typing import Any
 
 import ibis
-import sqlglot
-from sqlglot import expressions
 
-from data_loaders.prepare import clicks, columns, negatives
+from data_loaders.prepare import clicks, columns, negatives, sql
 from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Step
 from data_loaders.prepare.engine import KEY, PART, Engine
-from data_loaders.schema import one_of
 
 
 def apply_steps(
@@ -54,8 +51,8 @@ def _apply(engine: Engine, table: ibis.Table, step: Step, tables: dict[str, ibis
 
 def filter_rows(engine: Engine, table: ibis.Table, condition: str, where: str) -> ibis.Table:
     """The rows for which an SQL condition is true."""
-    tree = _parsed(condition, where)
-    return _sql(engine, table, f"SELECT * FROM rows WHERE (\n{condition}\n)", [tree], condition, where)
+    parsed = sql.parse(condition, where)
+    return _run(engine, table, f"SELECT * FROM rows WHERE {parsed.spelled(engine.name)}", [parsed], condition, where)
 
 
 def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: str) -> ibis.Table:
@@ -66,40 +63,23 @@ def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: 
         other = next((column for column in table.columns if column.lower() == name.lower()), name)
         if other != name:
             raise ValueError(f"{where}: '{name}' and the column '{other}' differ by case alone: take another name")
-    made = {name: str(expression) for name, expression in selected.items()}
-    trees = [_parsed(expression, f"{where}.{name}") for name, expression in made.items()]
+    made = {name: sql.parse(str(text), f"{where}.{name}") for name, text in selected.items()}
     kept = {name: _quoted(name) for name in table.columns if name not in made}
     order = dict.fromkeys((*table.columns, *made))
-    chosen = ", ".join(kept.get(name) or f"(\n{made[name]}\n) AS {_quoted(name)}" for name in order)
-    return _sql(engine, table, f"SELECT {chosen} FROM rows", trees, str(made), where)
+    chosen = ", ".join(kept.get(name) or f"{made[name].spelled(engine.name)} AS {_quoted(name)}" for name in order)
+    shown = str({name: expression.text for name, expression in made.items()})
+    return _run(engine, table, f"SELECT {chosen} FROM rows", list(made.values()), shown, where)
 
 
-def _parsed(sql: str, where: str) -> expressions.Expression:
-    try:
-        tree = sqlglot.parse_one(f"(\n{sql}\n)", dialect="duckdb")
-    except sqlglot.errors.SqlglotError as error:
-        raise ValueError(f"{where}: {sql!r} is not an SQL expression: {_first_line(error)}") from error
-    if tree.find(expressions.Rand, expressions.Uuid):
-        raise ValueError(
-            f"{where}: {sql!r} gives other values each time the rows are read, and they are read more than once: make "
-            "numbers from a column, such as md5(user_id)"
-        )
-    return tree
-
-
-def _sql(
-    engine: Engine, table: ibis.Table, query: str, trees: list[expressions.Expression], shown: str, where: str
+def _run(
+    engine: Engine, table: ibis.Table, query: str, parsed: list[sql.Expression], shown: str, where: str
 ) -> ibis.Table:
-    """Runs a query over ``rows``. An engine's complaint becomes a ``ValueError``, that of an unknown column one that names
-    the nearest."""
+    """Runs a query over ``rows``. An engine's complaint becomes a ``ValueError``."""
+    for expression in parsed:
+        expression.check_columns(table.columns)
     try:
         return engine.sql(table, query)
     except Exception as error:
-        known = {column.lower() for column in table.columns}
-        for tree in trees:
-            for column in tree.find_all(expressions.Column):
-                if not column.table and column.name.lower() not in known:
-                    one_of(column.name, columns.visible(table), f"{where}: {shown}")
         raise ValueError(f"{where}: {shown}: {_first_line(error)}") from error
 
 
