@@ -12,6 +12,7 @@ ascending value). Buckets of numbers: 0 is the missing value, 1 … the buckets,
 """
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,20 @@ TYPES = (
 )
 MISSING_ID, UNKNOWN_ID, FIRST_ID = 0, 1, 2
 TEMPORARY = re.compile(r"^__")
+_FILE_NAME = re.compile(r"\w[\w.+-]{0,99}")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a name can be a file's without further ado: letters, digits and ``_ . + -``, and no path."""
+    return _FILE_NAME.fullmatch(text) is not None and len(text.encode()) <= 200
+
+
+def _check_name(name: str, where: str) -> None:
+    if not is_file_name(name):
+        raise ValueError(
+            f"{where}: the name {name!r} becomes a file's: make it of letters, digits, '_', '.', '+' and '-', at most 100, "
+            "the first a letter, digit or '_'"
+        )
 
 
 @dataclass
@@ -58,10 +73,30 @@ class Source:
             raise ValueError(f"{where}.files is empty: name the raw files, relative to input=")
         one_of(self.format, FORMATS, f"{where}.format")
         one_of(self.encoding, ENCODINGS, f"{where}.encoding")
+        for file in self.files:
+            if os.path.isabs(file) or "://" in file or ".." in file.split("/"):
+                raise ValueError(
+                    f"{where}.files: {file!r} leads out of input=: name files relative to it, and link "
+                    "what lies elsewhere"
+                )
         for name, kind in self.columns.items():
             one_of(kind, TYPES, f"{where}.columns.{name}")
+        self._check_columns(where)
         if self.format != "parquet" and not self.columns:
             raise ValueError(f"{where}.columns is empty: {self.format} files need names and types of their columns")
+
+    def _check_columns(self, where: str) -> None:
+        """Names that the engines can tell from each other and from the program's own."""
+        names = [*self.columns, *([self.file_column] if self.file_column else [])]
+        for number, name in enumerate(names):
+            if TEMPORARY.match(name) or not name:
+                raise ValueError(f"{where}.columns: {name!r}: names that begin with '__' are the program's own")
+            for other in names[:number]:
+                if other.lower() == name.lower():
+                    raise ValueError(
+                        f"{where}: the columns '{other}' and '{name}' differ by case alone, which SQL does not tell apart: "
+                        "declare one of them"
+                    )
 
 
 # The steps of a view or of the examples, each a map of one key: {where: "rating > 0"}.
@@ -372,13 +407,16 @@ class Declaration:
 
     def check(self) -> None:
         """Everything that can be known before a file is opened."""
+        _check_name(self.name, "name")
         for name, source in self.sources.items():
+            _check_name(name, f"sources.{name}")
             source.check(f"sources.{name}")
         known = list(self.sources)
         for name, view in (*self.views.items(), ("examples", self.examples)):
             where = "examples" if view is self.examples else f"views.{name}"
             if name in known:
                 raise ValueError(f"{where}: a source or view has the same name; rename one")
+            _check_name(name, where)
             self._check_view(where, view, known)
             known.append(name)
         self._check_split()
@@ -422,8 +460,11 @@ class Declaration:
             where = f"schema.features.{name}"
             if TEMPORARY.match(name):
                 raise ValueError(f"{where}: names that begin with '__' are the program's own; rename the feature")
+            if feature.table:
+                one_of(feature.table, schema.tables, f"{where}.table")
             self._check_make(where, name, feature, tables)
         for name in schema.tables:
+            _check_name(name, f"schema.tables.{name}")
             self._check_table(name)
         # The rest is the training schema's own; two rows stand for the number not known yet.
         schema.filled({name: FIRST_ID for name, table in schema.tables.items() if not table.num_embeddings})
@@ -474,6 +515,9 @@ def _with_on(value: Any) -> Any:
     return {"on" if key is True else key: _with_on(inner) for key, inner in value.items()}
 
 
+_KIND_NAMES = {str: "text", float: "a number", int: "a whole number", list: "a list", dict: "a map"}
+
+
 def _step(step: Any, where: str) -> Step:
     if not isinstance(step, dict) or len(step) != 1:
         raise ValueError(f"{where}: a step is a map of one key, such as {{where: 'rating > 0'}}")
@@ -495,6 +539,7 @@ def _dataclass(kind: type, values: Any, where: str) -> Any:
         one_of(key, valid, where)
     made = kind(**values)
     for key, spec in valid.items():
+        _check_kind(getattr(made, key), spec, f"{where}.{key}")
         if getattr(made, key) in ("", [], {}) and spec.default_factory is list and key == "on":
             raise ValueError(f"{where}.on is empty: name the key columns")
         if isinstance(getattr(made, key), str) and not getattr(made, key) and key != "label":
@@ -502,7 +547,24 @@ def _dataclass(kind: type, values: Any, where: str) -> Any:
     return made
 
 
+def _check_kind(value: Any, spec: dataclasses.Field, where: str) -> None:
+    default = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+    kinds: tuple[type, ...] = (str, type(None)) if default is None else (type(default),)
+    if kinds == (float,):
+        kinds = (float, int)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{where} is {value!r}: expected {_KIND_NAMES[kinds[0]]}")
+    inside = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+    for item in inside:
+        if not isinstance(item, str):
+            raise ValueError(f"{where} holds {item!r}: expected names of columns")
+
+
 def _number(step: Any, where: str) -> Number:
+    if not isinstance(step, str) and not (isinstance(step, dict) and len(step) == 1):
+        raise ValueError(
+            f"{where}: {step!r} is no step: write a name, such as log1p, or a map of one key, such as {{fill: 0}}"
+        )
     name, argument = (step, None) if isinstance(step, str) else next(iter(step.items()))
     one_of(name, NUMBERS, where)
     wanted = NUMBERS[name]

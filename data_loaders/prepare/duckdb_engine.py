@@ -25,11 +25,25 @@ from data_loaders.prepare.engine import (
     raw_files,
 )
 from data_loaders.prepare.writer import ahead, write_file, write_parts
+from data_loaders.schema import one_of
+from data_loaders.storage import is_uri
 
 # DuckDB counts its own buffers; Python, Arrow batches on their way and the Parquet writer come on top.
 _SHARE = 0.65
 _CHUNK_SHARE = 0.08
 _BATCH_ROWS = 65_536
+_SETTINGS = {
+    "TimeZone": "'UTC'",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # a name in SQL is never a variable of ours
+}
+# Those that change how fast it goes and how much room it takes, never what comes out or which files are opened.
+_OPTIONS = (
+    *("allocator_background_threads", "allocator_bulk_deallocation_flush_threshold", "allocator_flush_threshold"),
+    *("enable_external_file_cache", "max_temp_directory_size", "parquet_metadata_cache", "pin_threads"),
+    *("temp_file_encryption",),
+)
 _TYPES = {
     "int8": "TINYINT",
     "int16": "SMALLINT",
@@ -56,9 +70,28 @@ class DuckDBEngine(Engine):
         self._spill = Path(tempfile.mkdtemp(prefix="spill-", dir=_made(work)))
         self.chunk_bytes = int(memory * _CHUNK_SHARE)
         limit = f"{int(memory * _SHARE / 1e6)}MB"
-        self.backend = ibis.duckdb.connect(
-            threads=threads, memory_limit=limit, temp_directory=str(self._spill), **options
-        )
+        for option in options:
+            one_of(option, _OPTIONS, "engine_options")
+        try:
+            self.backend = ibis.duckdb.connect(
+                threads=threads, memory_limit=limit, temp_directory=str(self._spill), **options
+            )
+            for key, value in _SETTINGS.items():
+                self.backend.con.execute(f"SET {key} = {value}")
+        except duckdb.Error as error:
+            shown = ", ".join(f"engine_options.{key}={value}" for key, value in options.items())
+            raise ValueError(f"{shown or 'DuckDB'}: {' '.join(str(error).split())[:200]}") from None
+
+    def confine(self, reads: list[str]) -> None:
+        connection = self.backend.con
+        if any(is_uri(file) for file in reads):
+            _load_httpfs(connection)
+        folders = [str(self.work), *(file for file in reads if os.path.isdir(file))]
+        paths = [file for file in reads if file not in folders]
+        connection.execute(f"SET allowed_directories = [{', '.join(map(_quoted, folders))}]")
+        connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, paths))}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
         files = raw_files(name, source, root)
@@ -157,6 +190,16 @@ class DuckDBEngine(Engine):
                 raise _bad_file(name, file, error) from error
             os.replace(unfinished, path)
         return str(path)
+
+
+def _load_httpfs(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute("INSTALL httpfs; LOAD httpfs")
+    except duckdb.Error as error:
+        raise ValueError(
+            "input= is an address, for which DuckDB needs its extension httpfs, and that cannot be loaded "
+            f"({' '.join(str(error).split())[:120]}): copy the files to this machine"
+        ) from None
 
 
 def _ordered(table: ibis.Table, names: list[str], keys: list[str]) -> ibis.Table:

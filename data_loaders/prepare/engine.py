@@ -4,6 +4,7 @@ Every transformation of this package is an Ibis expression, written once. An eng
 stores intermediate tables, and writes the output. That is all that is written twice.
 """
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare.declaration import ENGINES, Source
+from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
 from data_loaders.schema import one_of
 from data_loaders.storage import Storage
 
@@ -43,9 +44,18 @@ class Engine(ABC):
         self._views = 0
 
     @abstractmethod
+    def confine(self, reads: list[str]) -> None:
+        """From here on the engine reads the files ``reads`` (and those below folders among them) and what it stores
+        itself, and no setting of it can be changed: as far as the engine can (docs/prepare.md says what holds)."""
+
+    @abstractmethod
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
         """The declared columns of a source, with ``__row`` and ``__part`` (0); one of ``optional`` that the files lack is
         null. Raises ``ValueError``: file, column and line of what does not fit the declaration."""
+
+    def read_parquet(self, path: Path) -> ibis.Table:
+        """A file that an earlier ``write_file`` wrote."""
+        return self.backend.read_parquet(path)
 
     @abstractmethod
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
@@ -113,6 +123,11 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"memory_limit={text}: write a size such as 4GB or 800MB") from None
     base = 1024 if found.group(3) else 1000
     return int(number * base ** " KMGT".index(found.group(2).upper() or " "))
+
+
+def file_name(text: str) -> str:
+    """A name of a file in the work folder for any text of a recipe's, the same for the same text."""
+    return text if is_file_name(text) else "_" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def raw_files(name: str, source: Source, root: str) -> list[str]:

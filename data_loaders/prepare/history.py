@@ -17,7 +17,7 @@ import ibis
 
 from data_loaders.prepare import columns, steps
 from data_loaders.prepare.declaration import History
-from data_loaders.prepare.engine import KEY, PART, ROW, Engine
+from data_loaders.prepare.engine import KEY, PART, ROW, Engine, file_name
 
 _SMALLEST_BLOCK = 32
 _CHUNKS = 4  # ids that one aggregate makes into lists (about 16 bytes each), over the engine's chunk of rows
@@ -45,10 +45,11 @@ def build(
         events = steps.filter_rows(engine, events, history.where, f"{where}.where")
     block = max(_SMALLEST_BLOCK, *(length for _, length in features.values()))
     asked = _placeable(examples, history)
+    stored = f"histories/{file_name(first)}"
     encoded = _events(events, asked, history, features, encode_value)
-    placed = engine.store(_placed(encoded, asked, history), f"histories/{first}/line")
-    ends = engine.store(_ends(placed, history, block), f"histories/{first}/ends")
-    blocks = _stored_blocks(engine, placed, history, list(features), block, f"histories/{first}/blocks")
+    placed = engine.store(_placed(encoded, asked, history), f"{stored}/line")
+    ends = engine.store(_ends(placed, history, block), f"{stored}/ends")
+    blocks = _stored_blocks(engine, placed, history, list(features), block, f"{stored}/blocks")
     return _slices(ends, blocks, history, {name: length for name, (_, length) in features.items()}, block)
 
 

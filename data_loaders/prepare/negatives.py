@@ -5,13 +5,11 @@ first distinct ones of that sequence that its user did not touch. So a draw is n
 longer and longer sequences only serve rows whose first draws were refused too often.
 """
 
-import re
-
 import ibis
 
 from data_loaders.prepare import columns, number_hash
 from data_loaders.prepare.declaration import Negatives
-from data_loaders.prepare.engine import KEY, PART, ROW, Engine
+from data_loaders.prepare.engine import KEY, PART, ROW, Engine, file_name
 from data_loaders.schema import one_of
 
 STRATEGIES = ("uniform", "popularity")
@@ -25,7 +23,7 @@ def add(engine: Engine, table: ibis.Table, touched: ibis.Table, spec: Negatives,
     """The rows with label 1, each before its negatives with label 0 (int8). Raises ``ValueError`` for columns that are
     missing or unlike, and for a user who touched so many items that ``count`` others are not to be found."""
     _check(table, touched, spec, where)
-    name = "steps/" + re.sub(r"\W+", "-", where)
+    name = "steps/" + file_name(where)
     pairs = engine.store(_pairs(touched, spec), f"{name}/touched")
     items = engine.store(_items(touched, spec), f"{name}/items")
     positives = engine.store(_positives(table, spec), f"{name}/positives")

@@ -22,7 +22,7 @@ from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW,
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import label_columns, raw_columns
-from data_loaders.storage import Storage
+from data_loaders.storage import Stat, Storage
 
 _MOST_ROWS = 4_000_000  # of a chunk
 _LIST_ELEMENT = (
@@ -55,8 +55,9 @@ def prepare(declaration: Declaration, options: Options, progress: Progress) -> d
     if previous:
         previous.check_extends(declaration)
     with outputs.Folder(options.output, options.overwrite) as folder:
-        folder.resume(_fingerprint(declaration, options, previous))
-        with _opened(options, folder) as engine:
+        files = _files(declaration, options.input)
+        folder.resume(_fingerprint(declaration, options, previous, files))
+        with _opened(options, folder, files, previous) as engine:
             report = _Preparation(declaration, engine, folder, previous, progress, options.evict).run(options.input)
         folder.commit()
     return report
@@ -68,8 +69,9 @@ def transform(prepared: Prepared, options: Options, progress: Progress, keep: tu
     examples to copy. Returns the number of rows; raises as ``prepare``."""
     declaration = prepared.declaration
     with outputs.Folder(options.output, options.overwrite) as folder:
-        folder.resume(_fingerprint(declaration, options, prepared))
-        with _opened(options, folder) as engine:
+        files = _files(declaration, options.input)
+        folder.resume(_fingerprint(declaration, options, prepared, files))
+        with _opened(options, folder, files, prepared) as engine:
             rows = _score(prepared, engine, folder, options.input, progress, keep)
             outputs.write_whole(folder.made / outputs.REPORT, json.dumps({"rows": rows}) + "\n")
         folder.commit()
@@ -77,8 +79,8 @@ def transform(prepared: Prepared, options: Options, progress: Progress, keep: tu
 
 
 @contextmanager
-def _opened(options: Options, folder: outputs.Folder) -> Iterator[Engine]:
-    """An engine, whose errors become ours."""
+def _opened(options: Options, folder: outputs.Folder, files: list[Stat], previous: Prepared | None) -> Iterator[Engine]:
+    """An engine that reads ``files`` and what ``previous`` saved, and whose errors become ours."""
     engine = make_engine(
         options.engine,
         folder.tables,
@@ -87,6 +89,7 @@ def _opened(options: Options, folder: outputs.Folder) -> Iterator[Engine]:
         options=options.engine_options,
     )
     try:
+        engine.confine([file.name for file in files] + ([str(previous.folder / "vocabulary")] if previous else []))
         yield engine
     except Exception as error:
         told = engine.explain(error)
@@ -106,7 +109,7 @@ def _score(
     examples = steps.apply_steps(
         engine, tables[declaration.examples.start], declaration.examples.parsed("examples"), tables, scoring=True
     )
-    vocabularies = {table: engine.backend.read_parquet(path) for table, path in prepared.vocabularies().items()}
+    vocabularies = {table: engine.read_parquet(path) for table, path in prepared.vocabularies().items()}
     encoder = _Encoder(declaration, engine, prepared.statistics, vocabularies, tables)
     schema = declaration.schema
     kept = (*keep, *(column for column in declaration.keep if column not in keep and column in examples.columns))
@@ -404,18 +407,23 @@ def _visible(table: ibis.Table) -> list[str]:
     return [column for column in table.columns if not column.startswith("__")]
 
 
-def _fingerprint(declaration: Declaration, options: Options, previous: Prepared | None) -> str:
-    """Changes whenever stored intermediate tables would."""
-    storage = Storage.at(options.input)
+def _files(declaration: Declaration, root: str) -> list[Stat]:
+    """The raw files of all sources. Raises ``ValueError`` for a source without any."""
+    storage = Storage.at(root)
     files = []
     for source in declaration.sources.values():
         try:
-            files += [(stat.name, stat.size, stat.mtime_ns) for stat in storage.expand(source.files)]
+            files += storage.expand(source.files)
         except ValueError as error:
             raise ValueError(str(error).replace("data.root", "input")) from None
+    return files
+
+
+def _fingerprint(declaration: Declaration, options: Options, previous: Prepared | None, files: list[Stat]) -> str:
+    """Changes whenever stored intermediate tables would."""
     facts = [
         compose.to_plain(declaration),
-        files,
+        [(stat.name, stat.size, stat.mtime_ns) for stat in files],
         options.engine,
         previous.identity if previous else None,
         options.evict,

@@ -54,7 +54,7 @@ class Prepared:
         if path is None:
             return None
         rare = self.folder / "vocabulary" / "rare" / f"{table}.parquet"
-        return engine.backend.read_parquet(path), engine.backend.read_parquet(rare) if rare.is_file() else None
+        return engine.read_parquet(path), engine.read_parquet(rare) if rare.is_file() else None
 
     def check_extends(self, declaration: Declaration) -> None:
         """Raises ``ValueError`` where what this one learnt does not fit another declaration: a number's transforms differ,

@@ -40,8 +40,13 @@ _SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
+    "spark.sql.ansi.enabled": "true",  # what does not fit is an error, not a null or another number
+    "spark.sql.caseSensitive": "true",
     "spark.log.level": "ERROR",
 }
+
+
+_FIXED = tuple(key for key in _SETTINGS if key.startswith("spark.sql."))
 
 
 class SparkEngine(Engine):
@@ -51,8 +56,14 @@ class SparkEngine(Engine):
 
     def __init__(self, work: Path, memory: int, threads: int, options: dict[str, str]) -> None:
         super().__init__(work)
+        for option in options:
+            _check_option(option)
         self.session, self._started = _session(memory, threads, options)
         self.backend = ibis.pyspark.connect(self.session)
+
+    def confine(self, reads: list[str]) -> None:
+        """Nothing: Spark has no such bounds. What keeps a recipe within them is that its expressions name no file, and
+        that the program itself opens its sources alone."""
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
         files = raw_files(name, source, root)
@@ -240,6 +251,15 @@ def _session(memory: int, threads: int, options: dict[str, str]) -> tuple[Any, b
                 "engine=spark needs Java 17 or newer (Debian: apt install openjdk-17-jre-headless)"
             ) from error
         raise
+
+
+def _check_option(option: str) -> None:
+    if not option.startswith("spark."):
+        raise ValueError(
+            f"engine_options.{option}: a setting of Spark's begins with spark., such as spark.executor.memory"
+        )
+    if option in _FIXED:
+        raise ValueError(f"engine_options.{option}: the results rest on it ({_SETTINGS[option]}), so it stays as it is")
 
 
 def _absent(source: Source, present: list[str]) -> list[Any]:

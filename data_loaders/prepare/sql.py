@@ -10,6 +10,7 @@ clock.
 import difflib
 import functools
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,13 @@ from sqlglot import expressions
 
 from data_loaders.schema import one_of
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # By what they take: text, numbers, times, lists and structs, JSON, anything.
-_FUNCTIONS = frozenset(
+_FUNCTIONS = _words(
     """
     ascii bar bit_length char_length character_length chr concat concat_ws contains damerau_levenshtein editdist3 ends_with
     format from_base64 from_hex hamming hex instr jaccard jaro_similarity jaro_winkler_similarity lcase left len length
@@ -64,30 +70,34 @@ _FUNCTIONS = frozenset(
     json_transform json_transform_strict json_type json_valid json_value to_json -> ->>
 
     constant_or_null hash nullif
-    """.split()
+    """
 )
 # What may stand before OVER (…).
-_WINDOWS = frozenset(
+_WINDOWS = _words(
     """
     any_value arg_max arg_min array_agg avg bool_and bool_or count count_if count_star cume_dist dense_rank fill first
     first_value kurtosis lag last last_value lead list max max_by mean median min min_by mode nth_value ntile percent_rank
     product quantile_cont quantile_disc rank rank_dense row_number skewness stddev stddev_pop stddev_samp string_agg sum
     var_pop var_samp variance
-    """.split()
+    """
 )
-_CHANGING = frozenset(
+_CHANGING = _words(
     """
     current_date current_localtime current_localtimestamp current_time current_timestamp gen_random_uuid get_current_time
     get_current_timestamp now random setseed today transaction_timestamp uuid uuidv4 uuidv7
-    """.split()
+    """
 )
-_CLASSES = frozenset(
-    "BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR TYPE WINDOW".split()
-)
+_CLASSES = _words("BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR TYPE WINDOW")
 _FORBIDDEN = (  # of sqlglot's tree
     *(expressions.Query, expressions.Table, expressions.From, expressions.Join, expressions.Lateral, expressions.UDTF),
     *(expressions.Command, expressions.DDL, expressions.DML, expressions.Star, expressions.Placeholder),
-    *(expressions.Parameter, expressions.SessionParameter, expressions.Explode, expressions.Inline, expressions.Posexplode),
+    *(
+        expressions.Parameter,
+        expressions.SessionParameter,
+        expressions.Explode,
+        expressions.Inline,
+        expressions.Posexplode,
+    ),
     *(expressions.ReadCSV, expressions.Hint),
 )
 _LONGEST = 20_000  # characters: beyond that a parser takes minutes, or all of the stack
@@ -153,17 +163,25 @@ def _tree(sql: str, where: str) -> expressions.Expression:
     except RecursionError:
         raise _refused(sql, where, "it is nested too deeply") from None
     if len(found) != 1 or not isinstance(found[0], expressions.Paren):
-        raise _refused(sql, where, "there is more than that, or a name given with AS")
+        raise _refused(sql, where, "there is more, or less, than one")
     return found[0]
+
+
+@functools.cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A database in memory that nothing is ever run in."""
+    return duckdb.connect(config={"threads": 1, "enable_external_access": False, "lock_configuration": True})
 
 
 def _duckdb_node(sql: str, where: str) -> dict[str, Any]:
     """The one expression as DuckDB reads it."""
-    with duckdb.connect() as parser:
+    with _parser().cursor() as parser:
         (answer,) = parser.execute("SELECT json_serialize_sql(?)", [f"SELECT (\n{sql}\n)"]).fetchone()
     parsed = json.loads(answer)
     if parsed["error"]:
-        raise _refused(sql, where, parsed["error_message"].splitlines()[0][:120])
+        near = re.search(r'at or near "(.*?)"', parsed["error_message"])
+        place = f"it cannot be read near {near[1]!r}" if near else "it cannot be read"
+        raise _refused(sql, where, f'{place} (a name that is a word of SQL stands in double quotes: "at")')
     statements = parsed["statements"]
     select = statements[0]["node"] if len(statements) == 1 else {}
     clauses = ("modifiers", "where_clause", "group_expressions", "group_sets", "having", "qualify", "sample")
@@ -175,7 +193,7 @@ def _duckdb_node(sql: str, where: str) -> dict[str, Any]:
         and not any(select[clause] for clause in clauses)
     )
     if not alone or select["select_list"][0]["alias"]:
-        raise _refused(sql, where, "there is more than that, or a name given with AS")
+        raise _refused(sql, where, "there is more, or less, than one")
     return select["select_list"][0]
 
 
@@ -239,7 +257,8 @@ def _is_count_star(node: expressions.Expression) -> bool:
 
 def _refused(sql: str, where: str, reason: str) -> ValueError:
     return ValueError(
-        f"{where}: {sql!r} is not one SQL expression of columns and functions: {reason} (docs/prepare.md, Steps)"
+        f"{where}: {sql!r} is not an SQL expression: {reason}; write one condition or value made of columns, such as "
+        "rating > 0 (docs/prepare.md, Steps)"
     )
 
 
@@ -247,8 +266,8 @@ def _unknown_function(name: str, sql: str, where: str) -> ValueError:
     near = difflib.get_close_matches(name, [known for known in _FUNCTIONS | _WINDOWS if known.isidentifier()], n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ValueError(
-        f"{where}: {sql!r}: the function {name}() is not one of those that expressions may use; {hint}They take text, "
-        "numbers, times and lists from the row; none reads files, settings or the clock (docs/prepare.md, Steps)"
+        f"{where}: {sql!r}: the function {name}() is not one of those that expressions may use: {hint}those of text, "
+        "numbers, times and lists, and none that reads files, settings or the clock (docs/prepare.md, Steps)"
     )
 
 

@@ -17,7 +17,7 @@ import ibis
 
 from data_loaders.prepare import numbers, raw_values
 from data_loaders.prepare.declaration import Number, PreparedSchema
-from data_loaders.prepare.engine import Engine
+from data_loaders.prepare.engine import Engine, file_name
 
 _LIMB = 2**26
 Probe = tuple[str, int]  # a feature, and how many of its steps the values have gone through
@@ -123,7 +123,7 @@ class _Fit:
         values = self.train.select(value=self._values(probe))
         values = values.filter(values.value.notnull())
         groups = values.group_by("value").aggregate(rows=values.count())
-        groups = self.engine.store(groups, f"quantiles/{probe[0]}.{probe[1]}")
+        groups = self.engine.store(groups, f"quantiles/{file_name(probe[0])}.{probe[1]}")
         running = ibis.cumulative_window(order_by=groups.value)
         groups = groups.mutate(last=groups.rows.sum().over(running).cast("int64"))
 
