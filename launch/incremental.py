@@ -21,6 +21,7 @@ from typing import Any
 from data_loaders.state_files import read_json, write_json
 from launch.children import Children
 from launch.folder import check_settings, locked
+from launch.rank import command as rank_command
 
 WIDTH = 120  # of a table that is not written to a terminal
 OWN = ("output", "data.days", "recipe", "evict")
@@ -241,7 +242,7 @@ def _without_root(arguments: Sequence[str]) -> list[str]:
 
 def _call(command: Sequence[str]) -> int:
     with Children() as children:
-        return children.call([sys.executable, "-m", *command])
+        return children.call(rank_command(command[0], command[1:]))
 
 
 def _halves(argument: str) -> tuple[str, str, str]:

@@ -20,6 +20,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from data_loaders import packages
+from launch.rank import command as rank_command
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return command.main(options, overrides)
         if "--print-config" in overrides:
-            os.execv(sys.executable, [sys.executable, "-m", options.module, *overrides])
+            os.execv(sys.executable, rank_command(options.module, overrides))
         device, check_world_size = check_config(options.module, overrides)
         num_ranks = choose_num_ranks(options.nproc_per_node, device)
         check_world_size(num_ranks)
@@ -65,6 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update(worker_environment(os.environ, num_ranks, on_gpu, num_cores()))
     os.environ[GRACE] = str(options.grace)
     return run(options.module, overrides, num_ranks, options.max_restarts, options.grace)
+
+
+def program() -> int:
+    """The command `clicktrainer`: as `python -m launch.run`, which finds modules in the current folder."""
+    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    packages.explain_missing()
+    return main()
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -183,7 +194,7 @@ def _run_once(
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     # Without -u: Python's stderr is line-buffered, so the lines of several ranks do not run into each other.
-    command = [sys.executable, "-m", module, *arguments]
+    command = rank_command(module, arguments)
     if attempt:  # We restart, not the agent (which would retry mistakes too); the workers learn of it as usual.
         command = ["/usr/bin/env", f"TORCHELASTIC_RESTART_COUNT={attempt}", *command]
     # The agent fills ${…} templates into arguments; $$ is a plain $.

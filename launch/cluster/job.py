@@ -80,4 +80,4 @@ def torchrun(nodes: Nodes, python: str | None = None) -> list[str]:
 
 def worker(arguments: Sequence[str]) -> list[str]:
     # The agent fills ${…} templates into arguments; $$ is a plain $.
-    return ["-m", "trainer.train", *(argument.replace("$", "$$") for argument in arguments)]
+    return ["-m", "launch.rank", "trainer.train", *(argument.replace("$", "$$") for argument in arguments)]

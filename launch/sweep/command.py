@@ -14,6 +14,7 @@ from typing import Any
 from data_loaders.secrets import redact_override
 from launch import group
 from launch.folder import check_settings, locked
+from launch.rank import command as rank_command
 from launch.sweep import options, results, space
 from launch.sweep.grid import Grid
 from launch.sweep.options import SweepConfig
@@ -148,7 +149,7 @@ def shares(plan: Plan) -> list[Share]:
 
 def trial_command(plan: Plan) -> Command:
     def command(trial: Trial, share: Share) -> list[str]:
-        child = [*shlex.split(plan.sweep.through or ""), sys.executable, "-m", "launch.run"]
+        child = [*shlex.split(plan.sweep.through or ""), *rank_command("launch.run", [])]
         folder = "'" + str(trial.folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
         return [*child, *plan.launcher, *plan.fixed, *trial.overrides, f"run.dir={folder}"]
 

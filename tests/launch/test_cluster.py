@@ -86,7 +86,7 @@ def test_the_torchrun_command_is_the_same_on_every_machine(render, tmp_path):
     start = words.index(sys.executable)
     assert words[0] == "env" and set(words[1:start]) == {"OMP_NUM_THREADS=1", "TRAINER_GRACE_SECONDS=120", "A=b c"}
     options, trainer = words[start + 1 : words.index("trainer.train") + 1], words[words.index("trainer.train") + 1 :]
-    assert options[:2] == ["-m", "torch.distributed.run"] and options[-2:] == ["-m", "trainer.train"]
+    assert options[:2] == ["-m", "torch.distributed.run"] and options[-3:] == ["-m", "launch.rank", "trainer.train"]
     assert {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=3", "--shutdown-timeout=120"} <= set(options)
     assert {"--rdzv-backend=c10d", "--rdzv-endpoint=node0:29500"} <= set(options)
     assert AWKWARD.replace("$", "$$") in trainer  # torchrun makes one of two

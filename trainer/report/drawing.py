@@ -3,17 +3,18 @@
 import sys
 from pathlib import Path
 
+from data_loaders import packages
+
 NAME = "report.html"
 
 
 def draw(folder: Path, output: Path) -> None:
-    """Of the run in ``folder`` into the file ``output``. Raises ``ValueError`` for what is no run folder, and without Bokeh."""
+    """Of the run in ``folder`` into the file ``output``. Raises ``ValueError`` for what is no run folder, and without a package
+    that a report needs."""
     try:
         from trainer.report import page
     except ImportError as error:
-        raise ValueError(
-            f"a report needs the package '{error.name}', which is not installed: pip install bokeh"
-        ) from None
+        raise ValueError(f"no report: {packages.explanation(error) or error}") from None
     page.write(folder, output)
 
 
