@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trainer.checkpoint.digest import new_digest
 from trainer.checkpoint.direct_file import BLOCK, DirectFile
+from trainer.checkpoint.host_memory import host_memory
 
 DTYPES = {
     "F64": torch.float64,
@@ -68,9 +69,8 @@ def place_tensors(like: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tens
     """New CPU tensors of the same shapes and types, in one piece of memory in which each lies as it will in the file
     (modulo a disk's block): ``write_tensors`` then needs no copy of them. ``pinned``: for copies from a GPU."""
     sizes = {key: like[key].numel() * like[key].element_size() for key in _ordered(like)}
-    memory = torch.empty(sum(sizes.values()) + BLOCK, dtype=torch.uint8, pin_memory=pinned)
-    begin = -memory.data_ptr() % BLOCK  # the data of a file begin with a block
-    placed = {}
+    memory = host_memory(sum(sizes.values()), pinned=pinned)  # as the data of a file, it begins with a block
+    placed, begin = {}, 0
     for key, size in sizes.items():
         placed[key] = memory[begin : begin + size].view(like[key].dtype).view(like[key].shape)
         begin += size

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,38 @@ def test_placed_tensors_lie_in_memory_as_in_the_file(tmp_path):
         assert torch.equal(file[key], tensor) and file[key].shape == tensor.shape and placed[key].shape == tensor.shape
         if tensor.numel():
             assert (placed[key].data_ptr() - start - file.tensors[key][2]) % BLOCK == 0
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_pinned_memory_is_as_large_as_asked_for(monkeypatch, capsys, code):
+    """CUDA's part is taken by a recorder: which memory it pins, and when it lets go of it."""
+    held, calls = {}, []
+
+    def pin(address, size, flags):
+        calls.append((address, size, flags))
+        held.update({address: size} if code == 0 else {})
+        return code
+
+    def launch(*_, device):
+        raise RuntimeError(f"the error that was kept, on {device}")
+
+    monkeypatch.setattr(torch, "zeros", launch)
+    monkeypatch.setattr(
+        torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=pin, cudaHostUnregister=held.pop)
+    )
+    live = {"first": torch.randn(300_003), "second": torch.randn(5, dtype=torch.float64)}
+    placed = place_tensors(live, pinned=True)
+    size = sum(tensor.nbytes for tensor in live.values())
+    begin = min(tensor.data_ptr() for tensor in placed.values())
+    assert calls == [(begin, size, 0)] and begin % BLOCK == 0
+    assert max(tensor.data_ptr() + tensor.nbytes for tensor in placed.values()) == begin + size
+    assert held == ({} if code else {begin: size})
+    assert ("warning: CUDA cannot pin" in capsys.readouterr().out) is bool(code)
+    kept = placed.pop("second")
+    del placed
+    assert held == ({} if code else {begin: size}), "the memory is in use"
+    del kept
+    assert held == {}
 
 
 def test_placed_tensors_are_written_without_a_copy(tmp_path, monkeypatch):
