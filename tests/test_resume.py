@@ -29,6 +29,7 @@ STATEFUL = ("model=deepfm", "model.hidden_units=[16]", "model.dropout=0.2")
 # Without AdaGrad's first step, the sign of a gradient, which magnifies what rounding makes of a gradient near 0.
 LINEAR = (
     "model=deepfm",
+    "deterministic=true",
     "model.hidden_units=[16]",
     "optim.wide={name: sgd, lr: 0.5}",
     "optim.tables={name: sgd, lr: 0.5}",

@@ -430,12 +430,13 @@ class TrainConfig:
     order of rows, dropout. ``batch_size`` is global: rows of one step over all ranks. ``epochs``: passes over train.
     ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate). ``log_every_steps``:
     how often a line of metrics is written. ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that
-    of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``resume=auto`` goes on from the
-    newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A job in which nothing moves for
-    ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it builds, and for a first
-    step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own limit, for what the watchdog
-    cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each other. ``report``: the run ends with
-    ``report.html`` in its folder (docs/seeing.md)."""
+    of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``deterministic``: on a GPU too, sums
+    are added up in one fixed order, slower, so that a resumed run equals an uninterrupted one bit by bit (docs/state.md).
+    ``resume=auto`` goes on from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A
+    job in which nothing moves for ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long
+    while it builds, and for a first step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's
+    own limit, for what the watchdog cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each
+    other. ``report``: the run ends with ``report.html`` in its folder (docs/seeing.md)."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
@@ -455,6 +456,7 @@ class TrainConfig:
     profile: bool = False
     device: str = "auto"
     precision: str = "auto"
+    deterministic: bool = False
     seed: int = 1
     epochs: int = 1
     steps: int | None = None

@@ -1,8 +1,9 @@
 """Ranks: who they are by what their launcher says, the device, and the few collectives the program uses by name."""
 
+import contextlib
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -99,6 +100,30 @@ def check_gpu(index: int) -> None:
 def grace_seconds() -> float | None:
     """What the launcher grants from a signal to the end; None where it does not say."""
     return float(os.environ[GRACE]) if GRACE in os.environ else None
+
+
+def make_deterministic() -> None:
+    """Has this process, which has not used its GPU yet, add up in one order wherever PyTorch, FBGEMM, cuBLAS and NCCL know
+    one; an operation that has none raises ``RuntimeError`` (``unordered_operation_named``)."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else PyTorch refuses matrix products
+    os.environ["NCCL_NVLS_ENABLE"] = "0"  # NVLink's switches add up in the order in which values come
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # for programs that read what they have not written
+
+
+@contextlib.contextmanager
+def unordered_operation_named() -> Iterator[None]:
+    """Raises ``ValueError`` where, after ``make_deterministic``, something is computed that has no fixed order."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise ValueError(
+            f"deterministic=true, but {operation} adds up in no fixed order on this device: do without it in the model, or "
+            "set deterministic=false"
+        ) from None
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardedEmbeddingModule
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import (
@@ -40,6 +40,7 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
+from torchrec.distributed.sharding.rw_sharding import RwSparseFeaturesDist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import (
     CommOp,
@@ -50,7 +51,11 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 from torchrec.modules.embedding_configs import DataType, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingCollection,
+    get_embedding_names_by_table,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.schema import Schema, one_of
@@ -228,6 +233,23 @@ class BagSharder(EmbeddingBagCollectionSharder):
         )
 
 
+class SequenceSharder(EmbeddingCollectionSharder):
+    """TorchRec's; looks for repeated ids on a GPU only where they would cross the network, since that takes two dozen
+    launches and a wait a step."""
+
+    def shard(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingCollection:
+        cross = env.world_size > 1 and any(each.sharding_type != "data_parallel" for each in params.values())
+        self._use_index_dedup = cross and device is not None and device.type == "cuda"
+        return super().shard(module, params, env, device, module_fqn)
+
+
 class ShardedBags(ShardedEmbeddingBagCollection):
     """TorchRec's, with its division for mean pooling put right.
 
@@ -235,7 +257,17 @@ class ShardedBags(ShardedEmbeddingBagCollection):
     result by the length of the bag plus 1e-6. It divides the columns of *all* tables of the collection, also those that
     a table-wise kernel has averaged already or that are sums, and takes a feature that one table sums for a sum in
     every other table.
+
+    With ``deterministic`` the ids of a bag also keep their order on their way to the shards of a row-wise table, as those
+    of a sequence do: FBGEMM's kernel for bags takes them in any order, and so a GPU would add them up in any order.
     """
+
+    def _create_input_dist(self, input_feature_names: list[str]) -> None:
+        super()._create_input_dist(input_feature_names)
+        if torch.are_deterministic_algorithms_enabled():
+            for exchange in self._input_dists:
+                if isinstance(exchange, RwSparseFeaturesDist):
+                    exchange._is_sequence = True
 
     def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
         divides, self._has_mean_pooling_callback = self._has_mean_pooling_callback, False
@@ -273,13 +305,13 @@ class ShardedBags(ShardedEmbeddingBagCollection):
         return known[keys]
 
 
-def sharders(device: torch.device) -> list[ModuleSharder[nn.Module]]:
+def sharders() -> list[ModuleSharder[nn.Module]]:
     """For both kinds of collections. Ids are checked in the loader, so FBGEMM's check (a pass over all ids, which turns
-    a bad id into row 0) is off. On a GPU repeated ids of a sequence cross the network once."""
+    a bad id into row 0) is off."""
     fused = {"bounds_check_mode": BoundsCheckMode.NONE}
     return [
         BagSharder(fused_params=dict(fused)),
-        EmbeddingCollectionSharder(fused_params=dict(fused), use_index_dedup=device.type == "cuda"),
+        SequenceSharder(fused_params=dict(fused)),
     ]
 
 
@@ -295,7 +327,7 @@ def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> Distrib
         model,
         device=device,
         plan=plan,
-        sharders=sharders(device),
+        sharders=sharders(),
         data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
     )
     _settle_buckets(sharded)
@@ -393,6 +425,9 @@ def _obstacles(
         found |= {name: "TorchRec has it for pooled tables only" for name in SHARDING_TYPES if name not in offered}
         if device.type == "cpu":
             found["data_parallel"] = "TorchRec sums the ids of an EmbeddingCollection there on a CPU"
+    if table.pooled and device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        for name in ("table_row_wise", "grid_shard"):
+            found[name] = "deterministic=true: TorchRec sends the ids of a bag there in no fixed order"
     if table.mean:
         found["grid_shard"] = "TorchRec adds up the means of its parts"
     if column_width(table.dim, world_size) == table.dim and world_size > 1:
@@ -493,7 +528,7 @@ def _search(
         stats=[],
     )
     try:
-        plan = planner.plan(model, sharders(device))
+        plan = planner.plan(model, sharders())
     except PlannerError as error:
         raise ValueError(_memory_report(tables, optim, topology, batch_size)) from error
     return FoundPlan(plan, planner._best_plan or [], enumerator.open, topology)

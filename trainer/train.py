@@ -25,7 +25,16 @@ from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, grace_seconds, identity, launch_id
+from trainer.distributed import (
+    Ranks,
+    choose_device,
+    from_first,
+    grace_seconds,
+    identity,
+    launch_id,
+    make_deterministic,
+    unordered_operation_named,
+)
 from trainer.feed import open_feed
 from trainer.grace import GraceCheck
 from trainer.guard import Guard
@@ -60,6 +69,8 @@ def start(argv: Sequence[str]) -> None:
     config.check_world_size(identity()[1])
     trackers.check_installed(config.logging)
     model = build.build_model(config.model, config.data.schema, config.seed)
+    if config.deterministic:
+        make_deterministic()
     device = choose_device(config.device)
     with process_group(device, config.timeout_seconds, config.rendezvous_timeout_seconds) as ranks:
         if config.warm_start.dry_run:
@@ -103,6 +114,7 @@ def train(
         return train_and_judge(job, tree, session, watchdog)
 
 
+@unordered_operation_named()
 def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: Watchdog) -> dict[str, Any] | None:
     """From the first step to the last evaluation."""
     config, ranks = job.config, job.ranks

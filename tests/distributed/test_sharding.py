@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -23,6 +25,8 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.sharding import (
     GB,
+    SequenceSharder,
+    ShardedBags,
     _settle_buckets,
     check_pipelined,
     gather_table,
@@ -256,6 +260,21 @@ def _settled_with_device_ids() -> DistributedDataParallel:
     return wrapped
 
 
+def _deterministic_bags(rank: int, world_size: int) -> list[bool]:
+    """Whether each exchange of a row-wise collection keeps the order of ids; the loss must be that of plain lookups."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        model, _ = build(world_size, everywhere("row_wise"), SGD)
+        batch = make_batch(rank, world_size, 0)
+        loss, _ = model(batch)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    tables = {name: values.double() for name, values in all_tables(model, False).items()}
+    assert abs(loss.item() - reference_loss(tables, TOP_WEIGHT.double(), batch, False).item()) < 1e-6
+    sharded = [module for module in model.modules() if isinstance(module, ShardedBags)]
+    return [exchange._is_sequence for module in sharded for exchange in module._input_dists]
+
+
 def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
     """All that needs a process group, in one launch for each number of ranks."""
     long = dict(ROWS, user=20_001, wide_user=20_001)  # several chunks of initial values, and shards that end within one
@@ -270,6 +289,7 @@ def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
     }
     if world_size == 2:
         found["pipeline"] = _pipeline_errors(rank, world_size)
+        found["ordered"] = _deterministic_bags(rank, world_size)
         settled = _settled_with_device_ids()
         kept = {**vars(settled.module), **{name: p.grad for name, p in settled.module.named_parameters()}}
         found["settled"] = settled._has_rebuilt_buckets, [kept.get(name) for name in ("forward", "weight", "bias")]
@@ -327,6 +347,27 @@ def test_a_module_that_is_not_pipelined_is_named(runs) -> None:
 def test_buckets_settle_before_the_first_step_on_a_gpu_too(runs) -> None:
     for found in runs[2]:
         assert found["settled"] == (True, [None, None, None])  # and nothing is left in the module or its gradients
+
+
+def test_deterministic_keeps_the_order_of_ids_within_bags(runs) -> None:
+    assert all(found["ordered"] == [True] for found in runs[2])
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "types", "sought"),
+    [
+        ("cuda", 2, ["row_wise"], True),
+        ("cuda", 2, ["data_parallel", "table_wise"], True),
+        ("cuda", 2, ["data_parallel"], False),
+        ("cuda", 1, ["table_wise"], False),
+        ("cpu", 2, ["row_wise"], False),
+    ],
+)
+def test_repeated_ids_are_sought_where_they_would_cross_gpus(monkeypatch, device, ranks, types, sought) -> None:
+    monkeypatch.setattr(EmbeddingCollectionSharder, "shard", lambda self, *_: self._use_index_dedup)
+    plan = {f"table{number}": SimpleNamespace(sharding_type=kind) for number, kind in enumerate(types)}
+    environment = SimpleNamespace(world_size=ranks)
+    assert SequenceSharder().shard(None, plan, environment, torch.device(device)) is sought
 
 
 # Plans without a process group.
@@ -411,6 +452,16 @@ def test_a_plan_for_a_cluster_that_is_not_there() -> None:
     assert set(plan) == set(DIMS)
     with pytest.raises(ValueError, match="sharding.hbm_gb"):
         plan_alone(ShardingConfig(hbm_gb=1e-6), OptimConfig(), 2, device="cuda")
+
+
+def test_deterministic_leaves_out_what_has_no_order_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    asked = ShardingConfig(by_table={"user": "table_row_wise", "item": "row_wise"}, hbm_gb=80)
+    assert plan_alone(asked, OptimConfig(), device="cpu")["user"]["sharding"] == "table_row_wise"
+    with pytest.raises(
+        ValueError, match=r"by_table.user .* \(table_row_wise: deterministic=true: .*\); possible: .*row_wise"
+    ):
+        plan_alone(asked, OptimConfig(), device="cuda")
 
 
 @pytest.mark.parametrize(

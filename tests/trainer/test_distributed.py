@@ -1,6 +1,7 @@
 """How ranks find each other, and each its device."""
 
 import datetime
+import os
 import re
 import threading
 
@@ -81,6 +82,33 @@ def test_gpus_that_do_not_come_to_their_first_collective_are_named():
     with pytest.raises(RendezvousError, match=r"could not connect .* \(NCCL error in: no route\): ") as told:
         connect(1, [0, 2], fails)
     assert is_retryable(told.value)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """After ``make_deterministic``; the test's end takes it back."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"):
+        monkeypatch.setenv(name, "another")
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    distributed.make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def test_one_order_of_sums_is_asked_of_all_libraries(deterministic):
+    assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and os.environ["NCCL_NVLS_ENABLE"] == "0"
+
+
+def test_an_operation_without_an_order_is_named_in_one_line(deterministic):
+    refused = torch.zeros(4).put_  # one of few that PyTorch refuses on a CPU, too
+    line = r"^deterministic=true, but put_ adds up in no fixed order on this device: do without it"
+    with pytest.raises(ValueError, match=line) as told, distributed.unordered_operation_named():
+        refused(torch.tensor([0, 0]), torch.ones(2))
+    assert is_user_error(told.value) and not is_retryable(told.value)
+    with pytest.raises(RuntimeError, match="^another error$"), distributed.unordered_operation_named():
+        raise RuntimeError("another error")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from trainer import sharding
 from trainer.compose import compose
+from trainer.distributed import make_deterministic
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
 from trainer.plan.report import as_data, draw, show
@@ -31,6 +32,8 @@ def start(argv: Sequence[str]) -> None:
     """Raises ``ValueError`` for mistakes, ``SystemExit`` with 1 where the job does not fit."""
     options, overrides, topology = parse(argv)
     config = compose(overrides).config
+    if config.deterministic:
+        make_deterministic()  # it leaves out sharding types
     cluster = parse_cluster(topology, sharding.measured(torch.device("cpu"), 1))
     cluster = sharing_this_machine(cluster)
     config.check_world_size(cluster.ranks)
