@@ -63,6 +63,16 @@ def resolve(tree: DictConfig) -> dict[str, Any]:
         raise ValueError("the configuration is nested too deeply, or a key refers to itself: correct it") from None
 
 
+def value_at(recorded: Any, path: str, where: str) -> Any:
+    """The value of one key of a record, which may be recorded as it was asked for; None where there is no such key. Raises
+    ``ValueError``."""
+    try:
+        return OmegaConf.select(OmegaConf.create(recorded if isinstance(recorded, dict) else {}), path)
+    except (OmegaConfBaseException, RecursionError) as error:
+        reason = explain(error) if isinstance(error, OmegaConfBaseException) else "it is nested too deeply"
+        raise ValueError(f"{where}: {reason}") from None
+
+
 def record(tree: DictConfig) -> dict[str, Any]:
     """The same for the record: without secrets, and with what the environment provided as it was asked for."""
     return secrets.redact(_recorded(tree, OmegaConf.to_container(tree, resolve=False)))

@@ -27,7 +27,6 @@ _FLOAT = re.compile(
 )
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FAST_STRINGS = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_NOT_WORDS = frozenset(("", "~", "null", "yes", "no", "on", "off", "true", "false"))
 # A parser's words -> ours.
 _REASONS = (
     (
@@ -51,7 +50,13 @@ _REASONS = (
 
 
 class _Loader(_FAST):
-    """Scalars as in OmegaConf."""
+    """Scalars as in OmegaConf. A key is a word, even where YAML would take it for a truth value (``on: [user]``)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if key.tag.endswith((":bool", ":null")):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -165,8 +170,6 @@ def _take_key(parent: _Open, event: yaml.ScalarEvent | None, line: int) -> None:
     if event is None:
         raise _Refused(line, "a key that is a list, a map or an alias: keys are plain words")
     key = event.value
-    if event.implicit[0] and key.lower() in _NOT_WORDS:
-        raise _Refused(line, f"the key {key or '(none)'} is a value of YAML's, not a word: quote it, as in '{key}':")
     if key in parent.keys:
         raise _Refused(line, f"the key '{key}' is given twice: leave one of them out")
     parent.keys.add(key)

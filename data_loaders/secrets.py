@@ -82,11 +82,22 @@ def holds_credentials(address: str) -> bool:
 
 def scrub(text: str) -> str:
     """A message without secrets: addresses, ``password=…`` pairs, and values that ``remember`` was told of."""
-    for value, asked in sorted(_provided.items(), key=lambda item: -len(item[0])):
-        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda _, asked=asked: asked, text)
-    text = _OPTION.sub(_without_option, _without_user(text))
+    text = _OPTION.sub(_without_option, _without_user(as_asked(text)))
     text = _ASSIGNED.sub(_without_pair, text)
     return _in_braces(text)
+
+
+def as_asked(value: Any) -> Any:
+    """A tree or text, with ``${oc.env:NAME}`` where a value stands that the environment provided: for what was resolved before it
+    is recorded."""
+    if isinstance(value, dict):
+        return {key: as_asked(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_asked(inner) for inner in value]
+    if isinstance(value, str):
+        for provided, asked in sorted(_provided.items(), key=lambda item: -len(item[0])):
+            value = re.sub(rf"(?<!\w){re.escape(provided)}(?!\w)", lambda _, asked=asked: asked, value)
+    return value
 
 
 def remember(name: str, value: str) -> None:

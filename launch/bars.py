@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from data_loaders import safe_yaml
 
 METRICS = ("gauc", "auc", "logloss")
 SPLITS = (
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def known() -> dict[str, Any]:
     """``conf/bars.yaml``."""
-    return yaml.safe_load((importlib.resources.files("conf") / "bars.yaml").read_text())
+    return safe_yaml.parse((importlib.resources.files("conf") / "bars.yaml").read_text(), "conf/bars.yaml")
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, Published]:
@@ -191,9 +191,11 @@ def _data_folder(argument: str | None) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the folder of a finished run")
+    if path.suffix == ".yaml":
+        return safe_yaml.read(path) or {}
     try:
-        return json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 

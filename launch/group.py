@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_loaders import safe_yaml
+
 
 def split(argv: Sequence[str], name: str) -> tuple[dict[str, str], list[str]]:
     """``name=…`` and ``name.KEY=…`` with their values, and all other arguments in order."""
@@ -28,7 +30,7 @@ def load(
     folders.append(importlib.resources.files("conf") / name)
     for folder in folders:
         if (file := folder / f"{choice}.yaml").is_file():
-            loaded = parse(file.read_text(), str(file))
+            loaded = parse(safe_yaml.read_text(file), str(file))
             if not isinstance(loaded, dict):
                 raise ValueError(f"{file} is no map of keys: see conf/{name}/{example}.yaml")
             return loaded

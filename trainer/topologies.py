@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data_loaders import safe_yaml
 from data_loaders.schema import one_of
 
 GIB = 2**30
@@ -165,10 +164,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"topology={path}: there is no such file; write {', '.join(GPUS)} with a number, such as 8xH100"
         )
-    try:
-        given = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"topology={path} is not plain YAML: {' '.join(str(error).split())}") from None
+    given = safe_yaml.parse(safe_yaml.read_text(path), f"topology={path}")
     if not isinstance(given, dict):
         raise ValueError(f"topology={path}: expected a map, such as 'gpu: H100' and 'gpus_per_machine: 8'")
     for key in given:

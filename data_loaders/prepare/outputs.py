@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from data_loaders import secrets
 from data_loaders.prepare import compose
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.schema import Schema
@@ -99,7 +100,7 @@ def write_facts(
     """Everything but the rows and vocabularies."""
     made = folder.made
     write_whole(made / STATISTICS, json.dumps(statistics, indent=1) + "\n")
-    write_whole(made / DECLARATION, _yaml(compose.to_plain(declaration)))
+    write_whole(made / DECLARATION, _yaml(secrets.as_asked(secrets.redact(compose.to_plain(declaration)))))
     data = {
         "name": declaration.name,
         "root": str(folder.output),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
-import yaml
 
+from data_loaders import safe_yaml
 from data_loaders.prepare import compose
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.prepare.engine import Engine
@@ -34,7 +34,7 @@ class Prepared:
                     f"{folder} is not a prepared data set ({name} is missing): name prepare's output folder"
                 )
         texts = [(folder / name).read_text() for name in (DECLARATION, STATISTICS, REPORT)]
-        declaration = compose.from_plain(yaml.safe_load(texts[0]), str(folder / DECLARATION))
+        declaration = compose.from_plain(safe_yaml.parse(texts[0], str(folder / DECLARATION)), str(folder / DECLARATION))
         identity = hashlib.sha256("".join([str(folder), *texts]).encode()).hexdigest()
         return cls(folder, declaration, Statistics.from_dict(json.loads(texts[1])), identity)
 

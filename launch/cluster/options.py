@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from data_loaders import safe_yaml
 from launch import group
 
 MISSING = "???"
@@ -199,10 +199,7 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
 
 def _values(text: str, where: str) -> Any:
     """Strings, as they are written: YAML takes 10:00:00 for a number in base 60. The dataclasses know which are numbers."""
-    try:
-        return _with_nulls(yaml.load(text, yaml.BaseLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+    return _with_nulls(safe_yaml.parse(text, where, strings=True))
 
 
 def _with_nulls(value: Any) -> Any:

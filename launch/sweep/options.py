@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from data_loaders import safe_yaml
 from launch import group
 from trainer.config import BEST
 
@@ -61,16 +61,14 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
             raise ValueError(f"sweep.{key} is not a known key (valid: {', '.join(sorted({*valid} - {'params'}))})")
     try:
         loaded = group.load(
-            "sweep", own.get("sweep", "grid"), config_dir, lambda text, _: yaml.safe_load(text), "optuna"
+            "sweep", own.get("sweep", "grid"), config_dir, safe_yaml.parse, "optuna"
         )
-        values = {key: yaml.safe_load(value) for key, value in given.items()}
+        values = {key: safe_yaml.parse(value, f"sweep.{key}=") for key, value in given.items()}
         tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         where = f"sweep.{error.full_key}" if error.full_key else "sweep"
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"sweep: {' '.join(str(error).split())}") from None
     assert isinstance(config, SweepConfig)
     useless = [key for key in given if key in SEARCH_ONLY]
     if config.method == "grid" and useless:

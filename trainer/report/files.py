@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from data_loaders import safe_yaml
 from data_loaders.state_files import read_json
 from trainer.run_folder import read_status
 
@@ -93,12 +93,11 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     path = folder / "config.yaml"
     try:
         text = path.read_bytes().decode(errors="replace")
-        config = yaml.safe_load(text) or {}
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} has no config.yaml: give the folder of a run") from None
-    except (OSError, yaml.YAMLError, RecursionError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not plain YAML"
-        raise ValueError(f"{path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    config = safe_yaml.parse(text, str(path)) or {}
     if not isinstance(config, dict):
         raise ValueError(f"{path} cannot be read: it is no map of keys")
     return text, config

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from data_loaders import configuration, safe_yaml
 from data_loaders.state_files import write_json
 from trainer.checkpoint import AnyPath, Reader, committed, of_run, parse, place_of, read_facts, read_text, verify
 from trainer.checkpoint.piece import Piece
@@ -86,8 +85,8 @@ def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None)
     configuration. Raises ``ValueError`` for a folder that is not there."""
     old = rules.prepared
     if old is None:
-        recorded = yaml.safe_load(read_text(path, CONFIG))
-        old = recorded.get("data", {}).get("prepared")
+        where = f"{path}: {CONFIG}"
+        old = configuration.value_at(safe_yaml.parse(read_text(path, CONFIG), where), "data.prepared", where)
     folders = {"warm_start.prepared": old, "data.prepared": prepared}
     for key, folder in folders.items():
         if folder is not None and not Path(folder).is_dir():
