@@ -176,18 +176,22 @@ def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int
 def _run_once(
     module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, folder: str, grace: int
 ) -> None:
-    """torchrun --standalone, signals passed on. Raises ``ChildFailedError`` and ``SignalException``."""
+    """torchrun on one machine, beyond which nothing listens; signals are passed on. Raises ``ChildFailedError`` and
+    ``SignalException``."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from launch import one_machine
+    from trainer.distributed import stay_on_this_machine
+
+    one_machine.register()
+    stay_on_this_machine()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
         run_id=run_id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # MASTER_ADDR: this machine's own name need not resolve
+        rdzv_backend=one_machine.BACKEND,
         max_restarts=0,
         shutdown_timeout=grace,
         signals_to_handle=PASSED_ON,

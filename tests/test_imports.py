@@ -45,7 +45,7 @@ LEVELS = (
     ("trainer.feed",),
     ("trainer.job",),
     ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
-    ("launch.child", "launch.children", "launch.folder", "launch.group", "launch.pins", "launch.rank"),
+    ("launch.child", "launch.children", "launch.folder", "launch.group", "launch.one_machine", "launch.pins", "launch.rank"),
     ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
     ("launch.cluster", "launch.incremental"),
 )
@@ -152,7 +152,7 @@ def test_launch_knows_only_the_configuration():
     # Run folders and state files are how a launcher learns what became of a job.
     allowed = ("launch", "trainer.compose", "trainer.config", "trainer.run_folder", "trainer.report.files")
     read = ("configuration", "packages", "safe_yaml", "secrets", "state_files", "typed")
-    allowed = (*allowed, "trainer.gpus", *(f"data_loaders.{name}" for name in read))
+    allowed = (*allowed, "trainer.gpus", "trainer.distributed", *(f"data_loaders.{name}" for name in read))
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []
 
 

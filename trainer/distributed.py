@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.autograd.function import FunctionCtx
 from trainer import gpus
 
 T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
+SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 GRACE = "TRAINER_GRACE_SECONDS"  # set by launch.run
 
 
@@ -47,6 +50,15 @@ def launch_id() -> tuple[str, int]:
 def is_launched() -> bool:
     """Whether there is a launcher, such as torchrun, and so other ranks to meet."""
     return "RANK" in os.environ
+
+
+def stay_on_this_machine() -> None:
+    """Has gloo and NCCL listen on the loopback interface, in this process and those it starts, unless the user has named
+    another one: what listens elsewhere is open to the network."""
+    names = [name for name, found in psutil.net_if_addrs().items() if any(each.address == LOOPBACK for each in found)]
+    for variable in SOCKET_INTERFACES:
+        if names:
+            os.environ.setdefault(variable, names[0])
 
 
 def meeting_point() -> tuple[str, str]:

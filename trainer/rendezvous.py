@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import Ranks, identity, is_launched, launch_id, launcher_opens_port, meeting_point
+from trainer.distributed import (
+    Ranks,
+    identity,
+    is_launched,
+    launch_id,
+    launcher_opens_port,
+    meeting_point,
+    stay_on_this_machine,
+)
 
 RENDEZVOUS_SECONDS = 60.0
 SECONDS_BETWEEN_CALLS = 0.2
@@ -54,6 +62,7 @@ def process_group(
         if device.type == "cuda":
             _connect_gpus(store, rank, world_size, rendezvous_seconds, lambda: _first_collective(device))
     else:
+        stay_on_this_machine()
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     yield Ranks(rank, world_size, local_rank, local_world_size, device)
     # Not in a `finally`: after an error an orderly shutdown could wait for ranks that wait for us.
