@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_loaders.secrets import scrub
 from data_loaders.state_files import read_json, write_json
 from launch.children import Children
 from launch.folder import check_settings, locked
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_settings(plan.output, "output", plan.settings)
             return run(plan)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)

@@ -26,7 +26,7 @@ from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.typed import check, near
 from trainer import config_files
 from trainer.config import TrainConfig
-from trainer.models import load_model_class
+from trainer.models import is_ours, load_model_class
 
 # Their keys are names of the user's own, so a new one is no mistake.
 SHORT = re.compile(r"^warm_start=")
@@ -91,11 +91,23 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Composed:
         raise UserError(f"{path} is empty or no map of keys: give the folder of a finished or checkpointed run")
     try:
         check(recorded, TrainConfig, "")
-        return _checked(OmegaConf.merge(OmegaConf.structured(TrainConfig), recorded, given))
+        tree = OmegaConf.merge(OmegaConf.structured(TrainConfig), recorded, given)
+        if OmegaConf.select(given, "model.name") is None:
+            _check_ours(OmegaConf.select(tree, "model.name"))
+        return _checked(tree)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {configuration.explain(error)}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
+
+
+def _check_ours(name: Any) -> None:
+    """A folder, which may be anybody's, does not say which code is run. Raises ``UserError``."""
+    if isinstance(name, str) and not is_ours(name):
+        raise UserError(
+            f"model.name is {name!r}, code that is not this program's, which a run folder cannot ask to be run: if it is your "
+            f"model, say so by adding model.name={name}"
+        )
 
 
 def _checked(tree: DictConfig) -> Composed:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_loaders import secrets
 from data_loaders.storage import StorageError
 from trainer.compose import UserError
 from trainer.distributed import identity, launch_id
@@ -103,7 +104,8 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Without secrets: for the terminal and ``status.json``."""
+    return secrets.scrub(" ".join(str(error).split()))
 
 
 class StopSignals:

@@ -15,6 +15,7 @@ from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
+from data_loaders.secrets import scrub
 
 HELP = """\
 recipe=NAME        a recipe of ours, or the path of a YAML file of your own
@@ -137,7 +138,7 @@ def _storage(error: OSError) -> str:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {scrub(str(error))}", file=sys.stderr)
     return code
 
 

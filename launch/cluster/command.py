@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from data_loaders.secrets import scrub
 from data_loaders.state_files import write_text
 from launch import group
 from launch.children import Children
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return submit(config, job, text)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
         return USER_ERROR
 
 

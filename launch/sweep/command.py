@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_loaders.secrets import redact_override
+from data_loaders.secrets import redact_override, scrub
 from launch import group
 from launch.folder import check_settings, locked
 from launch.rank import command as rank_command
@@ -56,7 +56,7 @@ def main(launch: argparse.Namespace, argv: Sequence[str]) -> int:
             check_settings(plan.root, "sweep.dir", plan.settings)
             return run(plan, trial_command(plan))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
         return 2
 
 

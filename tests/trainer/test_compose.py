@@ -58,7 +58,7 @@ def test_every_model_composes_with_every_data_set(model, data):
         (["data.schema.features.item_id.table=itme"], ["did you mean 'item'"]),
         (["data.schema.embedding_dim=10"], ["embedding_dim is 10", "multiple of 4"]),
         (["just words"], ["'just words' is not an override"]),
-        (["model.name=os.path"], ["defines no 'Model'"]),
+        (["model.name=unittest.__main__"], ["unittest.__main__ defines no 'Model'"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_remedy(overrides, expected):

@@ -2,14 +2,16 @@
 tests/trainer/checkpoint/test_security.py)."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from data_loaders.prepare import compose as recipes
 from tests import tiny
-from trainer import run_folder
+from trainer import process, run_folder
 from trainer.compose import UserError, compose, from_yaml
+from trainer.models import load_model_class
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,89 @@ def test_a_configuration_names_no_code_to_run(override, tmp_path):
 def test_a_model_is_a_module_with_a_model(name, tmp_path):
     with pytest.raises(ValueError, match=name):
         tiny.job(tmp_path, f"model.name={name}")
+
+
+def test_no_module_runs_before_its_source_defines_a_model(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    for name, text in {
+        "__init__": "raise SystemExit('run')",
+        "tool": "x = 1",
+        "wrong": "def Model(:",
+        "fake": "Model = 1",
+    }.items():
+        (tmp_path / "theirs" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, expected in {
+        "unittest.__main__": "defines no 'Model'",
+        "theirs.tool": f"defines no 'Model': add `Model = YourClass` to {tmp_path}/theirs/tool.py",
+        "theirs.wrong": "theirs/wrong.py, line 1 is no valid Python",
+        "theirs.absent": "there is no module theirs.absent: set PYTHONPATH to the folder that holds theirs/absent.py",
+        "math.x": "there is no module math.x",
+        "depfm": "did you mean deepfm",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            load_model_class(name)
+    (tmp_path / "theirs" / "__init__.py").write_text("")
+    with pytest.raises(ValueError, match="is no class of torch.nn.Module"):
+        load_model_class("theirs.fake")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "models").mkdir(parents=True)
+    (tmp_path / "mine" / "models" / "nfm.py").write_text("")
+    with pytest.raises(ValueError, match="it lies in mine/models/nfm.py, so set PYTHONPATH=mine"):
+        load_model_class("models.nfm")
+
+
+def test_a_run_folder_does_not_choose_the_code_that_is_run(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text("")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "model.py").write_text("from trainer.models.lr import Model\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree = tiny.job(tmp_path).tree
+    tree["model"] = {"name": "package.model"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="if it is your model, say so by adding model.name=package.model"):
+        from_yaml(tmp_path / "config.yaml")
+    assert from_yaml(tmp_path / "config.yaml", ["model.name=package.model"]).config.model == {"name": "package.model"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.root=${oc.env:OUR_SECRET}", "data.test=['${data.root}/a']"],
+        ["data.root=${oc.env:OUR_SECRET}", "run.root=${data.root}/runs", "data.name=${run.root}"],
+        ["data.root='${oc.env:NOT_SET_HERE,${oc.env:OUR_SECRET}}'"],
+        ["data.valid=['a/${oc.env:OUR_SECRET}/b']", "data.test=${data.valid}"],
+        ["run.name=${hydra:runtime.choices.model}-${oc.env:OUR_SECRET}"],
+        ["+optim.dense.options={a: 'OUR', b: '${oc.env:${.a}_SECRET}'}"],
+        ["+optim.dense.options={nested: {access_key: hunter2, Password: [hunter2]}}"],
+        ["data.root='abfs://c@acct.dfs.core.windows.net/p?sv=2024&sig=hunter2'"],
+        ["data.root='abfs://c/p?connection_string=AccountKey=hunter2'"],
+        ["data.prepared='s3://AKIA:hunter2@bucket/p'", "warm_start.path='s3://AKIA:hunter2@bucket/p'"],
+        ["data.new_since='s3://b?X-Amz-Signature=hunter2'", "run.root='s3://K:hunter2@b'"],
+    ],
+)
+def test_no_secret_is_recorded(overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUR_SECRET", "hunter2")
+    composed = tiny.job(tmp_path, *overrides)
+    assert "hunter2" not in yaml.safe_dump(composed.tree)
+    if "oc.env" in "".join(overrides):  # what was asked for is what is recorded, and can be asked again
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(composed.tree))
+        assert from_yaml(tmp_path / "config.yaml").config == composed.config
+
+
+def test_no_secret_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUR_SECRET", "hunter2")
+    for override in (
+        "optim.dense.lr=${oc.env:OUR_SECRET}",
+        "device=${oc.env:OUR_SECRET}",
+        "+nope.token=hunter2",
+        "data.train='s3://AKIA:hunter2@b/p'",
+        "+model.password=hunter2",
+    ):
+        with pytest.raises(UserError) as caught:
+            tiny.job(tmp_path, override)
+        assert "hunter2" not in str(caught.value)
+    assert process.one_line(OSError("s3://K:hunter2@b/p is not there")) == "s3://<redacted>@b/p is not there"
 
 
 def test_a_warm_start_stays_under_its_trust_root(tmp_path):
