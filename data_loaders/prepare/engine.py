@@ -7,16 +7,17 @@ stores intermediate tables, and writes the output. That is all that is written t
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ibis
 import pyarrow as pa
 
+from data_loaders import footers
 from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
 from data_loaders.schema import one_of
-from data_loaders.storage import Storage
+from data_loaders.storage import Stat, Storage
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
 KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
@@ -131,9 +132,13 @@ def file_name(text: str) -> str:
 
 
 def raw_files(name: str, source: Source, root: str) -> list[str]:
-    """Full names of a source's files, in order. Raises ``ValueError`` for none, and for a file that is there packed as well
-    as unpacked: its rows would count twice."""
-    files = [stat.name for stat in Storage.at(root).expand(source.files)]
+    """Full names of a source's files, in order. Raises ``ValueError`` for none, for a file that is there packed as well as
+    unpacked: its rows would count twice, and for a Parquet file that is damaged: the engine might lose rows or crash."""
+    storage = Storage.at(root)
+    stats = storage.expand(source.files)
+    files = [stat.name for stat in stats]
+    if source.format == "parquet":
+        _check_parquet(name, storage, stats)
     for file in files:
         if file + ".gz" in files:
             raise ValueError(
@@ -141,6 +146,19 @@ def raw_files(name: str, source: Source, root: str) -> list[str]:
                 f"or name one (sources.{name}.files=[{file.rsplit('/', 1)[-1]}])"
             )
     return files
+
+
+def _check_parquet(name: str, storage: Storage, stats: Sequence[Stat]) -> None:
+    for stat in stats:
+        if footers.needs_preparation(stat.name):
+            raise ValueError(
+                f"sources.{name}.format is parquet, and '{stat.name}' has the name of text: correct sources.{name}.format "
+                f"(csv or json) or sources.{name}.files"
+            )
+    try:
+        footers.scan(storage, stats)
+    except ValueError as error:
+        raise ValueError(f"sources.{name}: {error}") from error
 
 
 def declared_columns(

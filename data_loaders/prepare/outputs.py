@@ -9,6 +9,7 @@
       preparation.yaml           the declaration, complete
       data/<name>.yaml           the filled-in data set: --config-dir OUTPUT data=<name>
       report.json                rows, positives, vocabularies, seconds
+  .prepared.json             which files these are: an output is replaced only if nothing else lies there
 
 Until then all of it lies in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command goes on there.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import yaml
 
 from data_loaders import secrets
-from data_loaders.prepare import compose
+from data_loaders.prepare import compose, owned
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.schema import Schema
 
@@ -39,11 +40,13 @@ class Folder:
         self.output = Path(output).expanduser().absolute()
         self.overwrite = overwrite
         self._work = self.output.with_name(f".{self.output.name}.unfinished")
+        self._old = self.output.with_name(f".{self.output.name}.old")
         self.made, self.tables = self._work / "output", self._work / "tables"
         self._lock: Any = None
 
     def __enter__(self) -> "Folder":
         self._check_place()
+        self._check_work()
         self._work.mkdir(parents=True, exist_ok=True)
         self._lock = open(self._work / "lock", "w")
         try:
@@ -66,27 +69,60 @@ class Folder:
         self.made.mkdir()
 
     def commit(self) -> None:
-        """The output appears, whole, in the place of an older one."""
+        """The output appears, whole, in the place of an older one. Raises ``ValueError`` where something else has come to
+        lie in that one."""
+        write_whole(self.made / owned.MARKER, owned.record(self.made))
         _sync(self.made)
-        old = self.output.with_name(f".{self.output.name}.old")
+        self._check_place()
         if self.output.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(self.output, old)
+            os.rename(self.output, self._old)
         os.rename(self.made, self.output)
         _sync_folder(self.output.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if self._old.exists():
+            owned.delete(self._old)
         shutil.rmtree(self._work, ignore_errors=True)
 
     def _check_place(self) -> None:
-        old = self.output.with_name(f".{self.output.name}.old")
-        if old.exists() and not self.output.exists():
-            os.rename(old, self.output)  # a kill between the two renames of commit
+        """Raises ``ValueError`` unless everything in the way is an earlier output, and may be replaced."""
+        if self.output.is_symlink():
+            raise ValueError(f"output={self.output} is a link: name the folder itself")
+        if self._old.exists():  # a kill around the two renames of commit
+            self._check_owned(self._old)
+            if self.output.exists():
+                owned.delete(self._old)
+            else:
+                os.rename(self._old, self.output)
         if not self.output.exists():
             return
-        if not self.output.is_dir() or any(self.output.iterdir()) and not (self.output / REPORT).is_file():
-            raise ValueError(f"output={self.output} exists and is not a prepared data set: name another place")
-        if any(self.output.iterdir()) and not self.overwrite:
-            raise ValueError(f"output={self.output} exists already: name another place, or replace it: overwrite=true")
+        if not self.output.is_dir():
+            raise ValueError(f"output={self.output} is a file: name the folder to make")
+        if any(self.output.iterdir()):
+            self._check_owned(self.output)
+            if not self.overwrite:
+                raise ValueError(
+                    f"output={self.output} exists already: name another place, or replace it: overwrite=true"
+                )
+
+    def _check_owned(self, folder: Path) -> None:
+        others = owned.foreign(folder)
+        if others is None:
+            raise ValueError(
+                f"output={self.output}: {folder} exists and is not a prepared data set (it has no {owned.MARKER} of "
+                "data_loaders.prepare): name another place, or move it away"
+            )
+        if others:
+            raise ValueError(
+                f"output={self.output}: {folder} holds {len(others)} file(s) or folder(s) that data_loaders.prepare did not "
+                f"write, or that have changed since ({', '.join(others[:5])}{', …' if len(others) > 5 else ''}): move them "
+                "away, or name another place"
+            )
+
+    def _check_work(self) -> None:
+        """That the folder of unfinished work is ours."""
+        known = {"lock", "fingerprint", ".fingerprint.unfinished", "tables", "output"}
+        others = sorted({path.name for path in self._work.iterdir()} - known) if self._work.is_dir() else []
+        if others or self._work.is_symlink():
+            raise ValueError(f"output={self.output}: {self._work} is in the way, and not of this command: move it away")
 
 
 def write_facts(

@@ -7,7 +7,7 @@ the same expressions, so the same raw row gives the same features, bit for bit.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW,
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import label_columns, raw_columns
-from data_loaders.storage import Stat, Storage
+from data_loaders.storage import Stat, Storage, is_uri
 
 _MOST_ROWS = 4_000_000  # of a chunk
 _LIST_ELEMENT = (
@@ -51,6 +51,7 @@ class Options:
 def prepare(declaration: Declaration, options: Options, progress: Progress) -> dict[str, Any]:
     """Makes ``options.output``; returns its report. Raises ``ValueError`` for what the user can mend, ``OSError`` and the
     engine's errors for the rest; either way nothing that was there before has changed."""
+    _check_apart(options, {"input": options.input, "extend": options.extend})
     previous = Prepared.open(options.extend) if options.extend else None
     if previous:
         previous.check_extends(declaration)
@@ -67,6 +68,7 @@ def transform(prepared: Prepared, options: Options, progress: Progress, keep: tu
     """Raw rows to score, made into ``options.output`` with saved vocabularies and statistics; a label is not needed. Steps
     that only make labels are left out, and no row is split off. Rows lie in raw order. ``keep``: further columns of the
     examples to copy. Returns the number of rows; raises as ``prepare``."""
+    _check_apart(options, {"input": options.input, "prepared": prepared.folder})
     declaration = prepared.declaration
     with outputs.Folder(options.output, options.overwrite) as folder:
         files = _files(declaration, options.input)
@@ -405,6 +407,20 @@ def _arrow_schema(encoded: ibis.Table, declaration: Declaration, keep: tuple[str
 
 def _visible(table: ibis.Table) -> list[str]:
     return [column for column in table.columns if not column.startswith("__")]
+
+
+def _check_apart(options: Options, sources: Mapping[str, str | Path | None]) -> None:
+    """Raises ``ValueError`` where the output would lie in what it is made from, or the other way round: to replace it would
+    delete that, and a later run would read it."""
+    output = options.output.expanduser().resolve()
+    for key, source in sources.items():
+        if source is None or is_uri(str(source)):
+            continue
+        place = Path(source).expanduser().resolve()
+        if place.is_relative_to(output) or output.is_relative_to(place):
+            raise ValueError(
+                f"output={options.output} and {key}={source} lie in each other: name an output apart from it"
+            )
 
 
 def _files(declaration: Declaration, root: str) -> list[Stat]:
