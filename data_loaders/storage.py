@@ -119,6 +119,14 @@ class Storage:
                 found.setdefault(file.name, file)
         return list(found.values())
 
+    def stands_for(self, path: str, name: str) -> bool:
+        """Whether ``path``, as for ``expand``, means the local Parquet file ``name`` too, be it there or not yet."""
+        pattern = self._absolute(path)
+        if is_uri(pattern):
+            return False
+        parts, wanted = (os.path.realpath(each).strip("/").split("/") for each in (name, pattern))
+        return _below(parts, wanted)
+
     def stat(self, name: str) -> Stat:
         """Raises ``OSError``, ``FileNotFoundError`` among them."""
         if not is_uri(name):
@@ -460,6 +468,16 @@ def _subfolders(mount: _Mount, folder: str, part: str) -> list[str]:
         return [f"{folder}/{part}"]
     infos = mount.listing(folder)
     return [info.path for info in infos if info.type == fs.FileType.Directory and _matches(info.base_name, part)]
+
+
+def _below(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a name matches, or a folder that it lies in."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return any(_below(parts[first:], pattern[1:]) for first in range(len(parts) + 1))
+    same = bool(parts) and (parts[0] == pattern[0] or _matches(parts[0], pattern[0]))
+    return same and _below(parts[1:], pattern[1:])
 
 
 def _matches(name: str, pattern: str) -> bool:

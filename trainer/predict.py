@@ -2,8 +2,9 @@
 
 ``torchrun … -m trainer.predict RUN_FOLDER --input FILE_OR_FOLDER … --output predictions.parquet [--keep COLUMN …]``
 
-Every input row has its row in the output. The column ``prediction`` is its click probability, null where a policy of the
-schema (``on_null: drop`` and the like) leaves the row out. Input may lie in an object store: ``s3://bucket/new/*.parquet``.
+Every input row has its row in the output, which replaces nothing but an earlier output. The column ``prediction`` is its
+click probability, null where a policy of the schema (``on_null: drop`` and the like) leaves the row out. Input may lie in an
+object store: ``s3://bucket/new/*.parquet``.
 
 With ``--raw`` the one input is a folder of raw files, laid out as the recipe of ``data_loaders.prepare`` says; they go
 through the vocabularies and statistics that the training data were made with (``data.prepared``).
@@ -23,14 +24,19 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.arrow import value_type
 from data_loaders.manifest import Manifest
+from data_loaders.output_files import check_output
 from data_loaders.reader import Handle, RowGroups
+from data_loaders.state_files import publish
+from data_loaders.storage import Stat, Storage, is_uri
 from trainer import build
+from trainer.config import DataConfig
 from trainer.distributed import from_first
 from trainer.process import guarded
 from trainer.scoring import score
 from trainer.trained import Trained, opened
 
 PREDICTION = pa.field("prediction", pa.float32())
+MADE_BY = (b"made_by", b"trainer.predict")  # in the file's metadata
 _PIECE = 1 << 16  # rows
 
 
@@ -55,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output",
         type=Path,
         required=True,
-        help="the Parquet file to write; 'prediction' is null in rows that the schema's policies leave out",
+        help="the Parquet file to write, or an earlier one of this command's to replace; 'prediction' is null in rows that the "
+        "schema's policies leave out",
     )
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
@@ -74,21 +81,67 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_apart(options.output, "--input", options.input, "." if options.raw else options.root)
+    check_output("--output", options.output, [".parquet"], is_predictions)
     with opened(options.run, options.checkpoint, options.overrides) as trained:
-        columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
+        data = trained.config.data
+        from_first(lambda: check_apart_from_run(options, data))
+        columns = [*data.schema.columns(trained.layout), *options.keep]
         if options.raw:
-            made = from_first(lambda: str(prepare_raw(trained.config.data.prepared, options)))
+            made = from_first(lambda: str(prepare_raw(data.prepared, options)))
             options.input, options.root = [made], "."
         manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
         part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
-        write_part(trained, manifest, part)
-        parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
-        torch.distributed.barrier()
-        rows = from_first(lambda: merge(parts, manifest, options.keep, options.output))
+        try:
+            write_part(trained, manifest, part)
+            parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
+            torch.distributed.barrier()
+            rows = from_first(lambda: merge(parts, manifest, options.keep, options.output))
+        finally:
+            part.unlink(missing_ok=True)
         if options.raw and trained.ranks.is_first:
             shutil.rmtree(made)
         if trained.ranks.is_first:
             print(f"{rows:,} predictions written to {options.output}", flush=True)
+
+
+def is_predictions(path: Path) -> bool:
+    """Whether a file is an output of this command, which a new one may replace."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(MADE_BY[0]) == MADE_BY[1]
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
+def check_apart(output: Path, key: str, paths: Sequence[str], root: str) -> None:
+    """Raises ``ValueError`` where ``output`` is one of the files that ``paths`` stand for, by whatever name, or would be
+    the next time."""
+    storage = Storage.at(root)
+    same = output.exists() and any(
+        not is_uri(stat.name) and os.path.samefile(stat.name, output)
+        for path in paths
+        for stat in _found(storage, path)
+    )
+    if same or any(storage.stands_for(path, str(output)) for path in paths):
+        raise ValueError(f"--output {output} is among the files of {key}: choose a name elsewhere")
+
+
+def _found(storage: Storage, path: str) -> list[Stat]:
+    """Nothing for what is not there: that is another error, or none."""
+    try:
+        return storage.expand([path])
+    except ValueError:
+        return []
+
+
+def check_apart_from_run(options: argparse.Namespace, data: DataConfig) -> None:
+    """Raises ``ValueError`` where the output would lie among the run's data or checkpoints."""
+    for split in ("train", "valid", "test"):
+        check_apart(options.output, f"data.{split}", getattr(data, split), data.root)
+    folders = {"the run's checkpoints": options.run / "checkpoints", "data.prepared": data.prepared}
+    for what, folder in folders.items():
+        if folder and options.output.resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"--output {options.output} lies among the files of {what}: choose a name elsewhere")
 
 
 def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
@@ -132,12 +185,15 @@ def merge(parts: Sequence[Path], manifest: Manifest, keep: Sequence[str], output
     predictions = _Reader(parts)
     rows = 0
     schema = _kept_schema(manifest, keep)
-    with pq.ParquetWriter(unfinished, schema.append(PREDICTION)) as writer:
-        for count, columns in _kept(manifest, schema):
-            writer.write_table(pa.table([*columns, predictions.take(count)], schema=writer.schema))
-            rows += count
-    assert rows == manifest.num_rows, (rows, manifest.num_rows)
-    os.replace(unfinished, output)
+    try:
+        with pq.ParquetWriter(unfinished, schema.append(PREDICTION).with_metadata(dict([MADE_BY]))) as writer:
+            for count, columns in _kept(manifest, schema):
+                writer.write_table(pa.table([*columns, predictions.take(count)], schema=writer.schema))
+                rows += count
+        assert rows == manifest.num_rows, (rows, manifest.num_rows)
+        publish(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
     for part in parts:
         part.unlink()
     return rows

@@ -137,14 +137,14 @@ def raw_files(name: str, source: Source, root: str) -> list[str]:
     storage = Storage.at(root)
     stats = storage.expand(source.files)
     files = [stat.name for stat in stats]
-    if source.format == "parquet":
-        _check_parquet(name, storage, stats)
     for file in files:
         if file + ".gz" in files:
             raise ValueError(
                 f"sources.{name}.files: both {file} and {file}.gz are there, so each row would count twice: move one away, "
                 f"or name one (sources.{name}.files=[{file.rsplit('/', 1)[-1]}])"
             )
+    if source.format == "parquet":
+        _check_parquet(name, storage, stats)
     return files
 
 

@@ -1,5 +1,7 @@
 """Predictions of several ranks and kept columns of several files become one file, row by row."""
 
+import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
 from trainer import predict
+from trainer.config import DataConfig
 
 
 def write(path, **columns):
@@ -67,3 +70,81 @@ def test_the_output_s_own_column_cannot_be_kept(capsys):
     with pytest.raises(SystemExit):
         predict.main(["run", "--input", "x", "--output", "y", "--keep", "prediction"])
     assert "--keep prediction: the output's own column has that name" in capsys.readouterr().err
+
+
+INPUT = "in/a.parquet"
+
+
+def reads_everything(tmp_path, monkeypatch):
+    """A folder with input, training data, a run and an earlier output; what the command would do is only noted."""
+    for name in (INPUT, "data/train/b.parquet", "data/valid/c.parquet", "prepared/test/d.parquet"):
+        write(tmp_path / name, id=[1, 2])
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("model: {name: din}")
+    earlier = pa.table({"prediction": [0.5]}).replace_schema_metadata(dict([predict.MADE_BY]))
+    pq.write_table(earlier, tmp_path / "earlier.parquet")
+    pq.write_table(earlier, tmp_path / "in" / "earlier.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "link.parquet").symlink_to(INPUT)
+    (tmp_path / "hard.parquet").hardlink_to(tmp_path / INPUT)
+    (tmp_path / "folder_link").symlink_to("in")
+    data = DataConfig(root=str(tmp_path / "data"), train=["train"], valid=["v*/**/*.parquet"], test=["gone"])
+    data.prepared = str(tmp_path / "prepared")
+    config = SimpleNamespace(data=data)
+
+    @contextlib.contextmanager
+    def opened(*_):
+        yield SimpleNamespace(config=config, layout=None, ranks=SimpleNamespace(rank=0, world_size=1, is_first=True))
+
+    monkeypatch.setattr(predict, "opened", opened)
+    monkeypatch.setattr(predict, "from_first", lambda work: work())
+    monkeypatch.setattr(predict.Manifest, "scan", lambda *_: pytest.fail("it would have begun"))
+    monkeypatch.chdir(tmp_path)
+
+
+def listing(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (INPUT, "among the files of --input"),
+        ("./in/../in/a.parquet", "among the files of --input"),
+        ("folder_link/a.parquet", "among the files of --input"),
+        ("in/earlier.parquet", "among the files of --input"),
+        ("in/new.parquet", "among the files of --input"),
+        ("folder_link/deep/new.parquet", "among the files of --input"),
+        ("link.parquet", "among the files of --input"),
+        ("hard.parquet", "among the files of --input"),
+        ("data/train/b.parquet", "is not what this command writes"),
+        ("data/train/new.parquet", "among the files of data.train"),
+        ("data/valid/x/new.parquet", "among the files of data.valid"),
+        ("run/checkpoints/new.parquet", "the run's checkpoints"),
+        ("prepared/test/new.parquet", "data.prepared"),
+        ("run/config.yaml", "only .parquet can be written"),
+        ("y.csv", "only .parquet can be written"),
+        ("y", "only .parquet can be written"),
+        ("y.parquet.gz", "only .parquet can be written"),
+        ("folder.parquet", "is a folder"),
+        ("s3://bucket/y.parquet", "is an address"),
+    ],
+)
+def test_an_output_that_would_harm_a_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch, output, says):
+    reads_everything(tmp_path, monkeypatch)
+    before = listing(tmp_path)
+    options = predict.argparse.Namespace(
+        run=Path("run"), checkpoint=None, overrides=[], raw=False, keep=[], input=["in"], root=".", output=Path(output)
+    )
+    with pytest.raises(ValueError, match=f"^--output .*{says}"):
+        predict.run(options)
+    assert listing(tmp_path) == before
+
+
+def test_an_earlier_output_is_replaced(tmp_path, monkeypatch):
+    reads_everything(tmp_path, monkeypatch)
+    assert predict.is_predictions(Path("earlier.parquet")) and not predict.is_predictions(Path(INPUT))
+    for output in ("earlier.parquet", "run/predictions.parquet", "in2/new.parquet", "new.parquet"):
+        predict.check_output("--output", Path(output), [".parquet"], predict.is_predictions)
+        for paths in (["in"], ["in/*"], ["./**/a.parquet"], [INPUT]):
+            predict.check_apart(Path(output), "--input", paths, ".")
