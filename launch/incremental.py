@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_loaders.secrets import scrub
+from data_loaders.secrets import redact_override, scrub
 from data_loaders.state_files import read_json, write_json
 from launch.children import Children
 from launch.folder import check_settings, locked
@@ -54,7 +54,9 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """What must be the same when the command is given again."""
-        return {"recipe": self.recipe, "evict": self.evict, "overrides": self.overrides, "prepare": self.prepare}
+        asked = {"overrides": self.overrides, "prepare": self.prepare}
+        plain = {key: [redact_override(text) for text in texts] for key, texts in asked.items()}
+        return {"recipe": self.recipe, "evict": self.evict, **plain}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

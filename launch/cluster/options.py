@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data_loaders import safe_yaml
+from data_loaders.configuration import explain
+from data_loaders.typed import check, near
 from launch import group
 
 MISSING = "???"
@@ -172,13 +174,14 @@ def read(own: dict[str, str], config_dir: str | None) -> Torchrun | Slurm | Kube
     valid = list(KINDS[kind].__dataclass_fields__)
     for key in tree:
         if key not in valid:
-            raise ValueError(f"launch.{key} is not a known key of {kind} (valid: {', '.join(sorted(valid))})")
+            raise ValueError(f"launch.{key} is not a known key of {kind}{near(key, valid, 'launch')}")
+    check(tree, KINDS[kind], "launch")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), tree))
     except MissingMandatoryValue as error:
         raise ValueError(f"launch.{error.full_key} has no value: launch.{error.full_key}=…") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"launch.{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"launch.{explain(error)}") from None
     return config
 
 

@@ -110,7 +110,7 @@ def settings_of(
 ) -> dict[str, Any]:
     plain = [redact_override(text) for text in fixed]
     chosen = {"method": sweep.method, "metric": sweep.metric, "config_dir": config_dir}
-    return {**chosen, "overrides": plain, "space": [dimension.text for dimension in dimensions]}
+    return {**chosen, "overrides": plain, "space": [redact_override(dimension.text) for dimension in dimensions]}
 
 
 def check_trials(arguments: Sequence[str], dimensions: Sequence[Dimension], sweep: SweepConfig) -> TrainConfig:

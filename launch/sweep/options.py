@@ -6,6 +6,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import safe_yaml
+from data_loaders.configuration import explain
+from data_loaders.typed import check, near
 from launch import group
 from trainer.config import BEST
 
@@ -58,17 +60,15 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
     valid = list(SweepConfig.__dataclass_fields__)
     for key in given:
         if key not in valid or key == "params":
-            raise ValueError(f"sweep.{key} is not a known key (valid: {', '.join(sorted({*valid} - {'params'}))})")
+            raise ValueError(f"sweep.{key} is not a known key{near(key, {*valid} - {'params'}, 'sweep')}")
     try:
-        loaded = group.load(
-            "sweep", own.get("sweep", "grid"), config_dir, safe_yaml.parse, "optuna"
-        )
+        loaded = group.load("sweep", own.get("sweep", "grid"), config_dir, safe_yaml.parse, "optuna")
         values = {key: safe_yaml.parse(value, f"sweep.{key}=") for key, value in given.items()}
+        check({**loaded, **values}, SweepConfig, "sweep")
         tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        where = f"sweep.{error.full_key}" if error.full_key else "sweep"
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"sweep.{explain(error)}") from None
     assert isinstance(config, SweepConfig)
     useless = [key for key in given if key in SEARCH_ONLY]
     if config.method == "grid" and useless:

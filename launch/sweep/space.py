@@ -3,6 +3,7 @@
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from hydra.errors import HydraException
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+
+MOST_TRIALS = 10_000  # of a grid
+MOST_STEPS = 1_000_000  # of a range of fractions
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Dimension:
         if self.choices:
             return self.choices
         count = round((self.high - self.low) / self.step)
+        if count >= MOST_TRIALS:
+            raise ValueError(
+                f"{self.text}: that is more than {MOST_TRIALS:,} values: give fewer, or search with sweep=optuna"
+            )
         return tuple(repr(_tidy(self.low + number * self.step)) for number in range(count + 1))
 
     def distribution(self) -> "BaseDistribution":
@@ -77,6 +85,9 @@ def parse(overrides: Sequence[str]) -> tuple[list[str], list[Dimension]]:
 
 def grid(dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
     """Every combination; the last dimension changes fastest."""
+    trials = math.prod(len(dimension.values) for dimension in dimensions)
+    if trials > MOST_TRIALS:
+        raise ValueError(f"a grid of {trials:,} trials: give fewer values, or search with sweep=optuna")
     for values in itertools.product(*(dimension.values for dimension in dimensions)):
         yield {dimension.key: value for dimension, value in zip(dimensions, values)}
 
@@ -116,11 +127,17 @@ def _dimension(text: str, override: Override) -> Dimension:
 
 def _range(key: str, text: str, sweep: RangeSweep, log: bool) -> Dimension:
     sweep.shuffle = False
-    values = list(sweep.range())
-    if not values or sweep.step <= 0:
+    if not sweep.step > 0 or not sweep.start < sweep.stop:
         raise ValueError(
             f"{text}: give range(START, STOP, STEP) with START below STOP, which is left out, and STEP above 0"
         )
+    values = sweep.range()
+    if not isinstance(values, range):
+        if not (sweep.stop - sweep.start) / sweep.step < MOST_STEPS:
+            raise ValueError(
+                f"{text}: that is more than {MOST_STEPS:,} steps: give a larger one, or interval(LOW, HIGH)"
+            )
+        values = list(values)
     if log and sweep.step != 1:
         raise ValueError(f"{text}: a range by log has no step; use tag(log, interval(…)), or choice(…)")
     step = None if log and isinstance(values[0], float) else sweep.step

@@ -52,7 +52,7 @@ def test_a_search_space_of_ones_own_in_a_file(tmp_path):
     ("arguments", "message"),
     [
         (["sweep=optima"], "no conf/sweep/optima.yaml .*grid, optuna"),
-        (["sweep.trails=3"], "sweep.trails is not a known key .*trials"),
+        (["sweep.trails=3"], "sweep.trails is not a known key; did you mean sweep.trials"),
         (["sweep.parallel=0"], "sweep.parallel is 0"),
         (["sweep.parallel=x"], "parallel"),
         (["sweep.metric=test.auc"], "choose from valid.auc"),

@@ -56,6 +56,15 @@ def test_what_optuna_draws_from(text, expected):
     assert str(one(text).distribution()) == expected
 
 
+def test_a_space_without_end_is_refused():
+    for text in ("k=range(0,1000000000000)", "x=range(0.0,1e12,1e-3)", "x=range(0.0,1.0,0.0)"):
+        with pytest.raises(ValueError, match=r"more than|STEP above 0"):
+            next(space.grid([one(text)]))
+    with pytest.raises(ValueError, match="a grid of 1,000,000 trials"):
+        next(space.grid([one(f"{name}=range(0,100)") for name in "abc"]))
+    assert one("k=range(0,1000000000000)").high == 999_999_999_999  # a search may draw from it
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
