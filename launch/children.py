@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+from launch.stop import HEARD, is_under_nohup
 
 
 class Children:
     """While entered, a signal asks all of them to save and end (SIGTERM; twice: to end), and ``stopped`` is the first
-    signal's number (0: none). One that the launcher ignores, as ``nohup`` has it ignore SIGHUP, stays ignored.
+    signal's number (0: none). SIGHUP that is ignored, as under ``nohup``, stays ignored.
 
     The kernel passes a launcher's end on too, whatever ended it (``launch.child``).
     """
@@ -23,7 +23,7 @@ class Children:
         self._starting, self._missed = False, 0
 
     def __enter__(self) -> "Children":
-        heard = [number for number in HEARD if signal.getsignal(number) is not signal.SIG_IGN]
+        heard = [number for number in HEARD if not is_under_nohup(number)]
         self._old = {number: signal.signal(number, self._hear) for number in heard}
         return self
 

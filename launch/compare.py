@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--metric", default="valid.auc", help="the course to show: split.name of metrics.jsonl")
     parser.add_argument("--picture", type=Path, help="where to draw the courses (a .png, .svg or .pdf)")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         runs = read_all([Path(run).expanduser() for run in options.runs], options.metric)
         check_metric(runs, options.metric)

@@ -4,6 +4,7 @@ PYTHONPATH, does not take their place. A model of a user's own is found as ever.
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ def command(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
+    # Until the module listens to it (trainer.process), Ctrl-C while it is imported is an end without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_safe = getattr(
         sys.flags, "safe_path", False
     )  # then neither the script's folder nor the current one is looked in

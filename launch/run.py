@@ -4,7 +4,7 @@ What torchrun does on one node, made pleasant: the configuration is composed and
 the workers write straight to this terminal; a failure ends in one line that says which rank, why, and what to do.
 
 SIGTERM, SIGINT and SIGUSR1 are passed on to the workers, which save and end; what has not ended after `--grace` seconds is
-killed. A second one tells them to end without saving.
+killed. A second one ends them without saving. Where no worker could write how the run ended into status.json, this does.
 
 Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 130, 143 and 138 after SIGINT,
 SIGTERM and SIGUSR1; 1 for all else.
@@ -17,21 +17,26 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_loaders import packages
 from data_loaders.secrets import scrub
 from launch.rank import command as rank_command
+from launch.stop import Stop, end_workers, say_stopped
+from trainer import run_folder
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    from trainer.config import RunConfig, TrainConfig
 
 USER_ERROR = 2
 CPU_RANKS = 2
 GRACE_SECONDS = 30  # as torchrun has it
 GRACE = "TRAINER_GRACE_SECONDS"  # tells the workers, who warn where a save takes longer (trainer.grace)
-PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+NONE_OF_ITS_OWN = "SIGURG"  # for the agent to handle: signals that matter come through launch.stop
 # Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 REMEDIES = {
@@ -45,7 +50,12 @@ REMEDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options, overrides = parse(sys.argv[1:] if argv is None else argv)
+    with Stop() as stop:
+        return start(sys.argv[1:] if argv is None else argv, stop)
+
+
+def start(argv: Sequence[str], stop: Stop) -> int:
+    options, overrides = parse(argv)
     try:
         if options.max_restarts < 0:
             raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
@@ -57,18 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return command.main(options, overrides)
         if "--print-config" in overrides:
             os.execv(sys.executable, rank_command(options.module, overrides))
-        device, check_world_size = check_config(options.module, overrides)
+        config = compose_job(options.module, overrides)
+        device = config.device if config else device_of(overrides)
         num_ranks = choose_num_ranks(options.nproc_per_node, device)
-        check_world_size(num_ranks)
+        if config:
+            config.check_world_size(num_ranks)
     except ValueError as error:
         print(f"error: {scrub(str(error))}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     on_gpu = device != "cpu" and count_gpus() > 0
     os.environ.update(worker_environment(os.environ, num_ranks, on_gpu, num_cores()))
     os.environ[GRACE] = str(options.grace)
-    return run(options.module, overrides, num_ranks, options.max_restarts, options.grace)
+    try:
+        return run(options.module, overrides, num_ranks, options.max_restarts, options.grace, stop, config)
+    except OSError as error:  # where the agent's own files go
+        print(f"error: the ranks cannot be started ({error}): make room, or set TMPDIR", file=sys.stderr)
+        return USER_ERROR
 
 
 def program() -> int:
@@ -101,16 +115,19 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(list(argv))
 
 
-def check_config(module: str, overrides: Sequence[str]) -> tuple[str, Callable[[int], None]]:
-    """The device the job asks for (auto, cpu or cuda), and a check of the number of ranks. Both raise ``ValueError`` for
-    what cannot work."""
-    if module == "trainer.train":
-        from trainer.compose import compose
+def compose_job(module: str, overrides: Sequence[str]) -> "TrainConfig | None":
+    """A training job's configuration; of another module nothing is known. Raises ``ValueError`` for what cannot work."""
+    if module != "trainer.train":
+        return None
+    from trainer.compose import compose
 
-        config = compose(overrides).config
-        return config.device, config.check_world_size
+    return compose(overrides).config
+
+
+def device_of(overrides: Sequence[str]) -> str:
+    """What another module's command line asks for: auto, cpu or cuda."""
     named = [value.removeprefix("device=") for value in overrides if value.startswith("device=")]
-    return named[-1] if named else "auto", lambda num_ranks: None
+    return named[-1] if named else "auto"
 
 
 def choose_num_ranks(requested: str, device: str) -> int:
@@ -146,36 +163,73 @@ def worker_environment(environment: Mapping[str, str], num_ranks: int, on_gpu: b
     return {name: value for name, value in wanted.items() if name not in environment}
 
 
-def run(module: str, arguments: Sequence[str], num_ranks: int, max_restarts: int, grace: int) -> int:
+def run(
+    module: str,
+    arguments: Sequence[str],
+    num_ranks: int,
+    max_restarts: int,
+    grace: int,
+    stop: Stop,
+    config: "TrainConfig | None",
+) -> int:
     """Runs ``module`` on ``num_ranks`` ranks, at most 1 + ``max_restarts`` times. Returns the exit code."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     _silence_elastic()
-    run_id = str(uuid.uuid4())
+    outcome = Outcome(config.run if config else None, str(uuid.uuid4()))
+    stop.on_end = lambda reason: outcome.tell("preempted", reason=reason)
     for attempt in range(1 + max_restarts):
         try:
-            with tempfile.TemporaryDirectory(prefix="launch-") as folder:
-                _run_once(module, arguments, num_ranks, run_id, attempt, folder, grace)
+            _run_once(module, arguments, num_ranks, outcome.run_id, attempt, grace, stop)
             return 0
         except ChildFailedError as failed:
             rank, failure = root_cause(failed.failures)
-            if failure.exitcode == USER_ERROR:
+            said = describe(rank, num_ranks, failure.exitcode)
+            outcome.tell("failed", rank=rank, reason=said)
+            if failure.exitcode == USER_ERROR or outcome.is_mistake():
                 return USER_ERROR
-            print(f"launch: {describe(rank, num_ranks, failure.exitcode)}", file=sys.stderr)
+            print(f"launch: {said}", file=sys.stderr)
             if attempt < max_restarts:
                 print(f"launch: restart {attempt + 1} of {max_restarts}", file=sys.stderr)
-        except (SignalException, KeyboardInterrupt) as stopped:
-            number = getattr(stopped, "sigval", signal.SIGINT)
-            print(f"launch: stopped by {signal.Signals(number).name}", file=sys.stderr)
-            return 128 + number
+        except SignalException:
+            end_workers()
+            name = signal.Signals(stop.number).name
+            outcome.tell("preempted", reason=f"{name}: it ended without saving")
+            say_stopped(stop.number)
+            return 128 + stop.number
         finally:
-            _end_workers()
+            end_workers()
     return 1
 
 
+class Outcome:
+    """How a run ended, as its ``status.json`` has it. ``run``: None where the module is not the trainer."""
+
+    def __init__(self, run: "RunConfig | None", run_id: str) -> None:
+        self.run, self.run_id = run, run_id
+
+    def tell(self, state: str, **facts: Any) -> None:
+        """Where no rank could, or none that knew more than that another one had ended."""
+        try:
+            if (folder := self._folder()) is not None:
+                run_folder.Status(folder, self.run_id).end(state, unless_known=True, retryable=True, **facts)
+        except OSError as error:
+            print(f"warning: the run's status.json could not be written ({error.strerror})", file=sys.stderr)
+
+    def is_mistake(self) -> bool:
+        """Whether a rank, not always the one that ended first, has met what another start cannot mend."""
+        folder = self._folder()
+        status = run_folder.read_status(folder) if folder is not None else {}
+        return status.get("state") == "failed" and status.get("retryable") is False
+
+    def _folder(self) -> Path | None:
+        """None where there is none, or another launch has begun there."""
+        return None if self.run is None else run_folder.of_launch(self.run, self.run_id)
+
+
 def _run_once(
-    module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, folder: str, grace: int
+    module: str, arguments: Sequence[str], num_ranks: int, run_id: str, attempt: int, grace: int, stop: Stop
 ) -> None:
     """torchrun on one machine, beyond which nothing listens; signals are passed on. Raises ``ChildFailedError`` and
     ``SignalException``."""
@@ -187,23 +241,28 @@ def _run_once(
 
     one_machine.register()
     stay_on_this_machine()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_ranks,
-        run_id=run_id,
-        rdzv_backend=one_machine.BACKEND,
-        max_restarts=0,
-        shutdown_timeout=grace,
-        signals_to_handle=PASSED_ON,
-        logs_specs=DefaultLogsSpecs(log_dir=folder),
-    )
     # Without -u: Python's stderr is line-buffered, so the lines of several ranks do not run into each other.
     command = rank_command(module, arguments)
     if attempt:  # We restart, not the agent (which would retry mistakes too); the workers learn of it as usual.
         command = ["/usr/bin/env", f"TORCHELASTIC_RESTART_COUNT={attempt}", *command]
     # The agent fills ${…} templates into arguments; $$ is a plain $.
-    elastic_launch(config, command[0])(*(argument.replace("$", "$$") for argument in command[1:]))
+    with tempfile.TemporaryDirectory(prefix="launch-", ignore_cleanup_errors=True) as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_ranks,
+            run_id=run_id,
+            rdzv_backend=one_machine.BACKEND,
+            max_restarts=0,
+            shutdown_timeout=grace,
+            signals_to_handle=NONE_OF_ITS_OWN,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        stop.armed = True
+        try:
+            elastic_launch(config, command[0])(*(argument.replace("$", "$$") for argument in command[1:]))
+        finally:
+            stop.armed = False
 
 
 def root_cause(failures: "Mapping[int, ProcessFailure]") -> "tuple[int, ProcessFailure]":
@@ -243,17 +302,6 @@ def _silence_elastic() -> None:
         for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
             logging.getLogger(name).addHandler(logging.NullHandler())
             logging.getLogger(name).propagate = False
-
-
-def _end_workers() -> None:
-    """Kills what is left when the agent was interrupted (a second Ctrl-C) while it waited for its workers."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 if __name__ == "__main__":

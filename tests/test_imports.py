@@ -30,6 +30,7 @@ LEVELS = (
     ("trainer.distributions", "trainer.keyed_rows", "trainer.metrics"),
     ("trainer.grouped_metrics", "trainer.ranking"),
     # A process among others, and its run folder.
+    ("trainer.verdict",),
     ("trainer.distributed",),
     ("trainer.rendezvous",),
     ("trainer.attempts", "trainer.faults", "trainer.process", "trainer.run_folder", "trainer.watchdog"),
@@ -45,6 +46,7 @@ LEVELS = (
     ("trainer.feed",),
     ("trainer.job",),
     ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
+    ("launch.stop",),
     ("launch.child", "launch.children", "launch.folder", "launch.group", "launch.one_machine", "launch.pins", "launch.rank"),
     ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
     ("launch.cluster", "launch.incremental"),

@@ -132,7 +132,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config-dir", help="a folder of your own with data/, model/, experiment/ … beside ours")
     parser.add_argument("--config-name", default="train", help="the primary configuration (default: train)")
     parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
-    options = parser.parse_args(list(argv))
+    options = parser.parse_intermixed_args(list(argv))
     # A key cannot be both a value and a section: the path is what one means.
     return options, [SHORT.sub("warm_start.path=", override) for override in options.overrides]
 

@@ -19,6 +19,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 DECAYED_ROWS = ("touched", "all")
 DECAYS = ("constant", "linear", "cosine")
 RESUMES = ("auto", "never")
+LONGEST_SECONDS = 10**9  # what timers take
+MOST_ROWS_OF_A_STEP = 2**31 - 1  # counted in 32 bits
 BEST = ("valid.auc", "valid.auc_pr", "valid.gauc", "valid.logloss", "valid.ne")
 ON_CORRUPT = ("fallback", "error")
 
@@ -33,7 +35,11 @@ class RunConfig:
     dir: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name in (".", "..") or len(self.name) > 200:
+        for key in ("root", "dir"):
+            if (value := getattr(self, key)) is not None and (not value or "\0" in value):
+                given = "is empty" if not value else f"is {value!r}, with a null byte"
+                raise ValueError(f"run.{key} {given}: give the path of a folder{', or null' if key == 'dir' else ''}")
+        if not self.name or "\0" in self.name or "/" in self.name or self.name in (".", "..") or len(self.name) > 200:
             raise ValueError(f"run.name is {self.name!r}: give a plain folder name of 1 to 200 characters, without '/'")
 
 
@@ -64,6 +70,11 @@ class SyntheticConfig:
     valid_rows: int = 100_000
     test_rows: int = 100_000
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("train_rows", "valid_rows", "test_rows"):
+            positive(getattr(self, name), f"data.synthetic.{name}")
+        check_seed(self.seed, "data.synthetic.seed")
 
 
 @dataclass
@@ -476,6 +487,12 @@ class TrainConfig:
             positive(getattr(self, name), name)
         for name in ("hang_timeout_seconds", "rendezvous_timeout_seconds"):
             positive(getattr(self, name), name)
+        for name in ("timeout_seconds", "hang_timeout_seconds", "rendezvous_timeout_seconds"):
+            if getattr(self, name) > LONGEST_SECONDS:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at most {LONGEST_SECONDS} seconds")
+        check_seed(self.seed, "seed")
+        if self.batch_size > MOST_ROWS_OF_A_STEP:
+            raise ValueError(f"batch_size is {self.batch_size}: give at most {MOST_ROWS_OF_A_STEP} rows")
         if self.hang_timeout_seconds >= self.timeout_seconds:
             raise ValueError(
                 f"hang_timeout_seconds is {self.hang_timeout_seconds}, and timeout_seconds {self.timeout_seconds}: give the "
@@ -494,10 +511,7 @@ class TrainConfig:
                 "data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic"
             )
         if self.batch_size % self.data.stream.shards:
-            near = sorted(
-                (n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0),
-                key=lambda n: abs(n - self.data.stream.shards),
-            )
+            near = sorted(divisors(self.batch_size), key=lambda n: abs(n - self.data.stream.shards))
             up = -(-self.batch_size // self.data.stream.shards) * self.data.stream.shards
             raise ValueError(
                 f"batch_size is {self.batch_size}, which data.stream.shards={self.data.stream.shards} does not divide: use "
@@ -536,7 +550,7 @@ class TrainConfig:
         shards = self.data.stream.shards
         if world_size <= shards:
             return
-        larger = [n for n in range(world_size, self.batch_size + 1) if self.batch_size % n == 0][:3]
+        larger = [n for n in divisors(self.batch_size) if n >= world_size][:3]
         remedy = (
             f"data.stream.shards={' or '.join(map(str, larger))} (they divide batch_size={self.batch_size})"
             if larger
@@ -557,5 +571,18 @@ def check_patience(metric: str, patience: int | None, min_delta: float, where: s
 
 
 def positive(value: float, where: str) -> None:
-    if not value > 0 or not math.isfinite(value):
+    if not value > 0 or value == math.inf:
         raise ValueError(f"{where} is {value}: it must be a positive number")
+    if value >= 1 << 63:
+        raise ValueError(f"{where} is {value}: give a smaller number, below 2^63")
+
+
+def check_seed(value: int, where: str) -> None:
+    if not 0 <= value < 1 << 63:
+        raise ValueError(f"{where} is {value}: give a whole number from 0 to 2^63 - 1")
+
+
+def divisors(number: int) -> list[int]:
+    """Ascending; of one up to ``MOST_ROWS_OF_A_STEP`` in no time."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from trainer import gpus
+from trainer.verdict import for_all_ranks
 
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
@@ -167,13 +168,14 @@ class _Sum(torch.autograd.Function):
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them."""
+    """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them, and is the user's mistake
+    on all of them or on none (``trainer.verdict``)."""
     payload: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             payload = [make(), None]
         except Exception as error:  # noqa: BLE001 - handed on to every rank, so that none waits for rank 0
-            payload = [None, error]
+            payload = [None, for_all_ranks(error)]
     dist.broadcast_object_list(payload, src=0)
     if payload[1] is not None:
         raise payload[1]

@@ -5,18 +5,18 @@ evaluation.group_by=user_id 'evaluation.slices=[device]'`` (docs/metrics.md).
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from data_loaders.state_files import write_json
+from data_loaders.state_files import json_text, write_json
 from trainer import build
-from trainer.process import guarded
+from trainer.process import guarded, results_alone_on_stdout
 from trainer.scoring import evaluate
-from trainer.trained import opened
+from trainer.trained import WHICH, opened
 
 
 @record
@@ -24,14 +24,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="trainer.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--checkpoint", help="such as step-100, or best; the newest by default")
+    parser.add_argument("--checkpoint", help=WHICH)
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
     parser.add_argument("--output", type=Path, help="a JSON file for the metrics")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
-    guarded(lambda: run(options))
+    report = results_alone_on_stdout()
+    guarded(lambda: run(options, report))
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, report: TextIO) -> None:
     with opened(options.run, options.checkpoint, options.overrides) as trained:
         config, data, ranks = trained.config, trained.config.data, trained.ranks
         manifest = build.scan(data, options.split, trained.layout)
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
         )
         values = evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
         if ranks.is_first:
-            print(json.dumps({"checkpoint": str(trained.checkpoint), "split": options.split, **values}, indent=2))
+            report.write(json_text({"checkpoint": str(trained.checkpoint), "split": options.split, **values}))
+            report.flush()
             if options.output:
                 write_json(options.output, {options.split: values})
 

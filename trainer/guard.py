@@ -72,9 +72,14 @@ class Guard:
         self.watchdog.beat(self.step, "guard")
         flags = torch.full((2,), self._asked(), dtype=torch.int32, device=loss.device)
         flags[0] = ~torch.isfinite(loss)
-        if self.ranks.world_size > 1:
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        not_finite, stop_signal = flags.tolist()
+        try:
+            if self.ranks.world_size > 1:
+                dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            not_finite, stop_signal = flags.tolist()
+        except RuntimeError:  # another rank has ended, which must not hide what this one has found
+            if torch.isfinite(loss):
+                raise
+            raise ValueError(f"rank {self.ranks.rank}: {self._complaint(loss.item(), logits, cursor)}") from None
         self.watchdog.beat(self.step, "backward")
         if not_finite:
             mine = None if torch.isfinite(loss) else self._complaint(loss.item(), logits, cursor)

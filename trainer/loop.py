@@ -57,8 +57,10 @@ def run(
         if guard.stop_requested:
             return
         with guard.watchdog.paused(), record_function("## evaluation and checkpoint ##"):
+            waited = checkpoints.seconds
             over = evaluator.maybe_evaluate(progress)
             checkpoints.maybe_save(progress)
+            reporter.outside(checkpoints.seconds - waited)
         if over:
             guard.over(progress.step)
             return

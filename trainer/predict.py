@@ -33,7 +33,7 @@ from trainer.config import DataConfig
 from trainer.distributed import from_first
 from trainer.process import guarded
 from trainer.scoring import score
-from trainer.trained import Trained, opened
+from trainer.trained import WHICH, Trained, opened
 
 PREDICTION = pa.field("prediction", pa.float32())
 MADE_BY = (b"made_by", b"trainer.predict")  # in the file's metadata
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
     )
-    parser.add_argument("--checkpoint", help="such as step-100, or best; the newest by default")
+    parser.add_argument("--checkpoint", help=WHICH)
     parser.add_argument(
         "--raw", action="store_true", help="--input is a folder of raw files, as for data_loaders.prepare"
     )

@@ -2,32 +2,37 @@
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_loaders import secrets
 from data_loaders.storage import StorageError
-from trainer.compose import UserError
 from trainer.distributed import identity, launch_id
 from trainer.rendezvous import RendezvousError, first_to_say
+from trainer.verdict import is_user_error
 
-ROOT = Path(__file__).resolve().parents[1]
-OUR_PACKAGES = tuple(str(ROOT / name) + os.sep for name in ("trainer", "data_loaders"))
 PATIENCE_SECONDS = 5.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # A scheduler may signal every process of a job, and torchrun's agent, signalled too, passes it on: one request, not two.
 ECHO_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LAUNCHERS = (b"torch", b"launch")
+REMEDIES = {
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "your quota there is used up: make room, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "choose a place that you may read and write, or change its permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 LOST_PEER = (
     "Connection closed by peer",  # gloo
     "Connection reset by peer",
@@ -49,6 +54,11 @@ def guarded(job: Callable[[], Any]) -> None:
     quiet_libraries()
     if launch_id()[0]:
         die_with_launcher()
+    with StopSignals():  # a session, which has something to tell of them, has its own
+        _guarded(job)
+
+
+def _guarded(job: Callable[[], Any]) -> None:
     try:
         job()
         _leave(0)
@@ -73,23 +83,20 @@ def guarded(job: Callable[[], Any]) -> None:
         _leave(1)
 
 
+def results_alone_on_stdout() -> TextIO:
+    """Stdout, for what another program is to read: all else that is printed from now on, by C libraries too, goes to stderr."""
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return results
+
+
 def quiet_libraries() -> None:
     """Leaves out what libraries say to their own developers; their errors stay."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\b")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\b")
     for name in ("torch.fx", "torchrec", "fbgemm_gpu"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Our own checks are ``raise`` statements in our own code; what Python or a library raises by itself is a bug and
-    keeps its traceback."""
-    if isinstance(error, (UserError, OSError)):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        bool(frames) and frames[-1].filename.startswith(OUR_PACKAGES) and (frames[-1].line or "").startswith("raise ")
-    )
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -104,8 +111,16 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Without secrets: for the terminal and ``status.json``."""
-    return secrets.scrub(" ".join(str(error).split()))
+    """Without secrets, for the terminal and ``status.json``; of an error of the system's also where it happened, and a way out."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        remedy = REMEDIES.get(error.errno, "")
+        text = f"{_text(error.filename)}: {error.strerror}{remedy and f': {remedy}'}"
+    return secrets.scrub(" ".join(text.split()))
+
+
+def _text(name: Any) -> str:
+    return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
 
 
 class StopSignals:

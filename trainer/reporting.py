@@ -55,6 +55,11 @@ class Reporter:
         self.trackers = Trackers({})
         self.further: Callable[[], Mapping[str, Any]] = dict  # what else a line of training metrics tells; all ranks call it
 
+    def begin(self) -> None:
+        """Training begins: the time before, of building and loading, is none of it."""
+        self._started = self._window_started = time.perf_counter()
+        self._outside = 0.0
+
     def snapshot(self) -> list[Piece]:
         """The sums of the rows trained so far, over all ranks, for rank 0 to save."""
         pieces = []

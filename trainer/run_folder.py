@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,16 +46,16 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
 def lock(folder: Path) -> IO[str]:
     """Keeps a second run out of the folder; released when the returned file is closed or the process dies.
     Raises ``ValueError`` naming the holder."""
-    handle = open(folder / LOCK, "a+")  # noqa: SIM115 - open for as long as the run lives
+    handle = open(folder / LOCK, "a+", errors="replace")  # noqa: SIM115 - open for as long as the run lives
     if not _locked(handle):
         handle.seek(0)
         holder = handle.read().strip() or "another process"
         raise ValueError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run")
     if note := open_to_others(folder):
         print(f"warning: {note}", file=sys.stderr, flush=True)
-    handle.truncate(0)
-    handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {now()}")
-    handle.flush()
+    with contextlib.suppress(OSError):  # for people; on a full disk there are messages that matter more
+        handle.truncate(0)
+        os.pwrite(handle.fileno(), f"pid {os.getpid()} on {socket.gethostname()} since {now()}".encode(), 0)
     return handle
 
 
@@ -132,12 +133,38 @@ class Status:
         self.facts.update(facts, state=state, updated=now())
         write_json(self.path, self.facts)
 
-    def end(self, state: str, *, hearsay: bool = False, **facts: Any) -> None:
+    def end(self, state: str, *, hearsay: bool = False, unless_known: bool = False, **facts: Any) -> None:
         """A ``failed`` or ``preempted``, told by any rank: added to what rank 0 wrote. ``hearsay``: this rank knows only that
-        another one ended; one that knows more is left its word."""
-        known = read_json(self.path, {}) or self.facts
-        if not hearsay or known.get("state", "running") == "running":
-            write_json(self.path, {**known, **facts, "state": state, "updated": now()})
+        another one ended; one that knows more is left its word. ``unless_known``: the same of a launcher, which knows more
+        than hearsay. Two ranks that failed, each by an error of its own, are both told of."""
+        with _turn(self.path.with_name(".status.lock")):
+            known = read_json(self.path, {}) or self.facts
+            open_end = known.get("state", "running") == "running"
+            only_heard = known.get("state") == "failed" and known.get("rank") is None
+            if open_end or not (hearsay or unless_known) or (unless_known and only_heard):
+                facts = _joined(known, {**facts, "state": state})
+                write_json(self.path, {**known, **facts, "updated": now()})
+
+
+def _joined(known: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` of a rank's failure, with another rank's that is known; neither is worth another start unless both are."""
+    ranks = known.get("rank"), facts.get("rank")
+    if known.get("state") != "failed" or facts["state"] != "failed" or None in ranks or ranks[0] == ranks[1]:
+        return facts
+    before, reason = str(known.get("reason")), str(facts.get("reason"))
+    if reason in before:
+        return {}
+    both = known.get("retryable") is not False and facts.get("retryable") is not False
+    return {**facts, "reason": f"{before}; rank {ranks[1]}: {reason}", "rank": ranks[0], "retryable": both}
+
+
+@contextlib.contextmanager
+def _turn(lock: Path) -> Iterator[None]:
+    """One process after the other; where that cannot be had, all the same."""
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            _locked(opened.enter_context(open(lock, "a")))
+        yield
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -158,6 +185,14 @@ def _fresh(parent: Path) -> Path:
             path.mkdir(parents=True)
             return path
     raise AssertionError
+
+
+def of_launch(run: RunConfig, run_id: str) -> Path | None:
+    """The folder that ``choose`` gave a launch, once it has begun there."""
+    if run.dir is None:
+        return _of_launch(Path(run.root) / run.name, run_id)
+    begun = read_json(Path(run.dir) / STATUS, {}, quiet=True).get("run_id") == run_id
+    return Path(run.dir) if begun else None
 
 
 def _of_launch(parent: Path, run_id: str) -> Path | None:

@@ -1,6 +1,8 @@
 """A process in its run folder, from taking the lock to telling how it ended."""
 
 import contextlib
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ from trainer import run_folder
 from trainer.attempts import Attempts
 from trainer.distributed import Ranks, from_first, launch_id
 from trainer.process import StopSignals, is_lost_peer, is_retryable, one_line
+
+SIGNAL_SECONDS = 1.0  # within which a signal reaches all ranks
 
 
 class Session:
@@ -32,11 +36,22 @@ class Session:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             lost = is_lost_peer(error)
+            if lost and (number := self._signal_soon()):
+                reason = f"{signal.Signals(number).name}: another rank had ended before this one could save"
+                return self._end("preempted", hearsay=True, reason=reason)
             reason = "lost contact with another rank" if lost else one_line(error)[:2000]
             facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
             self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
         else:
             self.signals.__exit__()
+
+    def _signal_soon(self) -> int:
+        """Of a signal to all ranks the others may have heard first; where nothing is to be saved it ends this rank, too, with
+        a word of its own."""
+        deadline = time.monotonic() + SIGNAL_SECONDS
+        while not self.signals.asked and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.signals.asked
 
     def close(self, state: str, **facts: Any) -> None:
         """Rank 0 says how the run ended."""

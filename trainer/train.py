@@ -158,6 +158,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
         job.reporter.further = pace.report
         guard = Guard(ranks, lambda: session.signals.asked, watchdog, session.attempts, feed.chosen.manifest)
         guard.attach(built.task)
+        job.reporter.begin()
         try:
             if job.judge.stopped is None:  # else the checkpoint it goes on from had the last word
                 loop.run(
@@ -175,7 +176,9 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
         finally:
             job.close()
         with watchdog.paused():
+            waited = job.checkpoints.seconds
             job.checkpoints.save(job.progress)
+            job.reporter.outside(job.checkpoints.seconds - waited)
     return guard.stop_signal
 
 

@@ -14,6 +14,11 @@ from trainer.distributed import Ranks, choose_device
 from trainer.rendezvous import process_group
 from trainer.state import ModelState
 
+WHICH = (
+    "a checkpoint, such as step-100, or best (default: the best one where checkpoint.restore_best or early_stopping has chosen "
+    "it, else the newest)"
+)
+
 
 @dataclass(frozen=True)
 class Trained:

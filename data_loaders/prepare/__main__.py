@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("arguments", nargs="*", metavar="key=value")
     parser.add_argument("--print-config", action="store_true", help="print the complete declaration and stop")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         run(options.arguments, options.print_config)
     except ValueError as error:

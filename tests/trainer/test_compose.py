@@ -7,7 +7,8 @@ import torch
 
 import conf
 from trainer.build import build_model
-from trainer.compose import UserError, compose, from_yaml
+from trainer.compose import UserError, compose, from_yaml, parse
+from trainer.config import RunConfig
 
 CONF = Path(conf.__file__).parent
 ROOT = "data.root=somewhere"
@@ -49,6 +50,14 @@ def test_every_model_composes_with_every_data_set(model, data):
         (["sharding.types=[row]"], ["'row'", "row_wise"]),
         (["+sharding.by_table.itm=row_wise"], ["'itm'", "did you mean 'item'"]),
         (["batch_size=0"], ["batch_size is 0"]),
+        (["batch_size=1000000000000"], ["batch_size is 1000000000000", "at most 2147483647"]),
+        (["seed=18446744073709551616"], ["seed is 18446744073709551616", "from 0 to 2^63 - 1"]),
+        (["seed=-1"], ["seed is -1"]),
+        (["data.synthetic.seed=-1"], ["data.synthetic.seed is -1"]),
+        (["epochs=1000000000000000000000"], ["epochs is 1000000000000000000000", "below 2^63"]),
+        (["timeout_seconds=1e10"], ["timeout_seconds is 10000000000.0", "at most 1000000000 seconds"]),
+        (["run.dir="], ["run.dir is empty", "or null"]),
+        (["run.root="], ["run.root is empty"]),
         (["batch_size=1000"], ["batch_size is 1000", "batch_size=1024", "50"]),
         (["checkpoint.keep=1"], ["checkpoint.keep is 1"]),
         (["run.name=../../x"], ["run.name"]),
@@ -103,3 +112,18 @@ def test_the_recorded_configuration_composes_to_the_same(tmp_path):
     assert from_yaml(tmp_path / "config.yaml", ["batch_size=128"]).config.batch_size == 128
     with pytest.raises(UserError, match="does not exist"):
         from_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_options_may_stand_between_overrides(tmp_path, place):
+    words = ["model=din", "data=synthetic", "seed=3"]
+    words[place:place] = ["--config-dir", str(tmp_path)]
+    words.insert(place, "--print-config")
+    options, overrides = parse(words)
+    assert (options.config_dir, options.print_config) == (str(tmp_path), True)
+    assert overrides == ["model=din", "data=synthetic", "seed=3"]
+
+
+def test_a_null_byte_in_a_path_is_a_line():
+    with pytest.raises(ValueError, match="run.dir is 'a.x00b', with a null byte: give the path of a folder, or null"):
+        RunConfig(dir="a\0b")

@@ -15,6 +15,7 @@ from trainer.attempts import Attempts
 from trainer.guard import Guard
 from trainer.optim.tables import embedding_tables
 from trainer.progress import Progress
+from trainer.verdict import is_user_error
 from trainer.watchdog import Watchdog
 
 SIGTERM = 15
@@ -44,8 +45,8 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None):
                 batches,
                 progress,
                 hears("record"),
-                hears("update", "maybe_report"),
-                hears("maybe_save"),
+                hears("update", "maybe_report", "outside"),
+                SimpleNamespace(seconds=0.0, maybe_save=lambda *_: seen("maybe_save", progress)),
                 hears("maybe_evaluate"),
                 guard,
                 lambda step: None,
@@ -150,3 +151,22 @@ def test_one_rank_asks_nobody(alone, tmp_path, capsys):
     guard.check(torch.tensor(0.5), torch.zeros(4), cursor())
     assert guard.stop_requested and guard.stop_signal == SIGTERM
     assert capsys.readouterr().out == "Asked to stop by SIGTERM: after step 7\n"
+
+
+def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp_path, monkeypatch):
+    """Such as by an error of its storage, before it could ask."""
+
+    def peer_gone(*_, **__):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr("trainer.guard.dist.all_reduce", peer_gone)
+    ranks = ranks_of(1, 2)
+    manifest = SimpleNamespace(files=[], relative=str)
+    guard = Guard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), manifest)
+    cursor = Cursor(epoch=0, step=3, rows=4, local_rows=2)
+    guard.begin(4)
+    with pytest.raises(ValueError, match="rank 1: the loss of step 4 is nan, in batch 3 of epoch 0") as found:
+        guard.check(torch.tensor(float("nan")), torch.tensor([0.5, float("nan")]), cursor)
+    assert is_user_error(found.value)
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        guard.check(torch.tensor(0.5), torch.zeros(2), cursor)

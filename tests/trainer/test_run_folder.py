@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from launch.run import Outcome
 from trainer import run_folder
 from trainer.config import RunConfig
 
@@ -98,3 +99,41 @@ def test_a_run_that_could_not_tell_of_its_end_is_seen_by_its_lock(tmp_path):
     assert run_folder.read_status(tmp_path)["state"] == "killed"
     run_folder.Status(tmp_path, "a").update("finished")
     assert run_folder.read_status(tmp_path)["state"] == "finished"
+
+
+def test_two_ranks_errors_are_both_told(tmp_path):
+    status = run_folder.Status(tmp_path, "a")
+    status.update("running")
+    status.end("failed", rank=0, reason="'a.parquet': storage failed", retryable=True)
+    status.end("failed", rank=1, reason="the loss is nan", retryable=False)
+    status.end("failed", rank=2, reason="the loss is nan", retryable=False)
+    status.end("failed", hearsay=True, rank=None, reason="lost contact with another rank", retryable=True)
+    found = run_folder.read_status(tmp_path)
+    assert (found["reason"], found["rank"]) == ("'a.parquet': storage failed; rank 1: the loss is nan", 0)
+    assert found["retryable"] is False
+    status.update("running")
+    assert "reason" not in run_folder.read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (None, ("failed", "killed by SIGKILL")),  # no rank could say anything
+        ({"hearsay": True, "rank": None, "reason": "lost contact"}, ("failed", "killed by SIGKILL")),
+        ({"rank": 1, "reason": "no room"}, ("failed", "no room")),
+    ],
+)
+def test_a_launcher_tells_of_an_end_where_no_rank_knew(tmp_path, before, expected):
+    run = RunConfig(dir=str(tmp_path))
+    assert run_folder.of_launch(run, "a") is None
+    run_folder.Status(tmp_path, "a").update("running")
+    if before:
+        run_folder.Status(tmp_path, "a").end("failed", **before)
+    assert run_folder.of_launch(run, "b") is None, "another launch's run is not ours to tell of"
+    outcome = Outcome(run, "a")
+    outcome.tell("failed", rank=0, reason="killed by SIGKILL")
+    found = run_folder.read_status(tmp_path)
+    assert (found["state"], found["reason"]) == expected
+    assert not outcome.is_mistake()
+    run_folder.Status(tmp_path, "a").end("failed", rank=1, reason="a mistake", retryable=False)
+    assert outcome.is_mistake()

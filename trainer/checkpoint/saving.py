@@ -9,10 +9,11 @@ alone, at the same steps on all ranks.
 With ``asynchronous: false`` there is no snapshot: training waits until the checkpoint is there.
 """
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,23 +146,32 @@ class Checkpoints:
 
     def maybe_save(self, progress: Progress) -> None:
         """Goes on with the save under way, and begins one when ``every_steps`` or ``every_minutes`` is due."""
+        with self._waiting():
+            if self._save is not None:
+                self._advance(wait=False)
+            if self._is_due(progress.step):
+                self.begin(progress)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """What it surrounds is waited for by training."""
         started = time.perf_counter()
-        if self._save is not None:
-            self._advance(wait=False)
-        if self._is_due(progress.step):
-            self.begin(progress)
-        self.seconds += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
 
     def save(self, progress: Progress) -> AnyPath:
         """Writes ``step-N``, and returns when it is there. A ``step-N`` that this run neither wrote nor loaded is a damaged
         one that was passed over: it is replaced. Raises ``OSError`` on every rank when any rank could not write, even
         when it tried again, and ``ValueError`` where the state is not finite."""
-        for attempt in range(2):
-            if self._last_step != progress.step and (self._save is None or self._save.step != progress.step):
-                self.begin(progress)
-            failed = self.finish(last=attempt == 1)
-            if not failed:
-                break
+        with self._waiting():
+            for attempt in range(2):
+                if self._last_step != progress.step and (self._save is None or self._save.step != progress.step):
+                    self.begin(progress)
+                failed = self.finish(last=attempt == 1)
+                if not failed:
+                    break
         return self.folder / f"step-{progress.step}"
 
     def consider(self, progress: Progress, split: str, metrics: Mapping[str, Any]) -> None:
@@ -174,10 +184,11 @@ class Checkpoints:
         if self._best is not None and sign * value <= sign * self._best["value"]:
             return
         self._best = {"step": progress.step, "metric": self.config.best, "value": value}
-        if self._save is None and self._last_step == progress.step:
-            self._name_best()
-        elif self._save is None or self._save.step != progress.step:
-            self.begin(progress)
+        with self._waiting():
+            if self._save is None and self._last_step == progress.step:
+                self._name_best()
+            elif self._save is None or self._save.step != progress.step:
+                self.begin(progress)
 
     def finish(self, *, last: bool = False) -> bool:
         """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -17,7 +18,7 @@ from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
 from trainer.plan.report import as_data, draw, show
 from trainer.plan.smallest import check_holdable, smallest_cluster
-from trainer.process import guarded
+from trainer.process import guarded, results_alone_on_stdout
 from trainer.topologies import Cluster, parse_cluster
 
 KEY = "topology="
@@ -25,10 +26,11 @@ KEY = "topology="
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    guarded(lambda: start(argv))
+    results = results_alone_on_stdout() if "--json" in argv else sys.stdout
+    guarded(lambda: start(argv, results))
 
 
-def start(argv: Sequence[str]) -> None:
+def start(argv: Sequence[str], results: TextIO) -> None:
     """Raises ``ValueError`` for mistakes, ``SystemExit`` with 1 where the job does not fit."""
     options, overrides, topology = parse(argv)
     config = compose(overrides).config
@@ -50,7 +52,7 @@ def start(argv: Sequence[str]) -> None:
         smallest = None
     data = as_data(estimate, smallest, advice(job, estimate, smallest))
     if options.json:
-        print(json.dumps(data, indent=1))
+        print(json.dumps(data, indent=1), file=results, flush=True)
     else:
         show(data, Console())
     if options.picture is not None:

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.report", description="Draws the report of a run.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path, help=f"where to; {NAME} in the run folder by default")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     output = options.output or options.run / NAME
     try:
         draw(options.run, output)
