@@ -56,19 +56,19 @@ def compose(argv: Sequence[str]) -> Composed:
     Raises ``UserError``.
     """
     options, overrides = parse(argv)
+    folder = _folder(options.config_dir)
     files: dict[str, Path] = {}
     given: list[str] = []
     try:
-        folder = _folder(options.config_dir)
         given = check_overrides(overrides, folder)
         tree, choices = _compose_tree(folder, options.config_name, overrides)
         config_files.check_not_hidden(choices, folder)
         files = dict(config_files.file_of(choices, folder))
         return _checked(tree)
     except MissingConfigException as error:
-        raise UserError(_explain_missing(error, options.config_dir)) from None
+        raise UserError(_within(error, folder) + _explain_missing(error, options.config_dir)) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(_within(error, folder) + _explain(error)) from None
     except RecursionError:
         raise UserError(
             "the configuration is nested too deeply, or files choose each other in a circle: correct it"
@@ -263,12 +263,20 @@ def _write_out_hydra(tree: DictConfig) -> None:
             tree.run[key] = re.sub(r"\$\{hydra:([\w.]+)\}", value, text)
 
 
+def _within(error: Exception, folder: Path | None) -> str:
+    """The user's file that Hydra was reading, for the beginning of a message."""
+    found = re.search(r"In '([^']+)'", str(error))
+    path = folder / f"{found[1]}.yaml" if folder and found else None
+    return f"{config_files.shorter(path)}: " if path and path.is_file() else ""
+
+
 def _explain_missing(error: MissingConfigException, config_dir: str | None) -> str:
     wanted = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = wanted.rpartition("/")
     if not group:
-        return f"--config-name {name}: there is no {name}.yaml in conf/ or in a folder given by --config-dir"
-    options = [option for option in (error.options or []) if option]
+        return f"--config-name {name}: there is no conf/{name}.yaml; what is your own is an experiment, experiment=NAME"
+    places = [Path(str(config_files.OURS)), *([Path(config_dir).expanduser()] if config_dir else [])]
+    options = {path.stem for place in places for path in (place / group).glob("*.yaml")}
     own = f" nor {config_dir}/{wanted}.yaml" if config_dir else ""
     if config_dir and Path(config_dir, f"{wanted}.yml").is_file():
         return f"{group}={name}: {config_dir}/{wanted}.yml must be called {name}.yaml"

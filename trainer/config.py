@@ -562,6 +562,12 @@ class TrainConfig:
         )
 
 
+def divisors(number: int) -> list[int]:
+    """In order."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
 def check_patience(metric: str, patience: int | None, min_delta: float, where: str) -> None:
     one_of(metric, BEST, f"{where}.metric")
     if patience is not None:

@@ -59,6 +59,7 @@ def test_every_model_composes_with_every_data_set(model, data):
         (["run.dir="], ["run.dir is empty", "or null"]),
         (["run.root="], ["run.root is empty"]),
         (["batch_size=1000"], ["batch_size is 1000", "batch_size=1024", "50"]),
+        (["batch_size=1000000000000001"], ["batch_size is 1000000000000001", "at most 2147483647"]),
         (["checkpoint.keep=1"], ["checkpoint.keep is 1"]),
         (["run.name=../../x"], ["run.name"]),
         (["model.hidden_units=wide"], ["model.hidden_units"]),

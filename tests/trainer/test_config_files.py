@@ -51,6 +51,7 @@ def message(folder, files, *overrides):
         ("name: shop", "\tname: shop", "line 1: a tab"),
         ("name: shop", "# @package dat", "'# @package dat' names no part of the configuration; did you mean data?"),
         (SHOP, "", "is empty: expected keys and values"),
+        ("name: shop", "defaults: [shpo]\nname: shop", "data=shpo: there is no conf/data/shpo.yaml"),
     ],
 )
 def test_a_data_file(tmp_path, before, after, expected):

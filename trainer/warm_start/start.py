@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_loaders import configuration, safe_yaml
+from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.state_files import write_json
 from trainer.checkpoint import AnyPath, Reader, committed, of_run, parse, place_of, read_facts, read_text, verify
 from trainer.checkpoint.piece import Piece
@@ -59,7 +59,7 @@ def warm_start(
     if not rules.dry_run:
         plan.apply(pieces, reader, config.optim.wide)
         if ranks.is_first:
-            write_json(folder / REPORT, report.to_dict())
+            write_json(folder / REPORT, secrets.as_asked(report.to_dict()))
     return Begun(report.to_dict(), steps if plan.keeps_table_state else 0)
 
 
