@@ -21,7 +21,8 @@ from data_loaders.prepare import sql
 from data_loaders.schema import Cross, Feature, Schema, Table, one_of
 
 FORMATS = ("parquet", "csv", "json")
-ENCODINGS = ("utf-8", "latin-1", "utf-16")
+ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "utf-32", "gb18030")
+BAD_ROWS = ("error", "skip")
 SPLITS = ("train", "valid", "test")
 ENGINES = ("duckdb", "spark")
 TYPES = (
@@ -51,11 +52,14 @@ class Source:
     """Raw files that make one table.
 
     ``files``: paths, folders or globs under ``input``; read in that order, those of a glob by name. ``format``: parquet,
-    csv (any separator, gzipped or not) or json (one object a line). ``columns``: name -> type (``int32``, ``string``,
-    ``list<int64>`` …), in the order of the file for csv without a header; for parquet it may be left empty (all columns,
-    types as they are). ``null_values``: what stands for a missing value in csv, beside the empty field. ``file_column``
-    names a column to make that holds the path of the row's file. ``quote``: csv's quoting character, empty for none.
-    ``separator`` and ``header``: csv's separator, and whether its first line names the columns. ``encoding``: of text files.
+    csv (any separator) or json (one object a line); text may be compressed (gzip, zstd, bzip2, xz, lz4: told by content).
+    ``columns``: name -> type (``int32``, ``string``, ``list<int64>`` …), in the order of the file for csv without a header;
+    for parquet it may be left empty (all columns, types as they are). ``null_values``: what stands for a missing value in
+    csv, beside the empty field. ``file_column`` names a column to make that holds the path of the row's file. ``quote``:
+    csv's quoting character, empty for none. ``escape``: what stands before a quote inside a quoted field: empty for another
+    quote, a backslash as Spark and MySQL write. ``separator`` and ``header``: csv's separator, and whether its first line
+    names the columns. ``encoding``: of text files. ``bad_rows``: what becomes of a row of a text file that cannot be read
+    as declared: an error, or it is left out and counted (skip).
     """
 
     files: list[str] = field(default_factory=list)
@@ -64,8 +68,10 @@ class Source:
     separator: str = ","
     header: bool = True
     quote: str = '"'
+    escape: str = ""
     null_values: list[str] = field(default_factory=list)
     encoding: str = "utf-8"
+    bad_rows: str = "error"
     file_column: str | None = None
 
     def check(self, where: str) -> None:
@@ -79,6 +85,8 @@ class Source:
                     f"{where}.files: {file!r} leads out of input=: name files relative to it, and link "
                     "what lies elsewhere"
                 )
+        one_of(self.bad_rows, BAD_ROWS, f"{where}.bad_rows")
+        self._check_marks(where)
         for name, kind in self.columns.items():
             one_of(kind, TYPES, f"{where}.columns.{name}")
         self._check_columns(where)
@@ -97,6 +105,19 @@ class Source:
                         f"{where}: the columns '{other}' and '{name}' differ by case alone, which SQL does not tell apart: "
                         "declare one of them"
                     )
+
+    def _check_marks(self, where: str) -> None:
+        """Of csv: what separates, quotes and escapes."""
+        if not 1 <= len(self.separator.encode()) <= 4 or set(self.separator) & set("\r\n"):
+            raise ValueError(f"{where}.separator is {self.separator!r}: one to four letters, none of them a line end")
+        for key in ("quote", "escape"):
+            mark = getattr(self, key)
+            if len(mark) > 1 or not mark.isascii() or mark in ("\r", "\n"):
+                raise ValueError(f"{where}.{key} is {mark!r}: one ASCII character, or empty")
+            if mark and mark in self.separator:
+                raise ValueError(f"{where}.{key} and .separator are both {mark!r}: they must differ")
+        if self.escape and not self.quote:
+            raise ValueError(f"{where}.escape is {self.escape!r} and quote is empty: only quoted fields have escapes")
 
 
 # The steps of a view or of the examples, each a map of one key: {where: "rating > 0"}.

@@ -1,17 +1,20 @@
 """DuckDB: one machine, memory bounded, what does not fit goes to disk."""
 
+import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import duckdb
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_loaders.prepare import csv_header
+from data_loaders.prepare import bad_rows, csv_lines, pipes, text_files
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
     FILE,
@@ -22,8 +25,8 @@ from data_loaders.prepare.engine import (
     Engine,
     EngineError,
     declared_columns,
-    raw_files,
 )
+from data_loaders.prepare.text_files import TextFile
 from data_loaders.prepare.writer import ahead, write_file, write_parts
 from data_loaders.schema import one_of
 from data_loaders.storage import is_uri
@@ -94,11 +97,15 @@ class DuckDBEngine(Engine):
         connection.execute("SET lock_configuration = true")
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
-        files = raw_files(name, source, root)
         if source.format == "parquet":
+            files = self.raw_files(name, source, root)
             return self._rows(name, source, files, files, optional)
-        copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(files)]
-        return self._rows(name, source, copies, files, optional)
+        texts = self.text_files(name, source, root)
+        copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(texts)]
+        found = self.inputs[name]
+        if found.bad_rows and not any(pq.read_metadata(copy).num_rows for copy in copies):
+            raise bad_rows.no_good(name, found.bad_rows, found.first_bad)
+        return self._rows(name, source, copies, [file.name for file in texts], optional)
 
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
         path = self.work / f"{name}.parquet"
@@ -176,20 +183,108 @@ class DuckDBEngine(Engine):
         except duckdb.Error as error:
             raise ValueError(f"a Parquet file cannot be read: {' '.join(str(error).split())[:300]}") from error
 
-    def _copy(self, name: str, source: Source, file: str, number: int, optional: frozenset[str]) -> str:
+    def _copy(self, name: str, source: Source, file: TextFile, number: int, optional: frozenset[str]) -> str:
         """A text file as Parquet, rows in the file's order: later steps read single columns of it many times."""
         path = self.work / "raw" / name / f"{number:05}.parquet"
+        skipped = path.with_suffix(".json")  # the number of bad rows, and the first
         if not path.exists():
             unfinished = _made(path.parent) / f".{path.name}.unfinished"
-            try:
-                self.backend.con.execute(
-                    f"COPY ({_scan(name, source, file, optional)}) TO {_quoted(str(unfinished))} "
-                    "(FORMAT parquet, COMPRESSION snappy, DICTIONARY_SIZE_LIMIT 20000)"
-                )
-            except duckdb.Error as error:
-                raise _bad_file(name, file, error) from error
+            found = self._copied(name, source, file, optional, unfinished)
+            skipped.write_text(json.dumps(found))
             os.replace(unfinished, path)
+        rows, first = json.loads(skipped.read_text())
+        inputs = self.inputs[name]
+        inputs.bad_rows, inputs.first_bad = inputs.bad_rows + rows, inputs.first_bad or first
         return str(path)
+
+    def _copied(
+        self, name: str, source: Source, file: TextFile, optional: frozenset[str], path: Path
+    ) -> tuple[int, str | None]:
+        """Makes the copy. Returns the number of bad rows that were skipped, and the first."""
+        names = csv_lines.columns(name, file, source, optional) if source.format == "csv" else []
+        chosen = declared_columns(name, source, names, f"'{file.name}'", optional) if names else []
+        skipped = bad_rows.Skipped()
+        try:
+            try:
+                self._execute_copy(source, self._text(name, source, file, skipped), names, chosen, path)
+            except duckdb.Error as error:
+                if _line(error) or not text_files.has_mixed_line_ends(name, file):
+                    raise
+                self._drop_rejects()
+                text = self._text(name, source, file, skipped, line_feeds=True)
+                self._execute_copy(source, text, names, chosen, path)
+        except duckdb.Error as error:
+            raise self._bad_file(name, source, file, names, error) from error
+        if source.format == "json":
+            self._check_nulls(name, source, file, path)
+        elif source.bad_rows == "skip":
+            self._count_rejects(name, source, file, names, skipped)
+        return skipped.rows, skipped.first
+
+    def _text(
+        self, name: str, source: Source, file: TextFile, skipped: "bad_rows.Skipped", *, line_feeds: bool = False
+    ) -> AbstractContextManager[str]:
+        """A path that the engine can read the text from."""
+        if source.format == "json" and source.bad_rows == "skip":
+            return pipes.pipe(bad_rows.good_lines(name, source, file, skipped), self._spill)
+        text = bad_rows.check_zeros(name, file, text_files.chunks(name, file, line_feeds=line_feeds))
+        if file.is_plain and not line_feeds:
+            return pipes.beside(text, file.name)
+        return pipes.pipe(text, self._spill)
+
+    def _execute_copy(
+        self, source: Source, text: AbstractContextManager[str], names: list[str], chosen: list[str], path: Path
+    ) -> None:
+        with text as place:
+            scan = _csv_scan(source, place, names, chosen) if source.format == "csv" else _json_scan(source, place)
+            self.backend.con.execute(
+                f"COPY ({scan}) TO {_quoted(str(path))} (FORMAT parquet, COMPRESSION snappy, DICTIONARY_SIZE_LIMIT 20000)"
+            )
+
+    def _check_nulls(self, name: str, source: Source, file: TextFile, path: Path) -> None:
+        """A line that is null alone is no object, but DuckDB makes a row of it. Raises ``ValueError``."""
+        empty = " AND ".join(f"{_identifier(column)} IS NULL" for column in source.columns)
+        query = f"SELECT count(*) FROM read_parquet({_quoted(str(path))}) WHERE {empty}"
+        if not self.backend.con.execute(query).fetchone()[0]:
+            return
+        for number, line in enumerate(text_files.lines(name, file), 1):
+            if line.strip() == b"null":
+                raise bad_rows.explain(name, source, file, [], bad_rows.Hint(number))
+
+    def _count_rejects(
+        self, name: str, source: Source, file: TextFile, names: list[str], skipped: "bad_rows.Skipped"
+    ) -> None:
+        """Counts what DuckDB left out. Raises ``ValueError`` where an open quote took the rows behind it along."""
+        rows, first = self.backend.con.execute(f"SELECT count(DISTINCT line), min(line) FROM {_REJECTS}").fetchone()
+        swallowed = self.backend.con.execute(
+            f"SELECT min(line) FROM {_REJECTS} WHERE error_type = 'UNQUOTED VALUE' AND contains(csv_line, chr(10))"
+        ).fetchone()[0]
+        self._drop_rejects()
+        if rows:
+            found = bad_rows.explain(name, source, file, names, bad_rows.Hint(swallowed or first))
+            if swallowed:
+                raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
+            skipped.rows, skipped.first = (
+                rows,
+                bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}",
+            )
+
+    def _drop_rejects(self) -> None:
+        for table in (_REJECTS, _REJECTS_SCANS):
+            self.backend.con.execute(f"DROP TABLE IF EXISTS {table}")
+
+    def _bad_file(self, name: str, source: Source, file: TextFile, names: list[str], error: duckdb.Error) -> Exception:
+        """One line for a file that is not as declared; other errors as they are."""
+        if not isinstance(
+            error, (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)
+        ):
+            return error
+        value = re.search(r"Could not convert string \"(.*?)\" to '", str(error), re.DOTALL)
+        hint = bad_rows.Hint(_line(error), value.group(1) if value else None)
+        return bad_rows.explain(name, source, file, names, hint) or ValueError(
+            f"sources.{name}: '{file.name}'{f', line {hint.line:,}' if hint.line else ''}: cannot be read as it is declared: "
+            f"check sources.{name}.format, .separator, .quote, .escape and .columns ({self.keep_words(error)})"
+        )
 
 
 def _load_httpfs(connection: duckdb.DuckDBPyConnection) -> None:
@@ -221,44 +316,41 @@ def _cast(source: Source, column: str) -> str:
     return f"CAST({_identifier(column)} AS {_TYPES[source.columns[column]]}) AS {_identifier(column)}"
 
 
-def _scan(name: str, source: Source, file: str, optional: frozenset[str]) -> str:
-    declared = {column: _TYPES[kind] for column, kind in source.columns.items()}
-    if source.format == "json":
-        columns = _struct(declared)
-        return f"SELECT * FROM read_json({_quoted(file)}, format = 'newline_delimited', columns = {columns})"
-    names = csv_header.columns(name, file, source, optional)
-    chosen = ", ".join(map(_identifier, declared_columns(name, source, names, f"'{file}'", optional)))
-    declared = {column: declared.get(column, "VARCHAR") for column in names}
+_REJECTS, _REJECTS_SCANS = "__rejects", "__rejects_scans"
+
+
+def _csv_scan(source: Source, place: str, names: list[str], chosen: list[str]) -> str:
+    """Columns have names of ours inside, as those of a file may differ by case alone or be there twice."""
+    inside = {name: f"c{number}" for number, name in enumerate(names)}
+    kinds = [_TYPES[source.columns[name]] if name in source.columns else "VARCHAR" for name in names]
     options = {
-        "columns": _struct(declared),
+        "columns": _struct({f"c{number}": kind for number, kind in enumerate(kinds)}),
         "auto_detect": "false",
         "header": str(source.header).lower(),
         "delim": _quoted(source.separator),
         "quote": _quoted(source.quote),
-        "escape": _quoted(source.quote),
+        "escape": _quoted(source.escape or source.quote),
         "nullstr": "[" + ", ".join(map(_quoted, ["", *source.null_values])) + "]",
-        "encoding": _quoted(source.encoding),
+        "compression": "'none'",
     }
-    return f"SELECT {chosen} FROM read_csv({_quoted(file)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
+    if source.bad_rows == "skip":
+        options |= {"store_rejects": "true", "rejects_limit": "0"}
+        options |= {"rejects_table": _quoted(_REJECTS), "rejects_scan": _quoted(_REJECTS_SCANS)}
+    columns = ", ".join(f"{inside[name]} AS {_identifier(name)}" for name in chosen)
+    return f"SELECT {columns} FROM read_csv({_quoted(place)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
 
 
-def _bad_file(name: str, file: str, error: duckdb.Error) -> Exception:
-    """One line for a file that is not as declared; other errors as they are."""
-    text = str(error)
-    line = re.search(r"(?:CSV Error on Line|in line|Line): ?(\d+)", text)
-    place = f"sources.{name}: {file}" + (f", line {line.group(1)}" if line else "")
-    value = re.search(r'Error when converting column "(.+?)"\. Could not convert string "(.*?)" to \'(\w+)\'', text)
-    if value:
-        kinds = {engine: ours for ours, engine in _TYPES.items()}
-        column, found, kind = value.groups()
-        return ValueError(
-            f"{place}: column '{column}' holds {found!r}, which is not {kinds.get(kind, kind)}: declare another type "
-            f"(sources.{name}.columns.{column}=string), or name what stands for a missing value "
-            f"(sources.{name}.null_values=[{found}])"
-        )
-    if isinstance(error, (duckdb.InvalidInputException, duckdb.ConversionException)):
-        return ValueError(f"{place}: {' '.join(text.split())[:300]}")
-    return error
+def _json_scan(source: Source, place: str) -> str:
+    columns = _struct({column: _TYPES[kind] for column, kind in source.columns.items()})
+    options = f"format = 'newline_delimited', compression = 'uncompressed', columns = {columns}"
+    return f"SELECT * FROM read_json({_quoted(place)}, {options})"
+
+
+def _line(error: duckdb.Error) -> int | None:
+    found = re.search(r"(?:CSV Error on Line|in line|Line): ?(\d+)", str(error)) or re.search(
+        r"in line (\d+)", str(error)
+    )
+    return int(found.group(1)) if found else None
 
 
 def _struct(columns: dict[str, str]) -> str:

@@ -4,10 +4,13 @@ Every transformation of this package is an Ibis expression, written once. An eng
 stores intermediate tables, and writes the output. That is all that is written twice.
 """
 
+import fnmatch
 import hashlib
+import posixpath
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import ibis
 import pyarrow as pa
 
 from data_loaders import footers
+from data_loaders.prepare import text_files
 from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
+from data_loaders.prepare.text_files import TextFile
 from data_loaders.schema import one_of
 from data_loaders.storage import Stat, Storage
 
@@ -31,6 +36,31 @@ class EngineError(RuntimeError):
     Nothing that was there before is lost; the same command goes on with what is already stored."""
 
 
+@dataclass
+class Inputs:
+    """What was found of a source. ``files``: those read; ``empty``: without a byte of text; ``ignored``: the marks and
+    checksums that Spark, Hive and others leave beside their parts. ``bad_rows``: those left out, with ``first_bad``, the
+    first of them."""
+
+    files: int = 0
+    empty: int = 0
+    ignored: int = 0
+    bad_rows: int = 0
+    first_bad: str | None = None
+
+    def notes(self, name: str) -> list[str]:
+        """For people, one a line."""
+        found = []
+        if self.empty or self.ignored:
+            found.append(
+                f"sources.{name}: {self.files:,} file(s) read, {self.empty:,} empty one(s) and {self.ignored:,} that hold no "
+                "data (_SUCCESS and the like) left out"
+            )
+        if self.bad_rows:
+            found.append(f"sources.{name}: {self.bad_rows:,} bad row(s) left out, the first: {self.first_bad}")
+        return found
+
+
 class Engine(ABC):
     """Tables that it returns belong to ``backend`` and are lazy, unless said otherwise."""
 
@@ -42,6 +72,7 @@ class Engine(ABC):
     def __init__(self, work: Path) -> None:
         """``work``: the folder of intermediate tables. What an interrupted run stored there is used again."""
         self.work = work
+        self.inputs: dict[str, Inputs] = {}  # by source, once it is read
         self._views = 0
 
     @abstractmethod
@@ -93,6 +124,32 @@ class Engine(ABC):
         """A small result."""
         return self.backend.to_pyarrow(table)
 
+    def raw_files(self, name: str, source: Source, root: str) -> list[str]:
+        """As ``raw_files``; begins the source's ``inputs``."""
+        files, ignored = raw_files(name, source, root)
+        self.inputs[name] = Inputs(len(files), ignored=ignored)
+        return files
+
+    def text_files(self, name: str, source: Source, root: str) -> list[TextFile]:
+        """The text files that are not empty, in order. Raises ``ValueError`` where all are, and as ``text_files.sniff``."""
+        storage = Storage.at(root)
+        names = self.raw_files(name, source, root)
+        files = [file for file in (text_files.sniff(name, source, storage, file) for file in names) if file is not None]
+        if not files:
+            raise ValueError(
+                f"sources.{name}.files: each of the {len(names)} file(s) is empty, such as '{names[0]}': check input= and "
+                f"sources.{name}.files"
+            )
+        self.inputs[name].files, self.inputs[name].empty = len(files), len(names) - len(files)
+        return files
+
+    def keep_words(self, error: Exception) -> str:
+        """Stores what the engine says, for whoever mends this program; returns how to find it. Users get our words."""
+        path = self.work / "engine-error.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{type(error).__name__}: {error}\n")
+        return f"the engine's own words are in {path}"
+
     def sql(self, table: ibis.Table, select: str) -> ibis.Table:
         """``select``: a query in DuckDB's dialect, in which the table is called ``rows``."""
         self._views += 1
@@ -131,21 +188,45 @@ def file_name(text: str) -> str:
     return text if is_file_name(text) else "_" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def raw_files(name: str, source: Source, root: str) -> list[str]:
-    """Full names of a source's files, in order. Raises ``ValueError`` for none, for a file that is there packed as well as
-    unpacked: its rows would count twice, and for a Parquet file that is damaged: the engine might lose rows or crash."""
+_PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+
+
+def raw_files(name: str, source: Source, root: str) -> tuple[list[str], int]:
+    """Full names of a source's files, in order, and the number of those left out because they hold no data: hidden ones,
+    checksums, ``_SUCCESS`` and other marks, unless a pattern of ``files`` asks for such names. Raises ``ValueError`` for
+    none, for a file that is there compressed as well as not: its rows would count twice, and for a Parquet file that is
+    damaged: the engine might lose rows or crash."""
     storage = Storage.at(root)
-    stats = storage.expand(source.files)
+    found = storage.expand(source.files)
+    stats = [stat for stat in found if not _is_mark(posixpath.basename(stat.name), source.files)]
+    if not stats:
+        raise ValueError(
+            f"sources.{name}.files finds marks and checksums alone, such as '{found[0].name}': where are the data files?"
+        )
     files = [stat.name for stat in stats]
-    for file in files:
-        if file + ".gz" in files:
-            raise ValueError(
-                f"sources.{name}.files: both {file} and {file}.gz are there, so each row would count twice: move one away, "
-                f"or name one (sources.{name}.files=[{file.rsplit('/', 1)[-1]}])"
-            )
+    _check_packed(name, files)
     if source.format == "parquet":
         _check_parquet(name, storage, stats)
-    return files
+    return files, len(found) - len(files)
+
+
+def _check_packed(name: str, files: list[str]) -> None:
+    there = set(files)
+    for file in files:
+        for ending in _PACKED:
+            if file + ending in there:
+                raise ValueError(
+                    f"sources.{name}.files: both {file} and {file}{ending} are there, so each row would count twice: move one "
+                    f"away, or name one (sources.{name}.files=[{posixpath.basename(file)}])"
+                )
+
+
+def _is_mark(base: str, patterns: list[str]) -> bool:
+    """Whether a file's name is that of a mark; not where a pattern begins or ends in the same way."""
+    asked = [posixpath.basename(pattern) for pattern in patterns]
+    if base.startswith((".", "_")):
+        return not any(one.startswith(base[0]) and fnmatch.fnmatch(base, one) for one in asked)
+    return base.endswith(".crc") and not any(one.endswith(".crc") for one in asked)
 
 
 def _check_parquet(name: str, storage: Storage, stats: Sequence[Stat]) -> None:

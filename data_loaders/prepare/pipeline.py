@@ -4,6 +4,7 @@
 the same expressions, so the same raw row gives the same features, bit for bit.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -75,7 +76,8 @@ def transform(prepared: Prepared, options: Options, progress: Progress, keep: tu
         folder.resume(_fingerprint(declaration, options, prepared, files))
         with _opened(options, folder, files, prepared) as engine:
             rows = _score(prepared, engine, folder, options.input, progress, keep)
-            outputs.write_whole(folder.made / outputs.REPORT, json.dumps({"rows": rows}) + "\n")
+            report = {"rows": rows, "sources": _inputs(engine)}
+            outputs.write_whole(folder.made / outputs.REPORT, json.dumps(report) + "\n")
         folder.commit()
     return rows
 
@@ -154,7 +156,8 @@ class _Preparation:
             histories = encoder.histories(examples)
         with self.progress.step("rows"):
             self._write(examples, encoder, histories)
-        report = {"rows": rows, "positives": positives, "vocabularies": reports, "seconds": self.progress.seconds}
+        report = {"rows": rows, "positives": positives, "sources": _inputs(self.engine), "vocabularies": reports}
+        report["seconds"] = self.progress.seconds
         self._write_facts(fitted, report, [name for name in SPLITS if rows.get(name)])
         return report
 
@@ -331,11 +334,17 @@ def _tables(
     for name, source in declaration.sources.items():
         with progress.step(f"source {name}"):
             tables[name] = _read(engine, name, source, root, optional)
+        for note in engine.inputs[name].notes(name):
+            progress.note(note)
     for name, view in declaration.views.items():
         with progress.step(f"view {name}"):
             parsed = view.parsed(f"views.{name}")
             tables[name] = engine.store(steps.apply_steps(engine, tables[view.start], parsed, tables), f"views/{name}")
     return tables
+
+
+def _inputs(engine: Engine) -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(found) for name, found in engine.inputs.items()}
 
 
 def _read(engine: Engine, name: str, source: Source, root: str, optional: frozenset[str]) -> ibis.Table:

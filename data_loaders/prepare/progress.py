@@ -24,3 +24,8 @@ class Progress:
         self.seconds[what] = round(now - began, 3)
         if not self.quiet:
             print(f"{now - self._start:7.1f} s  {what} ({now - began:.1f} s)", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Something to know about the data."""
+        if not self.quiet:
+            print(f"note: {text}", file=sys.stderr, flush=True)

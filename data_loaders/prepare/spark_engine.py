@@ -4,6 +4,7 @@ Files, the work folder and the output must lie where all executors reach them by
 already (spark-submit, a notebook) is used as it is; otherwise one is started on this machine.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -15,9 +16,10 @@ from urllib.parse import quote
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare import csv_header, writer
+from data_loaders.prepare import bad_rows, csv_lines, spark_text, text_files, writer
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns, raw_files
+from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
+from data_loaders.prepare.text_files import TextFile
 
 _TYPES = {
     "int8": "tinyint",
@@ -42,7 +44,7 @@ _SETTINGS = {
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.ansi.enabled": "true",  # what does not fit is an error, not a null or another number
     "spark.sql.caseSensitive": "true",
-    "spark.log.level": "ERROR",
+    "spark.log.level": "FATAL",
 }
 
 
@@ -66,14 +68,13 @@ class SparkEngine(Engine):
         that the program itself opens its sources alone."""
 
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
-        files = raw_files(name, source, root)
+        if source.format != "parquet":
+            return self._text(name, source, self.text_files(name, source, root), optional)
+        files = self.raw_files(name, source, root)
         try:
-            if source.format == "parquet":
-                return self._placed(source, self._parquet(name, source, files, optional), files)
-            stored = self._stored(f"raw/{name}", lambda: self._text(name, source, files, optional))
-            return self._numbered(source, stored, files)
+            return self._placed(source, self._parquet(name, source, files, optional), files, files)
         except _spark_errors() as error:
-            raise ValueError(f"sources.{name}: {_first_line(error)}") from error
+            raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.keep_words(error)})") from error
 
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
         try:
@@ -148,51 +149,93 @@ class SparkEngine(Engine):
         place = F.col("_metadata.row_index").alias("__place")
         return frame.select(*columns, F.col("_metadata.file_path").alias("__file"), place)
 
-    def _text(self, name: str, source: Source, files: list[str], optional: frozenset[str]) -> Any:
-        from pyspark.sql import functions as F
+    def _text(self, name: str, source: Source, files: list[TextFile], optional: frozenset[str]) -> ibis.Table:
+        names = self._columns(name, source, files, optional) if source.format == "csv" else list(source.columns)
+        paths = [self._readable(name, file, number) for number, file in enumerate(files)]
+        path = self.work / "raw" / name
+        counts = path.with_suffix(".json")  # written last: the rows are whole, and checked
+        if not counts.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            found = self._store_text(name, source, files, paths, names, path)
+            counts.write_text(json.dumps(found))
+        shutil.rmtree(self.work / "text" / name, ignore_errors=True)
+        inputs = self.inputs[name]
+        inputs.bad_rows, inputs.first_bad = json.loads(counts.read_text())
+        return self._numbered(source, self.session.read.parquet(str(path)), paths, [file.name for file in files])
 
-        if source.format == "json":
-            schema = ", ".join(f"`{column}` {_TYPES[kind]}" for column, kind in source.columns.items())
-            frame = self.session.read.option("mode", "FAILFAST").schema(schema).json(files)
-            columns = [F.col(column) for column in source.columns]
-        else:
-            frame = self._csv(name, source, files, optional)
-            marks = ["", *source.null_values]
-            # Read as text and cast here, so that the marks of missing values hold for columns of every type.
-            columns = [
-                F.when(F.col(column).isin(marks), None).otherwise(F.col(column)).cast(_TYPES[kind]).alias(column)
-                if source.null_values or kind != "string"
-                else F.col(column)
-                for column, kind in source.columns.items()
-                if column in frame.columns
-            ]
-            columns += _absent(source, frame.columns)
-        return frame.select(
-            *columns,
-            F.col("_metadata.file_path").alias("__file"),
-            F.col("_metadata.file_block_start").alias("__block"),
-            F.monotonically_increasing_id().alias("__place"),
-        )
-
-    def _csv(self, name: str, source: Source, files: list[str], optional: frozenset[str]) -> Any:
-        names = csv_header.columns(name, files[0], source, optional)
-        declared_columns(name, source, names, f"'{files[0]}'", optional)
+    def _columns(self, name: str, source: Source, files: list[TextFile], optional: frozenset[str]) -> list[str]:
+        names = csv_lines.columns(name, files[0], source, optional)
+        declared_columns(name, source, names, f"'{files[0].name}'", optional)
         for file in files[1:]:
-            if csv_header.columns(name, file, source, optional) != names:
-                raise ValueError(f"sources.{name}: {files[0]} and {file} have different columns")
-        options = {
-            "sep": source.separator,
-            "header": str(source.header).lower(),
-            "quote": source.quote or "\0",
-            "escape": source.quote or "\0",
-            "encoding": "iso-8859-1" if source.encoding == "latin-1" else source.encoding,
-            "mode": "FAILFAST",
-            "enforceSchema": "true",
-        }
-        schema = ", ".join(f"`{column}` string" for column in names)
-        return self.session.read.options(**options).schema(schema).csv(files)
+            if csv_lines.columns(name, file, source, optional) != names:
+                raise ValueError(
+                    f"sources.{name}: '{files[0].name}' and '{file.name}' have different columns, or another order of them, "
+                    "which engine=spark does not read as one: make two sources of them, or take engine=duckdb"
+                )
+        return names
 
-    def _numbered(self, source: Source, stored: Any, files: list[str]) -> ibis.Table:
+    def _readable(self, name: str, file: TextFile, number: int) -> str:
+        """A path that Spark can read as it is: that of the file, or of its text written anew."""
+        if spark_text.reads_itself(file):
+            return file.name
+        path = self.work / "text" / name / f"{number:05}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as target:
+            target.writelines(text_files.chunks(name, file))
+        return str(path)
+
+    def _store_text(
+        self, name: str, source: Source, files: list[TextFile], paths: list[str], names: list[str], path: Path
+    ) -> tuple[int, str | None]:
+        """Makes the copy. Returns the number of bad rows that were skipped, and the first."""
+        has_header = source.format == "csv" and source.header
+        headers = sorted({csv_lines.first_line(name, file) for file in files}) if has_header else []
+        lines = spark_text.Lines(self.session, source, names, headers, _TYPES)
+        try:
+            lines.frame(paths).write.parquet(str(path))
+        except _spark_errors() as error:
+            raise self._bad_files(name, source, files, names, error) from error
+        seen = lines.seen()
+        if seen["zero"]:
+            raise bad_rows.zeros(name, _behind(seen["zero"], files, paths).name)
+        if has_header and seen["headers"] > len(files):
+            raise ValueError(f"sources.{name}: the header of a file is there again among its rows: remove it there")
+        return self._bad_rows(name, source, files, paths, names, seen) if seen["bad"] else (0, None)
+
+    def _bad_rows(
+        self,
+        name: str,
+        source: Source,
+        files: list[TextFile],
+        paths: list[str],
+        names: list[str],
+        seen: dict[str, Any],
+    ) -> tuple[int, str]:
+        """Raises ``ValueError``, or returns how many were skipped, and the first."""
+        uri, _, line = seen["first"].partition("\n")
+        file = _behind(uri, files, paths)
+        found = bad_rows.explain(name, source, file, names, bad_rows.Hint()) or ValueError(
+            f"sources.{name}: '{file.name}': engine=spark cannot read the row {line[:60]!r} (where a quoted field goes over "
+            f"several lines, engine=duckdb can); {bad_rows.way_out(name)}"
+        )
+        if source.bad_rows == "error":
+            raise found
+        first = bad_rows.without_way_out(found, name)
+        if not seen["good"]:
+            raise bad_rows.no_good(name, seen["bad"], first)
+        return seen["bad"], first
+
+    def _bad_files(
+        self, name: str, source: Source, files: list[TextFile], names: list[str], error: Exception
+    ) -> Exception:
+        """What is wrong with the first file that cannot be read."""
+        for file in files:
+            found = bad_rows.explain(name, source, file, names, bad_rows.Hint())
+            if found is not None:
+                return found
+        return EngineError(f"sources.{name}: Spark could not read the files; {self.keep_words(error)}")
+
+    def _numbered(self, source: Source, stored: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """Places in the file, from ids that grow within each block of a file: a block's first row comes after all rows of
         the file's earlier blocks."""
         from pyspark.sql import functions as F
@@ -207,17 +250,18 @@ class SparkEngine(Engine):
             offsets.append((block["__file"], block["__block"], start - block["__first"]))
             before[block["__file"]] = start + block["__rows"]
         if not offsets:
-            return self._placed(source, stored.drop("__block"), files)
+            return self._placed(source, stored.drop("__block"), paths, files)
         known = self.session.createDataFrame(offsets, "`__file` string, `__block` bigint, `__offset` bigint")
         frame = stored.join(F.broadcast(known), ["__file", "__block"])
         place = (F.col("__place") + F.col("__offset")).alias("__place")
-        return self._placed(source, frame.select(*source.columns, "__file", place), files)
+        return self._placed(source, frame.select(*source.columns, "__file", place), paths, files)
 
-    def _placed(self, source: Source, frame: Any, files: list[str]) -> ibis.Table:
-        """``__row`` from the file (``__file``) and the place in it (``__place``)."""
+    def _placed(self, source: Source, frame: Any, paths: list[str], files: list[str]) -> ibis.Table:
+        """``__row`` from the file (``__file``, one of ``paths``, which stand for ``files``) and the place in it (``__place``)."""
         from pyspark.sql import functions as F
 
-        uris = [(uri, file, number) for number, file in enumerate(files) for uri in _uris(file)]
+        named = enumerate(zip(paths, files))
+        uris = [(uri, file, number) for number, (path, file) in named for uri in _uris(path)]
         known = self.session.createDataFrame(uris, "`__file` string, `__origin` string, `__number` bigint")
         frame = frame.join(F.broadcast(known), "__file", "left")
         row = (F.shiftleft(F.col("__number"), FILE_SHIFT) + F.col("__place")).alias(ROW)
@@ -313,6 +357,10 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if "CAST_INVALID_INPUT" in line or "MALFORMED" in line]
     return (causes or lines or [type(error).__name__])[0][:400]
+
+
+def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
+    return next(file for file, path in zip(files, paths) if uri in _uris(path))
 
 
 def _uris(file: str) -> list[str]:

@@ -48,3 +48,10 @@ def engine(request, tmp_path, spark_session):
     yield made
     if request.param == "duckdb":
         made.close()
+
+
+@pytest.fixture
+def duckdb_engine(tmp_path):
+    made = open_engine("duckdb", tmp_path / "work")
+    yield made
+    made.close()

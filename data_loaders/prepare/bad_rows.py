@@ -1,0 +1,274 @@
+"""What is wrong with a row that an engine could not read, in our own words: found by reading the file again, line by line.
+
+Engines know that something is wrong, and roughly where; what they say differs from version to version and advises
+settings that a recipe does not have.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from data_loaders.prepare import csv_lines, decoding, text_files
+from data_loaders.prepare.declaration import Source
+from data_loaders.prepare.text_files import TextFile
+
+_MOST_LINES = 1000  # of one row, quoted line ends and all: more is a quote that was not closed
+_SHOWN = 60
+_LONGEST_NUMBER = 40  # digits of an integer that may be one of 64 bits
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What an engine told: the row is near ``line`` (from 1), and ``value`` is what could not be converted."""
+
+    line: int | None = None
+    value: str | None = None
+
+
+def explain(name: str, source: Source, file: TextFile, names: list[str], hint: Hint) -> ValueError | None:
+    """What is wrong with the file's first bad row, or with the one that the engine tells of; None where nothing is found.
+    ``names``: of the columns in the file's order (csv)."""
+    check = _csv_check(name, source, names) if source.format == "csv" else _json_check(name, source)
+    if hint.line is not None:
+        found = _first(name, source, file, check, hint, range(max(1, hint.line - 1), hint.line + 1))
+        if found is not None:
+            return found
+    return _first(name, source, file, check, Hint(None, hint.value), None)
+
+
+@dataclass
+class Skipped:
+    """The number of rows left out, and the first of them."""
+
+    rows: int = 0
+    first: str | None = None
+
+
+def good_lines(name: str, source: Source, file: TextFile, skipped: Skipped) -> Iterator[bytes]:
+    """The lines of JSON that are as declared; counts the others in ``skipped``."""
+    check = _json_check(name, source)
+    for number, line in enumerate(text_files.lines(name, file), 1):
+        try:
+            problem = check(line.decode("utf-8"), None)
+        except UnicodeDecodeError:
+            problem = "bytes that are not utf-8"
+        if problem is None:
+            yield line + b"\n"
+            continue
+        skipped.rows += 1
+        skipped.first = skipped.first or f"'{file.name}', line {number:,}: {problem}"
+
+
+def check_zeros(name: str, file: TextFile, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks. Raises ``ValueError`` where one holds a zero byte, which engines let pass inside of a text."""
+    line = 1
+    for chunk in chunks:
+        place = chunk.find(0)
+        if place >= 0:
+            raise zeros(name, file.name, line + chunk.count(b"\n", 0, place))
+        line += chunk.count(b"\n")
+        yield chunk
+
+
+def zeros(name: str, file: str, line: int | None = None) -> ValueError:
+    return ValueError(
+        f"sources.{name}: '{file}'{f', line {line:,}' if line else ''}: holds zero bytes, which text has not: it is damaged, "
+        f"or another format; copy it again, or leave it out of sources.{name}.files"
+    )
+
+
+def no_good(name: str, rows: int, first: str | None) -> ValueError:
+    """Where bad rows are left out, and none remains."""
+    return ValueError(f"sources.{name}: each of its {rows:,} row(s) is bad, the first: {first}")
+
+
+def without_way_out(error: ValueError | None, name: str) -> str | None:
+    return str(error).removesuffix(f"; {way_out(name)}").removeprefix(f"sources.{name}: ") if error else None
+
+
+def way_out(name: str) -> str:
+    return f"mend the row, or leave such rows out and have them counted: sources.{name}.bad_rows=skip"
+
+
+Check = Callable[[str, str | None], str | None]  # a row, the value that an engine complained of -> what is wrong
+
+
+def _first(
+    name: str, source: Source, file: TextFile, check: Check, hint: Hint, where: range | None
+) -> ValueError | None:
+    rows = _rows(name, source, file, where)
+    try:
+        for number, row in rows:
+            problem = check(row, hint.value)
+            if problem:
+                return ValueError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {way_out(name)}")
+    except ValueError as error:  # bytes that are not of the encoding, data that cannot be decompressed
+        return error
+    return None
+
+
+def _rows(name: str, source: Source, file: TextFile, where: range | None) -> Iterator[tuple[int, str]]:
+    """The rows that begin at the line numbers of ``where`` (all by default), each with its number. A header is none."""
+    held, start = [], 0
+    has_quotes = source.format == "csv" and source.quote
+    for number, line in enumerate(text_files.lines(name, file), 1):
+        if where is not None and number > where[-1] and not held:
+            return
+        if (where is not None and number < where[0]) or (number == 1 and source.format == "csv" and source.header):
+            continue
+        held.append(decoding.utf8_line(f"sources.{name}", file.name, number, line))
+        start = start or number
+        row = "\n".join(held)
+        is_open = has_quotes and source.quote in row and csv_lines.split(row, source).is_open
+        if is_open and len(held) < _MOST_LINES:
+            continue
+        if row:
+            yield start, row
+        held, start = [], 0
+    if held:
+        yield start, "\n".join(held)
+
+
+def _csv_check(name: str, source: Source, names: list[str]) -> Check:
+    declared = [(place, field, source.columns[field]) for place, field in enumerate(names) if field in source.columns]
+    missing = {"", *source.null_values}
+
+    def check(text: str, value: str | None) -> str | None:
+        row = csv_lines.split(text, source)
+        if "\0" in text:
+            return "zero bytes, which text has not"
+        if row.is_open:
+            return f"a quote ({source.quote}) that opens a field is not closed ({_shown(text)}){_quote_advice(source)}"
+        if row.has_stray_quote:
+            return f"letters follow a closing quote ({_shown(text)}){_quote_advice(source)}"
+        fields = row.fields
+        if len(fields) == len(names) + 1 and not fields[-1]:
+            fields = fields[:-1]  # a separator at the line's end
+        if len(fields) != len(names):
+            return f"{len(fields)} field(s) where {len(names)} are due ({_shown(text)})"
+        for place, column, kind in declared:
+            if fields[place] not in missing and _is_misfit(kind, fields[place], value):
+                missing_too = (
+                    f", or name what stands for a missing value (sources.{name}.null_values=[{fields[place][:_SHOWN]}])"
+                )
+                return _misfit(name, column, repr(fields[place][:_SHOWN]), kind) + missing_too
+        return None
+
+    return check
+
+
+def _json_check(name: str, source: Source) -> Check:
+    def check(text: str, value: str | None) -> str | None:
+        if not text.strip():
+            return None
+        try:
+            found = json.loads(text.removesuffix("\r"), object_pairs_hook=_without_twins, parse_int=_int)
+        except RecursionError:
+            return "its values are nested too deeply"
+        except json.JSONDecodeError as error:
+            return _no_json(text, error)
+        except ValueError as error:
+            return str(error)
+        if _HALF.search(text) and _has_half_letters(found):
+            return "half of a letter (\\ud800 … \\udfff without its other half) in a text"
+        if not isinstance(found, dict):
+            kind = "an array" if isinstance(found, list) else "a single value"
+            return f"{kind} where an object {{…}} is due ({_shown(text)}); {_ONE_A_LINE}"
+        for column, kind in source.columns.items():
+            if found.get(column) is not None and _is_json_misfit(kind, found[column]):
+                return _misfit(name, column, json.dumps(found[column])[:_SHOWN], kind)
+        return None
+
+    return check
+
+
+_ONE_A_LINE = (
+    "write one object a line (jq -c '.[]' makes such lines of an array, jq -c . of objects over several lines)"
+)
+
+
+def _has_half_letters(found: object) -> bool:
+    try:
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _no_json(text: str, error: json.JSONDecodeError) -> str:
+    begin = text.strip()
+    if error.msg == "Extra data":
+        return f"more follows the object ({_shown(text[error.pos :])}); {_ONE_A_LINE}"
+    if begin in ("[", "{") or (begin.startswith("[") and not begin.endswith("]")):
+        return f"a value that goes over several lines ({_shown(text)}); {_ONE_A_LINE}"
+    return f"broken JSON at letter {error.pos + 1} ({_shown(text[max(0, error.pos - 20) :])})"
+
+
+def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twin}' is there twice in an object")
+    return found
+
+
+def _int(text: str) -> int | str:
+    return int(text) if len(text) <= _LONGEST_NUMBER else text  # int() refuses thousands of digits
+
+
+def _quote_advice(source: Source) -> str:
+    if source.escape:
+        return ": check .quote and .escape of the source"
+    return ": a quote inside a field is doubled, or escaped (.escape='\\\\'), or none is special (.quote='')"
+
+
+def _misfit(name: str, column: str, shown: str, kind: str) -> str:
+    return f"column '{column}' holds {shown}, which is not {kind}: declare another type (sources.{name}.columns.{column}=string)"
+
+
+def _is_misfit(kind: str, text: str, value: str | None) -> bool:
+    if kind == "string":
+        return False
+    if value is not None and text == value:
+        return True
+    return (kind.startswith("int") and not _is_whole(kind, text)) or (kind.startswith("float") and not _is_number(text))
+
+
+def _is_whole(kind: str, text: str) -> bool:
+    bits = int(kind.removeprefix("int"))
+    return (
+        len(text) <= _LONGEST_NUMBER
+        and bool(_WHOLE.fullmatch(text))
+        and -(1 << bits - 1) <= int(text.partition(".")[0]) < 1 << bits - 1
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
+
+
+def _is_json_misfit(kind: str, value: object) -> bool:
+    if kind.startswith("list<"):
+        inner = kind.removeprefix("list<").removesuffix(">")
+        return not isinstance(value, list) or any(one is not None and _is_json_misfit(inner, one) for one in value)
+    if kind.startswith("int"):
+        text = (
+            str(int(value)) if isinstance(value, float) and math.isfinite(value) and value == int(value) else str(value)
+        )
+        return isinstance(value, (list, dict)) or not (isinstance(value, bool) or _is_whole(kind, text))
+    if kind.startswith("float"):
+        return isinstance(value, (list, dict)) or not (isinstance(value, bool) or _is_number(str(value)))
+    return kind not in ("string",) and isinstance(value, (list, dict))
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN] + ("…" if len(text) > _SHOWN else ""))
