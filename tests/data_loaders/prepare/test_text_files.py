@@ -171,21 +171,21 @@ def check_wrong(engine, folder, case, name="log", **more):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_a_csv_file_is_told_with_file_line_and_key(case, tmp_path, duckdb_engine):
-    check_wrong(duckdb_engine, tmp_path, WRONG[case])
+    check_wrong(duckdb_engine, tmp_path / "in", WRONG[case])
 
 
 @pytest.mark.parametrize("case", WRONG_JSON)
 def test_what_is_wrong_with_lines_of_json_is_told_with_file_and_line(case, tmp_path, duckdb_engine):
-    check_wrong(duckdb_engine, tmp_path, WRONG_JSON[case], format="json")
+    check_wrong(duckdb_engine, tmp_path / "in", WRONG_JSON[case], format="json")
 
 
 def test_spark_tells_the_same(tmp_path, engine):
     if engine.name != "spark":
         pytest.skip("DuckDB's are all tried above")
     for case in ("late", "field more", "open at the end", "stray", "type", "cut"):
-        check_wrong(engine, tmp_path, WRONG[case], name=f"csv_{case.replace(' ', '_')}")
+        check_wrong(engine, tmp_path / "in", WRONG[case], name=f"csv_{case.replace(' ', '_')}")
     for case in ("two", "null", "half", "twin"):
-        check_wrong(engine, tmp_path, WRONG_JSON[case], name=f"json_{case}", format="json")
+        check_wrong(engine, tmp_path / "in", WRONG_JSON[case], name=f"json_{case}", format="json")
 
 
 def test_bad_rows_are_left_out_and_counted(engine, tmp_path):
