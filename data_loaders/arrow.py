@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _TICKS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -148,6 +149,19 @@ def null_mask(array: pa.Array) -> NDArray[np.bool_] | None:
     bits = np.frombuffer(validity, np.uint8, count=((array.offset + len(array) + 7) >> 3) - first, offset=first)
     begin = array.offset & 7
     return np.unpackbits(bits, bitorder="little")[begin : begin + len(array)] == 0
+
+
+def empty_mask(text: pa.Array) -> NDArray[np.bool_] | None:
+    """bool [len(text)], True where a string is empty; None where none is. Of arrays as ``plain`` makes them."""
+    if pa.types.is_dictionary(text.type):
+        empty = empty_mask(text.dictionary)
+        return None if empty is None else _filled(pc.take(pa.array(empty), text.indices))
+    lengths = pc.binary_length(text)
+    return _filled(pc.equal(lengths, 0)) if pc.min(lengths).as_py() == 0 else None
+
+
+def _filled(mask: pa.BooleanArray) -> NDArray[np.bool_]:
+    return mask.fill_null(False).to_numpy(zero_copy_only=False)
 
 
 def numbers(array: pa.Array) -> NDArray[np.number]:

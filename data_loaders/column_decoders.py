@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_loaders.arrow import Lists, flat, null_mask, numbers
+from data_loaders.arrow import Lists, empty_mask, flat, is_text, null_mask, numbers, value_type
 from data_loaders.columns import NO_ID, Bags, offsets_of
 from data_loaders.hashing import combine, hash_ids, rows_from_hashes
 from data_loaders.schema import Feature, Schema
@@ -198,7 +198,7 @@ class _Ids:
         self, source: Source, array: pa.Array, hashes: Callable[[], NDArray[np.uint64]], rows_of: RowsOf
     ) -> NDArray[np.integer]:
         """Table rows, or ``NO_ID``, of the ids in a flat array. ``rows_of`` finds the log's rows of its elements."""
-        nulls = null_mask(array)
+        nulls = self._nulls(array)
         if self._feature.ids == "hash":
             ids = rows_from_hashes(hashes(), self._rows)
         else:
@@ -209,6 +209,9 @@ class _Ids:
         ids = ids.astype(np.int64)  # a copy that holds NO_ID
         ids[nulls] = self._missing
         return ids
+
+    def _nulls(self, array: pa.Array) -> NDArray[np.bool_] | None:
+        return null_mask(array)
 
     def _in_range(
         self, source: Source, array: pa.Array, nulls: NDArray[np.bool_] | None, rows_of: RowsOf
@@ -299,6 +302,12 @@ class ListIds(_Ids):
             offsets = np.concatenate([[0], np.cumsum(~missing)])[offsets]
             values = values[~missing]
         return Bags(offsets, values), removed
+
+    def _nulls(self, array: pa.Array) -> NDArray[np.bool_] | None:
+        """An empty string in a list is what splitting a text leaves where there was no id."""
+        nulls = null_mask(array)
+        empty = empty_mask(array) if self._feature.ids == "hash" and is_text(value_type(array.type)) else None
+        return nulls if empty is None else empty if nulls is None else empty | nulls
 
     def _kept(self, lists: Lists) -> tuple[pa.Array, NDArray[np.int64]]:
         """The elements in use, as one array, and each row's offsets into it."""

@@ -36,8 +36,8 @@ _MAGIC = b"PAR1"
 _ROOT = str(Path(__file__).resolve().parents[1])
 _CHILD = f"import sys; sys.path.insert(0, {_ROOT!r}); from data_loaders.footer_checks import main; main()"
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-_TEXT = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson")
-_PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+_TEXT = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
+PREPARE = "make Parquet of CSV and JSON with data_loaders.prepare (docs/prepare.md); rows to score: trainer.predict --raw"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ def parse(footer: bytes) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(footer))
 
 
-def needs_preparation(name: str) -> bool:
-    """Whether a file's name is that of text, packed or not."""
-    stem, suffix = os.path.splitext(name.lower())
-    return suffix in _TEXT or suffix in _PACKED
+def is_text(name: str) -> bool:
+    """By a file's name: text, or packed."""
+    return name.lower().endswith(_TEXT)
 
 
 def _last(source: pa.NativeFile, size: int, count: int) -> bytes:
@@ -99,11 +98,6 @@ def _last(source: pa.NativeFile, size: int, count: int) -> bytes:
 
 
 def _content(storage: Storage, stat: Stat) -> bytes:
-    if needs_preparation(stat.name):
-        raise ValueError(
-            f"data file '{stat.name}' is not Parquet, by its name: make Parquet of it with data_loaders.prepare "
-            "(docs/prepare.md), and name that folder"
-        )
     if stat.size == 0:
         raise ValueError(f"data file '{stat.name}' has 0 bytes: write it again, or take it away")
     try:
@@ -111,6 +105,8 @@ def _content(storage: Storage, stat: Stat) -> bytes:
     except StorageError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
+        if is_text(stat.name):
+            raise ValueError(f"data file '{stat.name}' is not Parquet: {PREPARE}") from error
         raise _unreadable(stat, error) from error
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from data_loaders import footers
 from data_loaders.arrow import type_kind
-from data_loaders.storage import Storage, full_name, is_uri, relative_name, root_name
+from data_loaders.storage import NoParquetError, Storage, full_name, is_uri, relative_name, root_name
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _VERSION = 1  # of ``to_dict``
@@ -83,7 +83,10 @@ class Manifest:
             raise ValueError("no data paths are given: name files, folders or globs")
         storage = Storage.at(root)
         root = root if not storage.local else storage.root
-        stats = storage.expand(paths)
+        try:
+            stats = storage.expand(paths)
+        except NoParquetError as error:
+            raise ValueError(f"{error}; {footers.PREPARE}") from error
         indices: dict[bytes, int] = {}
         schemas: list[pa.Schema] = []
         files = []

@@ -58,6 +58,10 @@ _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirecto
 _LOG = logging.getLogger(__name__)
 
 
+class NoParquetError(ValueError):
+    """A folder has no Parquet file."""
+
+
 class StorageError(OSError):
     """A file could not be read for now: all attempts were used up, or it is gone. To start again is safe and loses
     nothing, as a run goes on from its checkpoint."""
@@ -436,7 +440,7 @@ def _plug_in(scheme: str, origin: str, query: str) -> _Mount:
 
 def _nothing(name: str, *, is_folder: bool) -> ValueError:
     if is_folder:
-        return ValueError(f"data folder '{name}' holds no *{_SUFFIX} file: check the path")
+        return NoParquetError(f"data folder '{name}' holds no *{_SUFFIX} file: check the path")
     what = "glob matches no file" if glob.has_magic(name) else "path does not exist"
     options = "; options after '?' belong in data.root" if is_uri(name) and re.search(r"\?\w+=", name) else ""
     return ValueError(f"data {what}: '{name}'; check data.root and the path{options}")

@@ -230,12 +230,12 @@ def _is_mark(base: str, patterns: list[str]) -> bool:
 
 
 def _check_parquet(name: str, storage: Storage, stats: Sequence[Stat]) -> None:
-    for stat in stats:
-        if footers.needs_preparation(stat.name):
-            raise ValueError(
-                f"sources.{name}.format is parquet, and '{stat.name}' has the name of text: correct sources.{name}.format "
-                f"(csv or json) or sources.{name}.files"
-            )
+    text = next((stat.name for stat in stats if footers.is_text(stat.name)), None)
+    if text:
+        raise ValueError(
+            f"sources.{name}.format is parquet, and '{text}' has the name of text: correct sources.{name}.format (csv or json) "
+            f"or sources.{name}.files"
+        )
     try:
         footers.scan(storage, stats)
     except ValueError as error:

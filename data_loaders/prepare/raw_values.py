@@ -16,9 +16,17 @@ SEPARATOR = "\x1f"  # between the parts of a cross: ASCII's own, the unit separa
 
 
 def column(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.Value:
-    """The raw column. Raises ``ValueError`` where the examples have none of the name."""
-    name = schema.features[feature].make.column or feature
-    columns.check(examples, [name], f"schema.features.{feature}.make.column")
+    """The raw column. Raises ``ValueError`` where the examples have none of the name, and where it is text but the feature a
+    bag or a sequence: the whole text would be one id."""
+    spec, where = schema.features[feature], f"schema.features.{feature}"
+    name = spec.make.column or feature
+    columns.check(examples, [name], f"{where}.make.column")
+    if spec.table and spec.max_length is not None and examples[name].type().is_string():
+        raise ValueError(
+            f"{where} is a {'sequence' if spec.kind == 'sequence' else 'bag'} (max_length), but column '{name}' is text: split "
+            f"it with a step ({{select: {{{name}: \"string_split({name}, ',')\"}}}}); where each text is one id, leave out "
+            f"{where}.max_length"
+        )
     return examples[name]
 
 
@@ -47,7 +55,9 @@ def as_identifier(value: ibis.Value, where: str) -> ibis.Value:
     kind = value.type()
     if kind.is_array():
         family = _family(kind.value_type, value, where)
-        return value if kind.value_type == family else value.cast(dt.Array(family))
+        value = value if kind.value_type == family else value.cast(dt.Array(family))
+        # What splitting a text leaves where there was no id.
+        return value.map(lambda element: element.nullif("")) if family.is_string() else value
     family = _family(kind, value, where)
     return value if kind == family else value.cast(family)
 

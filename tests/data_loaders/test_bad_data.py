@@ -705,6 +705,34 @@ def test_d25_null_lists_empty_lists_and_null_elements(tmp_path):
     assert found == [[1, 2], [], [], [], [], [5]] and counters == {"f.null": 3, "rows.dropped": 3}
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_binary(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_d25_an_empty_string_in_a_list_is_a_null_and_text_is_no_bag(kind, tmp_path):
+    values = ["a", "", None, "b", ""]
+    given = schema(user={"max_length": 3})
+    child = pa.array(values * 6, pa.string()).cast(kind) if not pa.types.is_dictionary(kind) else pa.array(values * 6)
+    child = child.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else child
+    write(tmp_path / "a.parquet", log(user=pa.ListArray.from_arrays(range(31), child)))
+    found = read(tmp_path, given)
+    a, b = rows_from_hashes(hash_ids(pa.array(["a", "b"])), H_ROWS).tolist()
+    assert found["user"] == [[a], [0], [0], [b], [0]] * 6 and found.counters["user.null"] == 18
+    write(tmp_path / "text" / "a.parquet", log())
+    with pytest.raises(
+        ValueError, match=r"'user' is a bag \(max_length\): column 'user' has type string, .*string_split"
+    ):
+        read(tmp_path / "text", given)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.JSON", "sub/log.tsv"])
+def test_d13_text_as_training_data_points_to_the_preparation(name, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / name).write_text("user,item\n" * 20)
+    for path in (name, str((tmp_path / name).parent)):
+        with pytest.raises(ValueError, match="make Parquet of CSV and JSON with data_loaders.prepare"):
+            read(tmp_path, paths=[path])
+
+
 def test_d26_histories_of_unequal_length_name_the_row(tmp_path):
     kinds = pa.array([[1] * (i % 4 + (i == 23)) for i in range(30)])
     write(tmp_path / "a.parquet", log(kinds=kinds))

@@ -302,3 +302,17 @@ def test_elements_of_lists_are_counted_so_that_chunks_of_rows_stay_small(engine,
     )
     assert mean_elements(engine, make(engine, tmp_path, **columns), schema) == (2 + 4 + 1 + 2) / 4
     assert mean_elements(engine, make(engine, tmp_path, y=["a"]), schema_of({"y": SPARSE})) == 0
+
+
+def test_empty_strings_of_a_split_are_no_ids_and_text_is_no_bag(engine, tmp_path):
+    line = {"kind": "sequence", "table": "t", "max_length": 9}
+    lists = [["a", "", "b"], [""], ["", "", "c", ""], None]
+    schema = schema_of({"bag": {**SPARSE, "max_length": 2}, "line": line})
+    made = encoded(engine, tmp_path, schema, {"bag": lists, "line": lists}, {"t": ["a", "b", "c"]})
+    assert column(engine, made, "bag") == [[2, 3], [], [4], []]
+    assert column(engine, made, "line") == [[2, 0, 3], [0], [0, 0, 4, 0], []]
+    for spec, word in ((line, "sequence"), ({**SPARSE, "max_length": 2}, "bag")):
+        with pytest.raises(
+            ValueError, match=rf"schema.features.x is a {word} .* column 'x' is text: split it .*string_split"
+        ):
+            encoded(engine, tmp_path, schema_of({"x": spec}), {"x": ["a,b", "c", None, ""]}, {"t": ["a", "b"]})
