@@ -15,8 +15,7 @@ import pytest
 from tests import warm
 from tests.object_store import BUCKET, serve
 from trainer.doctor import installation, machine, places, processes
-from trainer.doctor.__main__ import shown
-from trainer.doctor.finding import Finding, at_least, bounded, passed
+from trainer.doctor.finding import Finding, at_least, bounded, passed, shown
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -172,7 +171,7 @@ def test_data_are_reached_in_a_folder_and_in_an_object_store(tmp_path):
 
 def answers(monkeypatch, *told, driver="580.1"):
     monkeypatch.setattr(processes, "run_probes", lambda arguments, seconds: list(told))
-    monkeypatch.setattr(processes, "_driver", lambda: driver)
+    monkeypatch.setattr(processes, "driver", lambda: driver)
 
 
 def test_gpus_are_told_with_what_keeps_them_apart(monkeypatch):

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.doctor.finding import FAIL, PASS, WARN, Finding, bounded, failed
-
-COLOURS = {PASS: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
+from trainer.doctor import gpu
+from trainer.doctor.finding import FAIL, WARN, Finding, bounded, failed, shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    if options.gpu:
+        return gpu.main(options.folder, options.timeout, options.json)
     found = []
     for finding in findings(options):
         found.append(finding)
@@ -36,6 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2, help="ranks of the round trip on the CPU (default: 2)")
     parser.add_argument(
         "--timeout", type=float, default=120.0, help="seconds that any one check may take (default: 120)"
+    )
+    parser.add_argument(
+        "--gpu", action="store_true", help=f"some minutes on GPUs: all that training needs, and FOLDER/{gpu.NAME}"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
@@ -72,12 +76,6 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
     }
     for name, check in checks.items():
         yield from bounded(name, check, seconds + 30)  # processes keep to the limit by themselves
-
-
-def shown(finding: Finding, *, colour: bool) -> str:
-    state = f"{COLOURS[finding.state]}{finding.state}\033[0m" if colour else finding.state
-    line = f"{state}  {finding.name}: {finding.message}"
-    return f"{line}\n      remedy: {finding.remedy}" if finding.remedy else line
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
+COLOURS = {PASS: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,10 @@ def bounded(name: str, check: Callable[[], list[Finding]], seconds: float) -> li
         remedy = "look for a disk, a network mount or a driver that does not answer (dmesg, df)"
         return [failed(name, f"no answer within {seconds:.0f} s", remedy)]
     return found
+
+
+def shown(finding: Finding, *, colour: bool) -> str:
+    """For a terminal: the line, and below it the remedy."""
+    state = f"{COLOURS[finding.state]}{finding.state}\033[0m" if colour else finding.state
+    line = f"{state}  {finding.name}: {finding.message}"
+    return f"{line}\n      remedy: {finding.remedy}" if finding.remedy else line

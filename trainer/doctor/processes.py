@@ -23,7 +23,7 @@ class ProbeError(Exception):
 
 def gpus(device: str | None, seconds: float) -> tuple[list[Finding], int]:
     """What PyTorch sees, and how many."""
-    driver = _driver()
+    installed = driver()
     try:
         (seen,) = run_probes([["gpus"]], seconds)
     except ProbeError as error:
@@ -36,12 +36,12 @@ def gpus(device: str | None, seconds: float) -> tuple[list[Finding], int]:
         return [failed("GPUs", each, remedy) for each in seen["unusable"]], 0
     devices = seen["devices"]
     if not devices:
-        return [_none(device, driver, seen["build"])], 0
+        return [_none(device, installed, seen["build"])], 0
     free = min(gpu["free"] for gpu in devices) / GIB
     total = min(gpu["total"] for gpu in devices) / GIB
     kinds = ", ".join(sorted({gpu["name"] for gpu in devices}))
     message = (
-        f"{len(devices)} x {kinds}, {free:.1f} of {total:.1f} GiB free; driver {driver or '?'}, CUDA {seen['build']}"
+        f"{len(devices)} x {kinds}, {free:.1f} of {total:.1f} GiB free; driver {installed or '?'}, CUDA {seen['build']}"
     )
     remedy = "end the other programs on it: nvidia-smi names them"
     found = [at_least("GPUs", free / total, 0.8, 0.2, message, remedy)]
@@ -69,12 +69,20 @@ def collectives(backend: str, ranks: int, seconds: float) -> list[Finding]:
     return [at_least(backend, -slowest["mib"], -200, -float("inf"), message, slow)]
 
 
-def run_probes(arguments: Sequence[Sequence[str]], seconds: float) -> list[dict[str, Any]]:
-    """Runs probes side by side; none outlives ``seconds``. Raises ``ProbeError`` for the first one that fails."""
+def run_probes(
+    arguments: Sequence[Sequence[str]], seconds: float, probe: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Runs probes (``PROBE``'s where not given) side by side; none outlives ``seconds``. Raises ``ProbeError`` for the first
+    one that fails."""
     with tempfile.TemporaryFile("w+") as errors:
         started = [
             subprocess.Popen(
-                [*PROBE, *each], cwd=ROOT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+                [*(probe or PROBE), *each],
+                cwd=ROOT,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
             )
             for each in arguments
         ]
@@ -123,7 +131,7 @@ def _peers(count: int, apart: list[list[int]]) -> list[Finding]:
     return [warned("peer access", f"{len(apart)} pairs of GPUs do not reach each other's memory ({pairs})", remedy)]
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
     """Of the NVIDIA driver; None without one."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

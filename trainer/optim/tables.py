@@ -290,6 +290,11 @@ def _check_fused(table: EmbeddingTable, config: TableOptimizerConfig, device: to
             f"optim: table '{table.name}' has optimizer adam, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or "
             f"sgd, or device=cuda, or {remedy}"
         )
+    if config.name == "adam" and table.dtype != torch.float32:
+        raise ValueError(
+            f"optim: table '{table.name}' has optimizer adam and rows of fp16, which FBGEMM's Adam fails on in its first "
+            f"step: set data.schema.tables.{table.name}.dtype=fp32, or use rowwise_adagrad, adagrad or sgd"
+        )
     if config.weight_decay and config.weight_decay_rows == "all":
         raise ValueError(
             f"optim: table '{table.name}' has weight_decay={config.weight_decay} of all its rows, which FBGEMM does not "

@@ -38,7 +38,11 @@ def _no_code(estimate: Estimate) -> list[str]:
 
 def _half_tables(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[str]:
     schema = job.config.data.schema
-    names = [name for name, table in schema.tables.items() if table.dtype == "fp32" and name in job.tables]
+    names = [
+        name
+        for name, table in schema.tables.items()
+        if table.dtype == "fp32" and name in job.tables and job.config.optim.of_table(name, wide=False).name != "adam"
+    ]  # FBGEMM's Adam has no fp16
     saved = {
         name: job.bytes_of(job.tables[name], job.tables[name].rows, job.tables[name].dim)[0] // 2 for name in names
     }

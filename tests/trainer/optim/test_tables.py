@@ -1,5 +1,7 @@
 """What does not need ranks: names of tables, state sizes, and the step count of FBGEMM's Adam."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,14 @@ def test_what_only_data_parallel_tables_have_is_refused_for_others(config: Table
     with pytest.raises(ValueError, match=message):
         _check_fused(table, config, torch.device("cpu"))
     _check_fused(table, TableOptimizerConfig("adam", weight_decay=0.1), torch.device("cuda"))
+
+
+def test_adam_of_fp16_is_refused_before_its_first_step_fails() -> None:
+    """FBGEMM 1.8, whose own message speaks of 'row_counter_dev'."""
+    table = replace(embedding_tables(TwoCollections())[0], dtype=torch.float16)
+    with pytest.raises(ValueError, match="'user' has optimizer adam and rows of fp16.*dtype=fp32, or use rowwise_adagrad"):
+        _check_fused(table, TableOptimizerConfig("adam"), torch.device("cuda"))
+    _check_fused(table, TableOptimizerConfig("adagrad"), torch.device("cuda"))
 
 
 def test_ftrl_has_l2_instead_of_weight_decay() -> None:
