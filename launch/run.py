@@ -121,7 +121,9 @@ def compose_job(module: str, overrides: Sequence[str]) -> "TrainConfig | None":
         return None
     from trainer.compose import compose
 
-    return compose(overrides).config
+    config = compose(overrides).config
+    config.check_addresses()
+    return config
 
 
 def device_of(overrides: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_loaders.schema import Schema, one_of
+from data_loaders.secrets import holds_credentials
 from trainer.warm_start.rules import WarmStartConfig
 
 TABLE_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd", "adam", "ftrl")
@@ -543,6 +544,22 @@ class TrainConfig:
             )
         self.checkpoint.best, self.checkpoint.restore_best = metric, True
 
+    def check_addresses(self) -> None:
+        """Before anything is started. Raises ``ValueError`` for credentials in an address, which would end up in logs."""
+        data, warm = self.data, self.warm_start
+        named = {
+            **{"data.root": data.root, "data.prepared": data.prepared, "data.new_since": data.new_since},
+            **{"warm_start.path": warm.path, "warm_start.prepared": warm.prepared},
+            **{"checkpoint.root": self.checkpoint.root, "run.root": self.run.root, "run.dir": self.run.dir},
+            **{f"data.{split}": " ".join(getattr(data, split)) for split in ("train", "valid", "test")},
+        }
+        for key, address in named.items():
+            if address and holds_credentials(address):
+                raise ValueError(
+                    f"{key} holds credentials (not shown here): leave them out, and give them by environment variables "
+                    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or the machine's role"
+                )
+
     def check_world_size(self, world_size: int) -> None:
         """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
         if self.profile:
@@ -560,12 +577,6 @@ class TrainConfig:
             f"{world_size} ranks cannot share data.stream.shards={shards} logical shards: start at most {shards} ranks, or "
             f"use {remedy}"
         )
-
-
-def divisors(number: int) -> list[int]:
-    """In order."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})
 
 
 def check_patience(metric: str, patience: int | None, min_delta: float, where: str) -> None:

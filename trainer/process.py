@@ -111,7 +111,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Without secrets, for the terminal and ``status.json``; of an error of the system's also where it happened, and a way out."""
+    """Without secrets, for the terminal and ``status.json``; of the system's errors also where it happened, and a way out."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         remedy = REMEDIES.get(error.errno, "")

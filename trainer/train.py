@@ -66,6 +66,7 @@ def start(argv: Sequence[str]) -> None:
         print(yaml.safe_dump(composed.tree, sort_keys=False), end="")
         return
     config = composed.config
+    config.check_addresses()
     config.check_world_size(identity()[1])
     trackers.check_installed(config.logging)
     model = build.build_model(config.model, config.data.schema, config.seed)

@@ -27,6 +27,7 @@ class Job:
 def make(arguments: Sequence[str], nodes: Nodes, now: datetime.datetime) -> Job:
     """Raises ``ValueError`` for what cannot work."""
     config = compose(arguments).config
+    config.check_addresses()
     config.check_world_size(nodes.nodes * nodes.ranks_per_node)
     if config.device == "cuda" and not nodes.gpus_per_node:
         raise ValueError("device=cuda, but launch.gpus_per_node is 0: give the GPUs of a machine, or device=cpu")

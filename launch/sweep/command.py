@@ -130,6 +130,7 @@ def check_trials(arguments: Sequence[str], dimensions: Sequence[Dimension], swee
 
 def _checked(arguments: Sequence[str], sweep: SweepConfig) -> TrainConfig:
     config = compose(arguments).config
+    config.check_addresses()
     if not config.data.valid:
         raise UserError(f"sweep.metric is {sweep.metric}, but data.valid is empty: name valid's files")
     if sweep.metric == "valid.gauc" and not config.evaluation.group_by:

@@ -103,6 +103,16 @@ def test_no_secret_is_recorded(overrides, tmp_path, monkeypatch):
         assert from_yaml(tmp_path / "config.yaml").config == composed.config
 
 
+@pytest.mark.parametrize(
+    "key", ["data.root", "data.prepared", "data.new_since", "warm_start.path", "run.root", "data.train"]
+)
+def test_credentials_in_an_address_are_refused_by_its_key(key, tmp_path):
+    value = "['s3://AKIA:hunter2@b/p']" if key == "data.train" else "'s3://AKIA:hunter2@b/p'"
+    with pytest.raises(ValueError, match=f"^{key} holds credentials") as caught:
+        tiny.job(tmp_path, f"{key}={value}").config.check_addresses()
+    assert "hunter2" not in str(caught.value)
+
+
 def test_no_secret_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("OUR_SECRET", "hunter2")
     for override in (
