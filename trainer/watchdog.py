@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -30,7 +31,8 @@ SECONDS_BETWEEN_POLLS = (0.1, 5.0)
 ROOT = Path(__file__).resolve().parents[1]
 # A main thread in there waits for other ranks, or for a device that does (``trainer.read_back`` too); in BACKWARD it may
 # also compute.
-COLLECTIVES = tuple(os.path.join("", package, "distributed", "") for package in ("torch", "torchrec"))
+COLLECTIVES = os.path.join("", "torch", "distributed", "")  # or in what that calls
+PIPELINE = os.path.join("", "torchrec", "distributed", "")  # which calls all that trains: only itself
 CUDA = os.path.join("", "torch", "cuda", "")  # of its functions those called "synchronize" wait
 BACKWARD = os.path.join("", "torch", "autograd", "")
 
@@ -182,22 +184,29 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
     if frame is None:
         return "an unknown place", False
     waiting = _is_waiting(frame) or _is_in(frame, BACKWARD)
-    own: FrameType | None = frame
-    while own is not None and not _is_ours(own):
-        own = own.f_back
-    shown = own or frame
+    shown = next((each for each in _outwards(frame) if _is_ours(each)), frame)
     path = Path(shown.f_code.co_filename)
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     return f"{shown.f_code.co_name} ({name}:{shown.f_lineno})", waiting
 
 
 def _is_waiting(frame: FrameType) -> bool:
-    synchronizes = frame.f_code.co_name == "synchronize" and _is_in(frame, CUDA)
-    return synchronizes or frame.f_code is to_host.__code__ or _is_in(frame, *COLLECTIVES)
+    if frame.f_code is to_host.__code__ or _is_in(frame, PIPELINE):
+        return True
+    if frame.f_code.co_name == "synchronize" and _is_in(frame, CUDA):
+        return True
+    return any(_is_in(each, COLLECTIVES) for each in takewhile(lambda each: not _is_ours(each), _outwards(frame)))
 
 
-def _is_in(frame: FrameType, *folders: str) -> bool:
-    return any(folder in frame.f_code.co_filename for folder in folders)
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A stack's frames, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_in(frame: FrameType, folder: str) -> bool:
+    return folder in frame.f_code.co_filename
 
 
 def _is_ours(frame: FrameType) -> bool:

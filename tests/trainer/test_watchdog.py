@@ -170,13 +170,19 @@ def test_it_knows_whether_training_waits(watch):
 
 
 def test_waiting_for_a_gpu_is_waiting(watch, monkeypatch):
-    """As ranks wait on CUDA: within ``torch.cuda``'s synchronize, where reports read a number back, and in the guard."""
+    """As ranks wait on CUDA: within ``torch.cuda``'s synchronize, where reports read a number back, in what a collective
+    calls, and in the guard."""
     code = torch.cuda.Event.synchronize.__code__
     made = {}
     exec(compile(f"def {code.co_name}(look): look()\ndef set_device(look): look()", code.co_filename, "exec"), made)
+    exec(compile("def operator(look): look()", torch._ops.__file__, "exec"), made)
+    exec(compile("def collective(look, call): call(look)", dist.distributed_c10d.__file__, "exec"), made)
     here = [
         (made["synchronize"], True),
         (made["set_device"], False),
+        (made["operator"], False),
+        (lambda look: made["collective"](look, made["operator"]), True),
+        (lambda look: made["collective"](look, lambda look: look()), False),  # a hook of ours
         (lambda look: to_host(SimpleNamespace(cpu=look)), True),
         (lambda look: look(), False),
     ]
