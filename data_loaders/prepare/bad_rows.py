@@ -142,9 +142,10 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
         if "\0" in text:
             return "zero bytes, which text has not"
         if row.is_open:
-            return f"a quote ({source.quote}) that opens a field is not closed ({_shown(text)}){_quote_advice(source)}"
+            problem = f"a quote ({source.quote}) that opens a field is not closed ({_shown(text)})"
+            return problem + _quote_advice(name, source, text)
         if row.has_stray_quote:
-            return f"letters follow a closing quote ({_shown(text)}){_quote_advice(source)}"
+            return f"letters follow a closing quote ({_shown(text)}){_quote_advice(name, source, text)}"
         fields = row.fields
         if len(fields) == len(names) + 1 and not fields[-1]:
             fields = fields[:-1]  # a separator at the line's end
@@ -221,10 +222,12 @@ def _int(text: str) -> int | str:
     return int(text) if len(text) <= _LONGEST_NUMBER else text  # int() refuses thousands of digits
 
 
-def _quote_advice(source: Source) -> str:
+def _quote_advice(name: str, source: Source, row: str) -> str:
     if source.escape:
-        return ": check .quote and .escape of the source"
-    return ": a quote inside a field is doubled, or escaped (.escape='\\\\'), or none is special (.quote='')"
+        return f": check sources.{name}.quote and .escape"
+    if f"\\{source.quote}" in row:
+        return f": quotes are escaped by a backslash here, as Spark and MySQL write: sources.{name}.escape='\\'"
+    return f": a quote inside a field is doubled, or if none is special, sources.{name}.quote=''"
 
 
 def _misfit(name: str, column: str, shown: str, kind: str) -> str:

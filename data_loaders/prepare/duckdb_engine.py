@@ -14,7 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_loaders.prepare import bad_rows, csv_lines, pipes, text_files
+from data_loaders.prepare import bad_rows, csv_lines, engine_words, pipes, text_files
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
     FILE,
@@ -132,16 +132,18 @@ class DuckDBEngine(Engine):
     def explain(self, error: Exception) -> Exception | None:
         if not isinstance(error, duckdb.Error):
             return None
-        message = " ".join(str(error).split())[:400]
-        if "No space left" in message or "failed to offload data block" in message:
-            return EngineError(
-                f"the disk is full: free space and run the same command again, which goes on ({message})"
-            )
+        if "No space left" in str(error) or "failed to offload data block" in str(error):
+            return EngineError("the disk is full: free space and run the same command again, which goes on")
         if isinstance(error, duckdb.OutOfMemoryException):
-            return EngineError(f"memory_limit is too small for DuckDB: raise it, or lower threads ({message})")
-        if isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
-            return ValueError(message)
-        return EngineError(message)
+            return EngineError(
+                f"memory_limit is too small for DuckDB: raise it, or lower threads ({self.keep_words(error)})"
+            )
+        known = engine_words.sentence(error)
+        if known or isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
+            return ValueError(known or f"an expression of the recipe cannot be computed ({self.keep_words(error)})")
+        return EngineError(
+            f"DuckDB could not finish: run the same command again, which goes on ({self.keep_words(error)})"
+        )
 
     def close(self) -> None:
         self.backend.disconnect()

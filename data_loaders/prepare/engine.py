@@ -22,6 +22,7 @@ from data_loaders.prepare import text_files
 from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.schema import one_of
+from data_loaders.secrets import scrub
 from data_loaders.storage import Stat, Storage
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
@@ -144,10 +145,13 @@ class Engine(ABC):
         return files
 
     def keep_words(self, error: Exception) -> str:
-        """Stores what the engine says, for whoever mends this program; returns how to find it. Users get our words."""
+        """Stores what the engine says, for whoever looks into it; returns where. Users get our words."""
         path = self.work / "engine-error.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{type(error).__name__}: {error}\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(scrub(f"{type(error).__name__}: {error}\n"))
+        except OSError:
+            return "the engine's own words could not be stored"
         return f"the engine's own words are in {path}"
 
     def sql(self, table: ibis.Table, select: str) -> ibis.Table:

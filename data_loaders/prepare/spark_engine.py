@@ -16,7 +16,7 @@ from urllib.parse import quote
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare import bad_rows, csv_lines, spark_text, text_files, writer
+from data_loaders.prepare import bad_rows, csv_lines, engine_words, spark_text, text_files, writer
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.text_files import TextFile
@@ -80,7 +80,7 @@ class SparkEngine(Engine):
         try:
             return self._table(self._stored(name, lambda: self._frame(table)))
         except _spark_errors() as error:
-            raise _mismatch(error) from error
+            raise self.explain(error) from error
 
     def write(
         self,
@@ -105,8 +105,13 @@ class SparkEngine(Engine):
     def explain(self, error: Exception) -> Exception | None:
         if not isinstance(error, _spark_errors()):
             return None
-        made = _mismatch(error)
-        return made if made is not error else EngineError(_first_line(error))
+        raised = re.search(r"ValueError: (.*)", str(error))  # of write_parts, in an executor
+        known = raised.group(1) if raised else engine_words.sentence(error)
+        if known:
+            return ValueError(known)
+        return EngineError(
+            f"Spark could not finish: run the same command again, which goes on ({self.keep_words(error)})"
+        )
 
     def close(self) -> None:
         if self._started:
@@ -342,21 +347,6 @@ def _spark_errors() -> tuple[type, ...]:
     from pyspark.errors import PySparkException
 
     return (PySparkException, Py4JJavaError)
-
-
-def _mismatch(error: Exception) -> Exception:
-    """A value that does not fit its declared type, or a null of ``write_parts``, is the user's; everything else stays."""
-    raised = re.search(r"ValueError: (.*)", str(error))
-    if raised:
-        return ValueError(raised.group(1))
-    text = _first_line(error)
-    return ValueError(text) if "CAST_INVALID_INPUT" in text or "MALFORMED_RECORD" in text else error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if "CAST_INVALID_INPUT" in line or "MALFORMED" in line]
-    return (causes or lines or [type(error).__name__])[0][:400]
 
 
 def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:

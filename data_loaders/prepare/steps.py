@@ -11,7 +11,7 @@ from typing import Any
 
 import ibis
 
-from data_loaders.prepare import clicks, columns, negatives, sql
+from data_loaders.prepare import clicks, columns, engine_words, negatives, sql
 from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Step
 from data_loaders.prepare.engine import KEY, PART, Engine
 
@@ -80,16 +80,12 @@ def _run(
     try:
         return engine.sql(table, query)
     except Exception as error:
-        raise ValueError(f"{where}: {shown}: {_first_line(error)}") from error
+        known = engine_words.sentence(error) or f"cannot be computed from these columns ({engine.keep_words(error)})"
+        raise ValueError(f"{where}: {shown}: {known}") from error
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
 
 
 def _distinct(table: ibis.Table, names: list[str], where: str) -> ibis.Table:

@@ -128,7 +128,11 @@ WRONG = {
     "open quote": (TEXT + '3,"c,1\n4,d,1\n', {}, 'line 4: a quote .". that opens a field is not closed'),
     "open at the end": (TEXT + '3,c,"1\n', {}, 'line 4: a quote .". that opens a field is not closed'),
     "stray": (TEXT + '3,"c"d,1\n', {}, "line 4: letters follow a closing quote"),
-    "backslash": (TEXT + '3,"say \\"c\\", d",1\n', {}, r"line 4: letters follow a closing quote.*\.escape="),
+    "backslash": (
+        TEXT + '3,"say \\"c\\", d",1\n',
+        {},
+        r"line 4: .* escaped by a backslash here.*: sources.log.escape='\\'",
+    ),
     "type": (
         TEXT + "x,c,1\n",
         {},
