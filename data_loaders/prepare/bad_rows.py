@@ -15,6 +15,7 @@ from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
 
 _MOST_LINES = 1000  # of one row, quoted line ends and all: more is a quote that was not closed
+LONGEST = {"csv": 2_000_000, "json": 16_000_000}  # letters of a row, as DuckDB has it
 _SHOWN = 60
 _LONGEST_NUMBER = 40  # digits of an integer that may be one of 64 bits
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -139,6 +140,8 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
 
     def check(text: str, value: str | None) -> str | None:
         row = csv_lines.split(text, source)
+        if len(text) > LONGEST["csv"]:
+            return f"a row of {len(text):,} letters, where {LONGEST['csv']:,} can be read: is a quote not closed?"
         if "\0" in text:
             return "zero bytes, which text has not"
         if row.is_open:
@@ -151,6 +154,8 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
             fields = fields[:-1]  # a separator at the line's end
         if len(fields) != len(names):
             return f"{len(fields)} field(s) where {len(names)} are due ({_shown(text)})"
+        if fields == names and any(kind != "string" for _, _, kind in declared):
+            return f"the names of the columns: remove that line, or of the first, sources.{name}.header=true"
         for place, column, kind in declared:
             if fields[place] not in missing and _is_misfit(kind, fields[place], value):
                 missing_too = (
@@ -166,6 +171,8 @@ def _json_check(name: str, source: Source) -> Check:
     def check(text: str, value: str | None) -> str | None:
         if not text.strip():
             return None
+        if len(text) > LONGEST["json"]:
+            return f"an object of {len(text):,} letters, where {LONGEST['json']:,} can be read"
         try:
             found = json.loads(text.removesuffix("\r"), object_pairs_hook=_without_twins, parse_int=_int)
         except RecursionError:

@@ -53,6 +53,8 @@ def first_line(name: str, file: TextFile) -> str:
 
 
 def _check_header(name: str, file: TextFile, source: Source, fields: list[str], optional: frozenset[str]) -> None:
+    if not set(fields) & set(source.columns) - optional:
+        _check_kind(name, file, source, fields)
     for column in source.columns:
         places = [place for place, field in enumerate(fields, 1) if field == column]
         if len(places) > 1:
@@ -67,6 +69,17 @@ def _check_header(name: str, file: TextFile, source: Source, fields: list[str], 
             )
         if column not in optional:
             one_of(column, fields, f"sources.{name}.columns: '{file.name}' lacks a column")
+
+
+def _check_kind(name: str, file: TextFile, source: Source, fields: list[str]) -> None:
+    """Of a first line that names none of the declared columns. Raises ``ValueError``."""
+    if fields[0].startswith("{"):
+        raise ValueError(f"sources.{name}: '{file.name}' holds JSON, not csv: sources.{name}.format=json")
+    if len(fields) == len(source.columns):
+        raise ValueError(
+            f"sources.{name}: '{file.name}' names none of the declared columns in its first line ({', '.join(fields)[:80]}): "
+            f"correct sources.{name}.columns, or if that is a row, sources.{name}.header=false"
+        )
 
 
 def _other_separator(name: str, source: Source, fields: list[str], fits: Callable[[list[str]], bool]) -> str:

@@ -74,6 +74,9 @@ class Source:
     bad_rows: str = "error"
     file_column: str | None = None
 
+    def __post_init__(self) -> None:
+        self.separator = self.separator.replace("\\t", "\t")  # as a shell hands it over
+
     def check(self, where: str) -> None:
         if not self.files:
             raise ValueError(f"{where}.files is empty: name the raw files, relative to input=")

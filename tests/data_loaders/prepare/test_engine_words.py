@@ -1,6 +1,7 @@
 """What an engine says about an expression reaches nobody as it is."""
 
 import re
+from pathlib import Path
 
 import ibis
 import pytest
@@ -33,4 +34,4 @@ def test_what_is_not_known_is_kept_in_a_file(duckdb_engine):
     error = ValueError("something\nnobody has seen")
     assert engine_words.sentence(error) is None
     path = duckdb_engine.keep_words(error).removeprefix("the engine's own words are in ")
-    assert open(path).read() == "ValueError: something\nnobody has seen\n"
+    assert Path(path).read_text() == "ValueError: something\nnobody has seen\n"

@@ -118,6 +118,11 @@ WRONG = {
     "empty line": ("\n" + TEXT, {}, "begins with an empty line: remove it"),
     "tab": (TEXT.replace(",", "\t"), {}, r'its separator is "\\t", not ",": sources.log.separator="\\t"'),
     "no header": (TEXT.replace(",", ";"), {"header": False}, r'3 are declared: its separator is ";"'),
+    "tab for a row": (TEXT[len(HEADER) :].replace(",", "\t"), {}, r'separator is "\\t"|has one column in its header'),
+    "no names": (TEXT[len(HEADER) :], {}, "names none of the declared columns .*sources.log.header=false"),
+    "names": (TEXT, {"header": False}, "line 1: the names of the columns: .*sources.log.header=true"),
+    "json": (LINE, {}, "holds JSON, not csv: sources.log.format=json"),
+    "long": (TEXT + "3," + "c" * 2_100_000 + ",1\n", {}, "line 4: a row of 2,100,004 letters, where 2,000,000"),
     "twin": ("user,item,price,item\n1,a,2,b\n", {}, "column 'item' is there twice .places 2 and 4"),
     "field more": (
         TEXT + "3,c,1,9\n",
@@ -222,6 +227,11 @@ def test_escaped_quotes_as_spark_and_mysql_write_them(engine, tmp_path):
     write(tmp_path / "in", a=HEADER + '1,"say \\"hi\\", you",1\n2,"back\\\\",2\n3,a\\b,3\n')
     wanted = [(1, 'say "hi", you', 1.0), (2, "back\\", 2.0), (3, "a\\b", 3.0)]
     assert read(engine, tmp_path / "in", escape="\\") == wanted
+
+
+def test_a_tab_may_be_written_as_a_shell_hands_it_over(tmp_path, duckdb_engine):
+    write(tmp_path / "in", a=TEXT.replace(",", "\t"))
+    assert read(duckdb_engine, tmp_path / "in", separator="\\t") == WANTED
 
 
 def test_a_bad_row_that_swallows_others_is_no_row_to_leave_out(tmp_path, duckdb_engine):
