@@ -64,6 +64,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_below(folder: Path) -> None:
+    """The same of all that is in a folder: before a rename makes it visible."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
 def read_json(path: Path, default: T, *, quiet: bool = False) -> T:
     """What a file of ours holds, where nothing depends on it: ``default`` where the file is not there, and where it is
     damaged or holds another type than ``default``, which a line on stderr says unless ``quiet``."""

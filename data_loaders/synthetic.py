@@ -39,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.schema import Feature, Schema
+from data_loaders.state_files import sync, sync_below
 
 SHARES = {"linear": 0.25, "interaction": 0.3, "match": 0.3, "dense": 0.15}
 LOGIT_STD = 1.5
@@ -548,6 +549,7 @@ def write(
         files = {split: -(-size // rows_per_file) for split, size in rows.items()}
         spec = _spec(plan, rows, seed, click_rate) | {"files": files}
         (partial / SPEC_NAME).write_text(json.dumps(spec, indent=1))
+        sync_below(partial)
         _publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -669,4 +671,5 @@ def _publish(partial: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -29,6 +29,7 @@ from data_loaders.prepare.engine import (
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.prepare.writer import ahead, write_file, write_parts
 from data_loaders.schema import one_of
+from data_loaders.state_files import publish, write_text
 from data_loaders.storage import is_uri
 
 # DuckDB counts its own buffers; Python, Arrow batches on their way and the Parquet writer come on top.
@@ -112,7 +113,7 @@ class DuckDBEngine(Engine):
         if not path.exists():
             unfinished = _made(path.parent) / f".{path.name}.unfinished"
             table.to_parquet(unfinished, compression="snappy")
-            os.replace(unfinished, path)
+            publish(unfinished, path)
         return self.backend.read_parquet(path)
 
     def write(
@@ -192,8 +193,8 @@ class DuckDBEngine(Engine):
         if not path.exists():
             unfinished = _made(path.parent) / f".{path.name}.unfinished"
             found = self._copied(name, source, file, optional, unfinished)
-            skipped.write_text(json.dumps(found))
-            os.replace(unfinished, path)
+            write_text(skipped, json.dumps(found))
+            publish(unfinished, path)
         rows, first = json.loads(skipped.read_text())
         inputs = self.inputs[name]
         inputs.bad_rows, inputs.first_bad = inputs.bad_rows + rows, inputs.first_bad or first

@@ -28,6 +28,7 @@ from data_loaders import secrets
 from data_loaders.prepare import compose, owned
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.schema import Schema
+from data_loaders.state_files import sync, sync_below, write_text
 
 STATISTICS, DECLARATION, REPORT = "statistics.json", "preparation.yaml", "report.json"
 
@@ -64,20 +65,20 @@ class Folder:
         mark = self._work / "fingerprint"
         if not mark.is_file() or mark.read_text() != fingerprint:
             shutil.rmtree(self.tables, ignore_errors=True)
-            write_whole(mark, fingerprint)
+            write_text(mark, fingerprint)
         shutil.rmtree(self.made, ignore_errors=True)
         self.made.mkdir()
 
     def commit(self) -> None:
         """The output appears, whole, in the place of an older one. Raises ``ValueError`` where something else has come to
         lie in that one."""
-        write_whole(self.made / owned.MARKER, owned.record(self.made))
-        _sync(self.made)
+        write_text(self.made / owned.MARKER, owned.record(self.made))
+        sync_below(self.made)
         self._check_place()
         if self.output.exists():
             os.rename(self.output, self._old)
         os.rename(self.made, self.output)
-        _sync_folder(self.output.parent)
+        sync(self.output.parent)
         if self._old.exists():
             owned.delete(self._old)
         shutil.rmtree(self._work, ignore_errors=True)
@@ -135,8 +136,8 @@ def write_facts(
 ) -> None:
     """Everything but the rows and vocabularies."""
     made = folder.made
-    write_whole(made / STATISTICS, json.dumps(statistics, indent=1) + "\n")
-    write_whole(made / DECLARATION, _yaml(secrets.as_asked(secrets.redact(compose.to_plain(declaration)))))
+    write_text(made / STATISTICS, json.dumps(statistics, indent=1) + "\n")
+    write_text(made / DECLARATION, _yaml(secrets.as_asked(secrets.redact(compose.to_plain(declaration)))))
     data = {
         "name": declaration.name,
         "root": str(folder.output),
@@ -146,14 +147,8 @@ def write_facts(
     }
     (made / "data").mkdir()
     head = "# Made by data_loaders.prepare. Train on it: --config-dir <this file's folder's folder> data=<this file's name>\n"
-    write_whole(made / "data" / f"{declaration.name}.yaml", head + _yaml(data))
-    write_whole(made / REPORT, json.dumps(report, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    write_text(made / "data" / f"{declaration.name}.yaml", head + _yaml(data))
+    write_text(made / REPORT, json.dumps(report, indent=1) + "\n")
 
 
 def _yaml(tree: Any) -> str:
@@ -170,22 +165,3 @@ def _without_defaults(value: Any) -> Any:
                 found[field.name] = _without_defaults(inner)
         return found
     return {key: _without_defaults(inner) for key, inner in value.items()} if isinstance(value, dict) else value
-
-
-def _sync(folder: Path) -> None:
-    """Everything below reaches the disk before the rename makes it visible."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

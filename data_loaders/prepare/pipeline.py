@@ -23,6 +23,7 @@ from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW,
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import label_columns, raw_columns
+from data_loaders.state_files import write_text
 from data_loaders.storage import Stat, Storage, is_uri
 
 _MOST_ROWS = 4_000_000  # of a chunk
@@ -77,7 +78,7 @@ def transform(prepared: Prepared, options: Options, progress: Progress, keep: tu
         with _opened(options, folder, files, prepared) as engine:
             rows = _score(prepared, engine, folder, options.input, progress, keep)
             report = {"rows": rows, "sources": _inputs(engine)}
-            outputs.write_whole(folder.made / outputs.REPORT, json.dumps(report) + "\n")
+            write_text(folder.made / outputs.REPORT, json.dumps(report) + "\n")
         folder.commit()
     return rows
 

@@ -20,6 +20,7 @@ from data_loaders.prepare import bad_rows, csv_lines, engine_words, spark_text, 
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.text_files import TextFile
+from data_loaders.state_files import sync_below
 
 _TYPES = {
     "int8": "tinyint",
@@ -138,6 +139,7 @@ class SparkEngine(Engine):
         if not (path / "_SUCCESS").exists():
             shutil.rmtree(path, ignore_errors=True)
             make().write.parquet(str(path))
+            sync_below(path)
         return self.session.read.parquet(str(path))
 
     def _parquet(self, name: str, source: Source, files: list[str], optional: frozenset[str]) -> Any:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_loaders.state_files import publish
+
 ROW_GROUP = 131_072
 FILE_GROUPS = 32  # row groups of a file
 
@@ -48,7 +50,7 @@ def write_file(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema)
         for group in (*(g for batch in batches for g in groups.add(_conform(batch, schema))), *groups.rest()):
             writer.write_table(group, row_group_size=ROW_GROUP)
             rows += group.num_rows
-    os.replace(unfinished, path)
+    publish(unfinished, path)
     return rows
 
 
