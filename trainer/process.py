@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
 from data_loaders import secrets
 from data_loaders.storage import StorageError
 from trainer.distributed import identity, launch_id
@@ -62,25 +64,30 @@ def _guarded(job: Callable[[], Any]) -> None:
     try:
         job()
         _leave(0)
-    except (ValueError, OSError) as error:
-        if not is_user_error(error):
-            raise
-        message = one_line(error)
-        if _claim(message):
-            print(f"error: {message}", file=sys.stderr, flush=True)
-        else:
-            # The first rank that ends makes torchrun end the others: it must be the one that speaks.
-            time.sleep(PATIENCE_SECONDS)
-        _leave(1 if is_retryable(error) else 2)
-    except RuntimeError as error:
-        if not is_lost_peer(error):
-            raise
-        print(
-            f"rank {identity()[0]}: lost contact with another rank; its own message says why",
-            file=sys.stderr,
-            flush=True,
-        )
+    except Exception as error:  # noqa: BLE001 - each kind has its end
+        if isinstance(error, (ValueError, OSError)) and is_user_error(error):
+            _explain(error)
+        if is_lost_peer(error):
+            print(
+                f"rank {identity()[0]}: lost contact with another rank; its own message says why",
+                file=sys.stderr,
+                flush=True,
+            )
+            _leave(1)
+        # As it would end by itself, but without the interpreter's teardown, which may abort (see ``_leave``).
+        get_error_handler().record_exception(error)
+        sys.excepthook(type(error), error, error.__traceback__)
         _leave(1)
+
+
+def _explain(error: ValueError | OSError) -> None:
+    message = one_line(error)
+    if _claim(message):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        # The first rank that ends makes torchrun end the others: it must be the one that speaks.
+        time.sleep(PATIENCE_SECONDS)
+    _leave(1 if is_retryable(error) else 2)
 
 
 def results_alone_on_stdout() -> TextIO:
