@@ -16,6 +16,7 @@ PURE = (
     "trainer.batch_statistics",
     "trainer.dice",
     "trainer.embeddings",
+    "trainer.model_contract",
     "trainer.task",
 )
 # From the ground up; a module imports from its own level and those below. Every module of the trainer has its place.
@@ -24,9 +25,9 @@ LEVELS = (
     ("trainer.config", "trainer.topologies"),
     # A model, whoever runs it.
     ("trainer.batch_statistics", "trainer.dice", "trainer.embeddings", "trainer.interactions", "trainer.modules"),
-    ("trainer.models",),
+    ("trainer.model_contract", "trainer.models"),
     ("trainer.config_files",),
-    ("trainer.compose", "trainer.progress", "trainer.task"),
+    ("trainer.checked_json", "trainer.compose", "trainer.progress", "trainer.task"),
     ("trainer.distributions", "trainer.keyed_rows", "trainer.metrics"),
     ("trainer.grouped_metrics", "trainer.ranking"),
     # A process among others, and its run folder.
@@ -34,6 +35,7 @@ LEVELS = (
     ("trainer.distributed",),
     ("trainer.rendezvous",),
     ("trainer.attempts", "trainer.faults", "trainer.process", "trainer.run_folder", "trainer.watchdog"),
+    ("trainer.magnitudes",),
     ("trainer.alerts", "trainer.profiling", "trainer.progress_line", "trainer.sightings", "trainer.trackers"),
     ("trainer.checkpoint", "trainer.guard", "trainer.held_out", "trainer.judge", "trainer.pace", "trainer.session"),
     # What is sharded, trained, saved and told.

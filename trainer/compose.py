@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.typed import check, near
-from trainer import config_files
+from trainer import config_files, model_contract
 from trainer.config import TrainConfig
 from trainer.models import is_ours, load_model_class
 
@@ -141,12 +141,16 @@ def check_model(model: dict[str, Any]) -> dict[str, Any]:
     """Types and names of a model's hyperparameters, held against its constructor; defaults filled in."""
     if not model.get("name"):
         raise UserError("model.name is missing: choose a model, such as model=deepfm")
-    hyperparameters = hyperparameter_class(load_model_class(model["name"]))
+    model_class = model_contract.check_class(model["name"], load_model_class(model["name"]))
+    hyperparameters = hyperparameter_class(model_class)
     given = {key: value for key, value in model.items() if key != "name"}
     valid = [f.name for f in dataclasses.fields(hyperparameters)]
     for key in given:
         if key not in valid:
             raise UserError(f"model.{key} is not a hyperparameter of {model['name']}{near(key, valid)}")
+    for field in dataclasses.fields(hyperparameters):
+        if field.name not in given and field.default is inspect.Parameter.empty:
+            raise UserError(f"model.{field.name} has no value: give it one in the model's YAML file, or a default")
     for key, value in given.items():
         check(value, hyperparameters.__annotations__[key], f"model.{key}")
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_loaders.batch import Batch, Cursor
+from trainer.model_contract import check_logits
 
 
 class TaskOutput(NamedTuple):
@@ -68,6 +69,18 @@ class Outcome(nn.Module):
         return TaskOutput(loss.detach(), logits, batch.labels, batch.weights, batch.cursor, batch.keys)
 
 
+class LogitsCheck(nn.Module):
+    """Whether what a model of ``model_class`` returns are logits (``trainer.model_contract``)."""
+
+    def __init__(self, model_class: type) -> None:
+        super().__init__()
+        self.model_class = model_class
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        check_logits(self.model_class, logits, labels, training=self.training)
+        return logits
+
+
 class StepGuard(nn.Module):
     """A look at each training step between forward and backward.
 
@@ -89,12 +102,13 @@ class ClickTask(nn.Module):
     def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0, negative_sampling_rate: float = 1.0) -> None:
         super().__init__()
         self.model = model
+        self.logits_check = LogitsCheck(type(model))
         self.loss = WeightedLogLoss(label_smoothing)
         self.guard = StepGuard()
         self.outcome = Outcome(negative_sampling_rate)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
-        logits = self.model(batch)  # [B]
+        logits = self.logits_check(self.model(batch), batch.labels)  # [B]
         loss = self.loss(logits, batch.labels, batch.weights, batch.normalizer)
         self.guard(loss, logits, batch.cursor)
         return loss, self.outcome(loss, logits, batch)

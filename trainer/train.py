@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, faults, loop, run_folder, sharding, trackers
+from trainer import build, faults, loop, model_contract, run_folder, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
@@ -40,7 +40,7 @@ from trainer.grace import GraceCheck
 from trainer.guard import Guard
 from trainer.job import Job, begin, make_job
 from trainer.pace import Pace
-from trainer.process import guarded
+from trainer.process import guarded, is_lost_peer, is_user_error
 from trainer.profiling.window import window
 from trainer.progress import Progress
 from trainer.rendezvous import process_group
@@ -103,8 +103,11 @@ def train(
 ) -> dict[str, Any] | None:
     """Builds and trains; returns what ``metrics.json`` holds; None for a dry run, and where it was asked to stop and has
     saved."""
-    with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog:
-        feed = open_feed(config, tree, model.layout, session.path, ranks)
+    explained = model_contract.explained(
+        config.model["name"], type(model), lambda error: is_user_error(error) or is_lost_peer(error)
+    )
+    with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog, explained:
+        feed = open_feed(config, tree, model.layout, session.path, ranks, watchdog.alive)
         watchdog.alive()
         job = make_job(config, tree, model, feed, session.path, ranks)
         job.built.task.register_forward_pre_hook(lambda *_: watchdog.alive())  # an evaluation may take its time
@@ -157,7 +160,14 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
             loop.seed_dropout(job.config.seed, ranks, step)
 
         job.reporter.further = pace.report
-        guard = Guard(ranks, lambda: session.signals.asked, watchdog, session.attempts, feed.chosen.manifest)
+        guard = Guard(
+            ranks,
+            lambda: session.signals.asked,
+            watchdog,
+            session.attempts,
+            feed.chosen.manifest,
+            lambda: job.reporter.alerts.culprits(feed.loader.magnitudes),
+        )
         guard.attach(built.task)
         job.reporter.begin()
         try:
@@ -210,7 +220,7 @@ def score_before(job: Job) -> dict[str, Any] | None:
     )
     values = evaluate(job.built.pipeline, loader, config.evaluation, ranks, under_way=False)
     job.reporter.outside(values["seconds"])
-    job.reporter.write("before", values, job.progress)
+    job.reporter.write("before", values, job.progress, loader)
     if ranks.is_first:
         write_json(path, values)
     return values
@@ -227,7 +237,8 @@ def final_metrics(job: Job) -> dict[str, Any]:
         final["valid"] = job.evaluator.evaluate(progress)
     selected = restore_best(job) if job.config.checkpoint.restore_best else None
     if selected is not None:
-        progress = Progress(**selected.pop("progress"))
+        progress = Progress()
+        progress.load_state_dict(selected.pop("progress"))
         final["selected"] = selected
         if progress != job.progress and "valid" in held_out:
             keep = partial(job.record.scores, "valid", progress.step)
@@ -237,7 +248,7 @@ def final_metrics(job: Job) -> dict[str, Any]:
     if "test" in held_out:
         keep = partial(job.record.scores, "test", progress.step)
         final["test"] = evaluate(job.built.pipeline, held_out["test"], job.config.evaluation, job.ranks, keep=keep)
-        reporter.write("test", final["test"], progress)
+        reporter.write("test", final["test"], progress, held_out["test"])
     if data.probability and job.ranks.is_first:
         columns = (data.schema.label, data.probability)
         final["best"] = {

@@ -247,7 +247,7 @@ def _pipeline_errors(rank: int, world_size: int) -> list[str]:
         try:
             check_pipelined(pipeline, sharded)
             messages.append("")
-        except RuntimeError as error:
+        except ValueError as error:
             messages.append(str(error))
     return messages
 
