@@ -28,6 +28,7 @@ from data_loaders.column_decoders import (
 from data_loaders.column_types import check_types
 from data_loaders.columns import NO_ID, Bags, Columns, concat_bags
 from data_loaders.keys import check_key_types, keys_of
+from data_loaders.magnitudes import Magnitudes
 from data_loaders.plain import PlainColumns
 from data_loaders.schema import Layout, Schema
 
@@ -88,6 +89,7 @@ class Decoder:
         self._histories = [group for group in histories if len(group) > 1]
         for group in self._histories:
             check_history(group)
+        self.magnitudes = Magnitudes(len(self._numbers))
         self._plain = PlainColumns(self._numbers, self._singles)
         self._buffers = Buffers()
         # Half the memory and time of a shuffle; batches are int64.
@@ -156,6 +158,7 @@ class Decoder:
                     columns.complete = not (part == NO_ID).any()
         for index in self._log1p:
             _log1p(columns.numbers[index, source.start : source.stop])
+        self.magnitudes.look(columns.numbers[:, source.start : source.stop])
         for index, name in enumerate(self._keys):
             columns.keys[index, source.start : source.stop] = keys_of(source.array(name))
         lists = {bag.name: lists_of(source.array(bag.column)) for bag in self._bags}

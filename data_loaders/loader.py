@@ -128,6 +128,11 @@ class Loader:
     def counters(self) -> dict[str, int]:
         return self._counters.snapshot()
 
+    @property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """How large the numbers of this rank's rows are (``data_loaders.magnitudes``)."""
+        return self._decoder.magnitudes.snapshot()
+
     def key_texts(self, column: str, keys: Iterable[int]) -> dict[int, str | None]:
         """The values of ``column`` that have these keys, as text (None for null)."""
         keys = list(keys)

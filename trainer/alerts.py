@@ -1,8 +1,9 @@
 """Early warnings: what is probably wrong with a run, why, and what to do, while it can still be mended.
 
 Rules look at what is computed anyway: the metrics of each line of training and of ``valid``, the same on all ranks; and at
-``trainer.sightings``, sums over batches that one more all-reduce a line adds up. Nothing is done at every step. Each warning
-comes once in a run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
+``trainer.sightings`` and ``trainer.magnitudes``, sums over batches and rows that one more all-reduce each a line adds up.
+Nothing is done at every step but the first, after which numbers and loss are judged at once. Each warning comes once in a
+run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
 
 Elsewhere: a slow rank (``trainer.pace``), a loss that is not finite (``trainer.guard``, which ends the run), modules that the
 pipeline does not overlap (``trainer.sharding.check_pipelined``, which ends it too).
@@ -10,16 +11,30 @@ pipeline does not overlap (``trainer.sharding.check_pipelined``, which ends it t
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
+from trainer.checked_json import Listed, Mapped, Number, Whole, check_form
 from trainer.config import AlertsConfig
+from trainer.magnitudes import (
+    Magnitude,
+    Told,
+    constants,
+    judged,
+    loss_large,
+    magnitudes,
+    names_of_large,
+    since,
+)
 from trainer.sightings import Hashed, Seen, Sightings
 
 CHANCE = 0.52  # an AUC below it is that of chance …
@@ -30,19 +45,37 @@ LEAK_ROWS = 100  # of each class, at least, for an AUC to be believed
 CONSTANT = 0.499  # of 0.5: a window's AUC error bound where all logits lie in one bin
 CROWDED = 1 - math.exp(-1)  # of a table's rows are asked for where there are as many values as rows
 
-Told = tuple[str, str]  # a warning's name, told once, and its message
+FACTS = {
+    "told": Listed({"name": str, "step": Whole(), "message": str}),
+    "one_label_rows": Whole(),
+    "chance_lines": Whole(),
+}
+
+NUMBERS = {"rows": Whole(), "looked_at": Whole(1), "mean": Number(), "size": Number(0.0), "rms": Number(0.0)}
+SPLITS = ("train", "valid", "test", "before")
 Values = Mapping[str, Any]
 
 
 class Alerts:
-    """Judges the lines of metrics. ``after_steps`` and ``after_rows`` of the configuration; ``warmup_steps`` come on top."""
+    """Judges the lines of metrics. ``after_steps`` and ``after_rows`` of the configuration; ``warmup_steps`` come on top.
+    ``watched``: metrics of ``valid`` that something depends on, and the configuration keys that say so."""
 
     def __init__(
-        self, config: AlertsConfig, schema: Schema, layout: Layout, warmup_steps: int, device: torch.device
+        self,
+        config: AlertsConfig,
+        schema: Schema,
+        layout: Layout,
+        warmup_steps: int,
+        device: torch.device,
+        watched: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config, self.schema = config, schema
         self.seen = Sightings(schema, layout, device)
+        self.watched = watched or {}
         self.told: list[dict[str, Any]] = []  # name, step and message
+        self._numbers: NDArray[np.float64] | None = None  # of the training rows of all ranks, in this process
+        self._then: NDArray[np.float64] | None = None  # of this rank, when they were last judged
+        self._earlier: dict[str, Magnitude] = {}  # of the training data before this process
         self._first_step = config.after_steps + warmup_steps
         self._one_label_rows = 0
         self._chance_lines = 0
@@ -60,25 +93,56 @@ class Alerts:
         epoch: int,
         counters: Mapping[str, int],
         all_reduce: Callable[[Tensor], object],
+        numbers: NDArray[np.float64] | None = None,
     ) -> list[dict[str, Any]]:
-        """What is new to tell about a line of metrics. ``counters``: the training loader's own. All ranks call it together."""
-        if not self.config.enabled or split not in ("train", "valid"):
+        """What is new to tell about a line of metrics. ``counters``: the training loader's own. ``numbers``: the magnitudes
+        that the loader of ``split`` has seen on this rank. All ranks call it together."""
+        found: list[Told | None] = [*self._of_watched(split, values)]
+        if self.config.enabled and split in SPLITS:
+            if split == "valid" or (split == "train" and epoch == 0):
+                found.append(leaking(split, values))
+            if split == "train":
+                found += self._of_window(values, step, counters)
+                found += self._of_batches(self.seen.compute(all_reduce), counters)
+            if numbers is not None:
+                found += self._of_numbers(split, values, step, numbers, all_reduce)
+        return self._new(found, step)
+
+    def first_look(
+        self, values: Values, step: int, numbers: NDArray[np.float64], all_reduce: Callable[[Tensor], object]
+    ) -> list[dict[str, Any]]:
+        """What the numbers and the loss of the first step tell already, whatever the cadence of lines. All ranks together."""
+        if not self.config.enabled:
             return []
-        found = [leaking(split, values)] if split == "valid" or epoch == 0 else []
-        if split == "train":
-            found += self._of_window(values, step, counters)
-            found += self._of_batches(self.seen.compute(all_reduce), counters)
+        return self._new(self._of_numbers("train", values, step, numbers, all_reduce), step)
+
+    def culprits(self, numbers: NDArray[np.float64]) -> str:
+        """Dense features of this rank's rows that may be behind a loss that is not finite; empty where none is."""
+        return names_of_large(self.schema, magnitudes(self.schema, numbers))
+
+    def compare_with(self, numbers: Mapping[str, Any]) -> None:
+        """``numbers`` of the ``facts`` of the run that this one begins from. Raises ``ValueError`` where they are none."""
+        check_form(numbers, Mapped(NUMBERS), "state.json: metrics.alerts.numbers")
+        self._earlier = {name: Magnitude(**it) for name, it in numbers.items() if set(it) == set(NUMBERS)}
+
+    def _new(self, found: Iterable[Told | None], step: int) -> list[dict[str, Any]]:
         known = {alert["name"] for alert in self.told}
         new = [{"name": n, "step": step, "message": m} for n, m in filter(None, found) if n not in known]
         self.told += new
         return new
 
     def facts(self) -> dict[str, Any]:
-        return {"told": list(self.told), "one_label_rows": self._one_label_rows, "chance_lines": self._chance_lines}
+        return {
+            "told": list(self.told),
+            "one_label_rows": self._one_label_rows,
+            "chance_lines": self._chance_lines,
+            "numbers": {name: asdict(it) for name, it in self._before().items()},
+        }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         self.told = list(facts["told"])
         self._one_label_rows, self._chance_lines = facts["one_label_rows"], facts["chance_lines"]
+        self.compare_with(facts.get("numbers", {}))  # earlier versions have none
 
     def _of_window(self, values: Values, step: int, counters: Mapping[str, int]) -> list[Told | None]:
         if not values["rows"]:
@@ -94,11 +158,59 @@ class Alerts:
         self._chance_lines = self._chance_lines + 1 if by_chance else 0
         return [chance(values, step)] if self._chance_lines >= CHANCE_LINES else []
 
+    def _of_watched(self, split: str, values: Values) -> Iterator[Told | None]:
+        """Whatever else is switched off: what a run was asked to do does not happen."""
+        for metric, keys in self.watched.items():
+            where, _, name = metric.partition(".")
+            if where == split and values.get(name) is None:
+                yield undefined(metric, keys, values)
+
+    def _of_numbers(
+        self,
+        split: str,
+        values: Values,
+        step: int,
+        numbers: NDArray[np.float64],
+        all_reduce: Callable[[Tensor], object],
+    ) -> list[Told | None]:
+        before = self._before()
+        if split == "train":
+            sums = since(numbers, self._then)
+            self._then = numbers
+            found = magnitudes(self.schema, sums, all_reduce)  # in place: sums are those of all ranks now
+            self._numbers = sums if self._numbers is None else self._numbers + sums
+        else:
+            found = magnitudes(self.schema, numbers.copy(), all_reduce)
+        told: list[Told | None] = [*judged(self.schema, split, found, before)]
+        told += constants(self.schema, self._before(), self.config.after_rows) if split == "train" else []
+        return [*told, loss_large(split, values, step, found or before, self.schema)]
+
+    def _before(self) -> dict[str, Magnitude]:
+        """Of the training data so far; of earlier runs where there are none yet."""
+        mine = {} if self._numbers is None else magnitudes(self.schema, self._numbers)
+        return {**self._earlier, **mine}
+
     def _of_batches(self, seen: Seen, counters: Mapping[str, int]) -> Iterator[Told | None]:
         if seen.rows >= self.config.after_rows:
             for name, present in seen.present.items():
                 yield None if present else absent(name, seen.rows, self.schema, counters)
         yield from (crowded(table) for table in seen.hashed)
+
+
+def undefined(metric: str, keys: Sequence[str], values: Values) -> Told:
+    """Why a metric of ``valid`` has no value, which depends on the rows alone and so stays as it is."""
+    rows, clicks = values.get("rows", 0), values.get("label_mean")
+    if not rows or clicks is None:
+        why = "no row of valid counts"
+    elif clicks in (0.0, 1.0):
+        why = f"all {rows:,} rows of valid have the label {clicks:.0f}"
+    else:
+        why = "no group of valid (evaluation.group_by) has both clicks and others"
+    other = "" if metric == "valid.logloss" or not rows else ", or watch valid.logloss"
+    return f"undefined:{metric}", (
+        f"{metric} is not defined: {why}. So {' and '.join(keys)} cannot work, and training goes on without: the last "
+        f"checkpoint counts, no best one. Give valid rows of both kinds (data.valid){other}"
+    )
 
 
 def leaking(split: str, values: Values) -> Told | None:

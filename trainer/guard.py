@@ -29,13 +29,20 @@ class Guard:
     """Surrounds each training step: ``begin``, the check between forward and backward (see ``attach``), ``end``.
 
     ``asked``: the number of the signal by which this rank was asked to stop; 0 for none. ``manifest`` is that of the
-    training data, to name rows by file where batches have an ``origin``.
+    training data, to name rows by file where batches have an ``origin``; ``culprits`` names features that may be behind a
+    loss that is not finite.
     """
 
     def __init__(
-        self, ranks: Ranks, asked: Callable[[], int], watchdog: Watchdog, attempts: Attempts, manifest: Manifest
+        self,
+        ranks: Ranks,
+        asked: Callable[[], int],
+        watchdog: Watchdog,
+        attempts: Attempts,
+        manifest: Manifest,
+        culprits: Callable[[], str] = str,
     ) -> None:
-        self.ranks, self.watchdog = ranks, watchdog
+        self.ranks, self.watchdog, self._culprits = ranks, watchdog, culprits
         self._asked, self._attempts, self._manifest = asked, attempts, manifest
         self.step = 0
         self.stop_signal = 0
@@ -90,9 +97,11 @@ class Guard:
 
     def _complaint(self, loss: float, logits: Tensor, cursor: Cursor) -> str:
         rows = np.flatnonzero(~torch.isfinite(logits[: cursor.local_rows]).cpu().numpy())
+        named = self._culprits()
+        large = f"Probably because of {named}: give it data.schema.features.….offset and scale. " if named else ""
         return (
             f"the loss of step {self.step} is {loss}, in batch {cursor.step} of epoch {cursor.epoch}, "
-            f"{self._place(rows, cursor)}. No rank has trained this step. Look at these rows and at the learning rates "
+            f"{self._place(rows, cursor)}. No rank has trained this step. {large}Look at these rows and at the learning rates "
             "(optim.tables.lr, optim.dense.lr; optim.dense.clip_norm), then start again: it goes on from the last checkpoint"
         )
 

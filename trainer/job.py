@@ -100,7 +100,22 @@ def make_alerts(config: TrainConfig, layout: Layout, ranks: Ranks) -> Alerts:
     """What learns nothing yet because its rate warms up is not warned of."""
     tables = (config.optim.tables, config.optim.wide, *config.optim.by_table.values())
     warmup = max(part.schedule.warmup_steps for part in (config.optim.dense, *tables))
-    return Alerts(config.alerts, config.data.schema, layout, warmup, ranks.device)
+    return Alerts(config.alerts, config.data.schema, layout, warmup, ranks.device, watched_metrics(config))
+
+
+def watched_metrics(config: TrainConfig) -> dict[str, list[str]]:
+    """Metrics of ``valid`` that something depends on, and the keys that say so."""
+    early, plateau, best = config.early_stopping, config.optim.plateau, config.checkpoint.best
+    watched = {
+        "early_stopping": early.metric if early.patience is not None else None,
+        "optim.plateau": plateau.metric if plateau.patience is not None else None,
+        "checkpoint.restore_best" if config.checkpoint.restore_best else "checkpoint.best": best,
+    }
+    found: dict[str, list[str]] = {}
+    for key, metric in watched.items():
+        if metric is not None:
+            found.setdefault(metric, []).append(key)
+    return found
 
 
 def begin(job: Job) -> None:
@@ -111,3 +126,5 @@ def begin(job: Job) -> None:
         pieces, plan_rows = job.state.pieces, job.built.plan_rows
         begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
         job.built.optimizer.restore(0, begun.table_steps)
+        if job.reporter.alerts is not None:
+            job.reporter.alerts.compare_with(begun.numbers)

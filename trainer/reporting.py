@@ -5,14 +5,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from data_loaders.loader import Loader
+from trainer.alerts import FACTS as ALERTS_FACTS
 from trainer.alerts import Alerts, say
+from trainer.checked_json import Whole, check_form
 from trainer.checkpoint import Reader
-from trainer.checkpoint.piece import Piece
-from trainer.distributed import Ranks, all_reduce_sum, peak_memory_mb, sum_counters
+from trainer.checkpoint.piece import Piece, whole_piece
+from trainer.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
 from trainer.metrics import ClickMetrics
 from trainer.progress import Progress
 from trainer.progress_line import ProgressLine
@@ -22,6 +25,7 @@ from trainer.task import TaskOutput
 from trainer.trackers import Trackers
 
 WINDOW_BINS = 1 << 14
+FACTS = {"epoch": Whole(-1), "last": dict, "alerts": dict}
 SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
 
 
@@ -52,6 +56,7 @@ class Reporter:
         self._window_wait = 0.0
         self._line = ProgressLine(total_steps, quiet=not ranks.is_first)
         self.alerts = alerts
+        self._early: list[dict[str, Any]] | None = None  # what the first step has told; None before it
         self.trackers = Trackers({})
         self.further: Callable[[], Mapping[str, Any]] = dict  # what else a line of training metrics tells; all ranks call it
 
@@ -76,11 +81,19 @@ class Reporter:
         """Goes on with saved sums, which rank 0 takes over."""
         self._epoch_number, self._last = facts["epoch"], dict(facts["last"])
         if self.alerts is not None:
+            check_form(facts["alerts"], ALERTS_FACTS, f"checkpoint {reader.path}: state.json: metrics.alerts")
             self.alerts.restore(facts["alerts"])
-        for name, metrics in self._metrics().items():
+        for metrics in self._metrics().values():
             metrics.reset()
-            if self.ranks.is_first:
-                metrics.sums.copy_(reader.read(f"metrics/{name}"))
+        from_first(lambda: self._read_sums(reader))
+
+    def _read_sums(self, reader: Reader) -> None:
+        """Raises ``ValueError`` where they are not those of such metrics."""
+        sums = {f"metrics/{name}": metrics.sums for name, metrics in self._metrics().items()}
+        reader.load([whole_piece(name, values) for name, values in sums.items()])
+        for name, values in sums.items():
+            if not (torch.isfinite(values).all() and (values >= 0).all()):
+                raise ValueError(f"checkpoint {reader.path}: {name} holds what no sum of counts can be")
 
     def _metrics(self) -> dict[str, ClickMetrics | Sightings]:
         metrics: dict[str, ClickMetrics | Sightings] = {"window": self.window, "epoch": self.epoch}
@@ -99,8 +112,19 @@ class Reporter:
 
     def maybe_report(self, progress: Progress) -> None:
         """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``ValueError`` on all ranks when the loss is not finite."""
+        if self._early is None:
+            self._look_early(progress)
         if progress.step % self.every_steps == 0:
             self.report(progress)
+
+    def _look_early(self, progress: Progress) -> None:
+        """After the first step of this process: numbers that no model can take should not wait for the first line."""
+        self._early = []
+        if self.alerts is not None and self.alerts.config.enabled:
+            values = self.window.compute(all_reduce_sum)
+            self._early = self.alerts.first_look(values, progress.step, self.loader.magnitudes, all_reduce_sum)
+            if self.ranks.is_first:
+                say(self._early)
 
     def report(self, progress: Progress) -> None:
         values = self.window.compute(all_reduce_sum)
@@ -114,10 +138,13 @@ class Reporter:
         self._window_rows = self._window_steps = 0
         self._window_started, self._window_wait = time.perf_counter(), self.loader.wait_seconds
 
-    def write(self, split: str, values: Mapping[str, Any], progress: Progress) -> None:
-        """A line of ``metrics.jsonl``, and what it gives reason to warn of. All ranks call it together."""
+    def write(
+        self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader | None = None
+    ) -> None:
+        """A line of ``metrics.jsonl``, and what it gives reason to warn of. ``loader``: of the rows that ``values`` are of,
+        where they are not those trained. All ranks call it together."""
         self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}
-        values = {**values, **self._judge(split, values, progress)}
+        values = {**values, **self._judge(split, values, progress, loader or self.loader)}
         if self.ranks.is_first:
             self.trackers.log(split, values, progress.step)
             line = {
@@ -129,14 +156,16 @@ class Reporter:
             }
             append_json_line(self.path, line)
 
-    def _judge(self, split: str, values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    def _judge(self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader) -> dict[str, Any]:
         if self.alerts is None:
             return {}
         place = (progress.step, progress.epoch)
-        new = self.alerts.consider(split, values, *place, self.loader.counters, all_reduce_sum)
+        counters = self.loader.counters
+        new = self.alerts.consider(split, values, *place, counters, all_reduce_sum, loader.magnitudes)
         if self.ranks.is_first:
             say(new)
-        return {"alerts": new} if new else {}
+        early, self._early = self._early or [], self._early and []
+        return {"alerts": [*early, *new]} if early or new else {}
 
     def outside(self, seconds: float) -> None:
         """Time spent in something else than training (evaluation, checkpoints), kept out of samples/s."""

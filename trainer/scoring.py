@@ -114,7 +114,7 @@ class Evaluator:
             keep = partial(self.keep, progress.step)
             values = evaluate(self.pipeline, self.valid, self.options, self.ranks, keep=keep)
             self.reporter.outside(values["seconds"])
-            self.reporter.write("valid", values, progress)
+            self.reporter.write("valid", values, progress, self.valid)
             self.last = (progress.step, values)
             self.over = self.on_result(progress, "valid", values)
         return self.last[1]

@@ -21,7 +21,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch
-from data_loaders.schema import Feature, Layout, Schema
+from data_loaders.schema import Layout, Schema
+from trainer.magnitudes import filled
 from trainer.read_back import to_host
 
 LOOK_EVERY = 4
@@ -67,7 +68,7 @@ class Sightings:
         self._hashed = _hashed_tables(schema, layout)
         self._dense = [name for name in schema.dense if schema.features[name].fill is not None]
         self._columns = torch.tensor([schema.dense.index(name) for name in self._dense], device=device)
-        self._fills = torch.tensor([_filled(schema.features[name]) for name in self._dense], device=device)
+        self._fills = torch.tensor([filled(schema.features[name]) for name in self._dense], device=device)
         self._keys = [*layout.pooled, *layout.unpooled]
         ids = [_of_key(schema, key, list(self._hashed)) for key in self._keys]  # missing id, hashed table
         self._missing = torch.tensor([missing for missing, _ in ids], dtype=torch.int64, device=device)
@@ -149,9 +150,3 @@ def _of_key(schema: Schema, key: str, tables: list[str]) -> tuple[int, int | Non
     missing = 0 if key in schema.crosses else schema.missing_id(key)
     table = _table_of(schema, key) if _is_hashed(schema, key) else None
     return NEVER if missing is None else missing, tables.index(table) if table in tables else None
-
-
-def _filled(feature: Feature) -> float:
-    """What a batch holds where a number is missing."""
-    assert feature.fill is not None
-    return math.log1p(max(feature.fill, 0.0)) if feature.log1p else feature.fill

@@ -13,6 +13,8 @@ LOWER_IS_BETTER = ("logloss", "ne")
 STATES = ("open", "complete", "pruned", "failed")
 RECORD, OUTPUT = "trial.json", "output.txt"
 
+UNDEFINED = "where valid's rows are all clicks or none, or no group has both, give it others, or sweep.metric=valid.logloss"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -85,7 +87,8 @@ def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
     if state == "finished" and (code in (None, 0) or pruned):
         value = final_value(trial.folder, metric)
         if value is None:
-            return replace(trial, state="failed", reason=f"metrics.json has no {metric}")
+            reason = f"metrics.json has no {metric}: {UNDEFINED}"
+            return replace(trial, state="failed", reason=reason)
         return replace(trial, state="complete", value=value, reason=None)
     if code is None:
         return replace(trial, state="open")
