@@ -29,6 +29,7 @@ from data_loaders.storage import NoParquetError, Storage, full_name, is_uri, rel
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _VERSION = 1  # of ``to_dict``
+_MOST = 1 << 62  # bytes, rows or nanoseconds of a file
 
 
 @dataclass(frozen=True)
@@ -176,16 +177,39 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], root: str) -> "Manifest":
-        """The manifest that ``to_dict`` described, its files under ``root``. Raises ``ValueError`` for another version."""
+        """The manifest that ``to_dict`` described, its files under ``root``. Raises ``ValueError`` for another version, and
+        for what ``to_dict`` would not describe so."""
         if values.get("version") != _VERSION:
-            raise ValueError(f"a data manifest of version {values.get('version')}: this program reads {_VERSION}")
+            raise ValueError(f"a data manifest of version {values.get('version')!r:.50}: this program reads {_VERSION}")
+        lists = values.get("schemas"), values.get("files")
+        if not all(isinstance(it, list) for it in lists) or not lists[1]:
+            raise ValueError("a data manifest without schemas or files")
         base = root_name(root)
-        schemas = [pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in values["schemas"]]
-        files = [
-            File(full_name(path, base), size, mtime_ns, tuple(row_groups), schema, footer, _partitions(path))
-            for path, size, mtime_ns, row_groups, schema, footer in values["files"]
-        ]
+        schemas = [_stored_schema(text) for text in lists[0]]
+        files = [_stored_file(facts, base, len(schemas)) for facts in lists[1]]
+        if len({file.path for file in files}) < len(files):
+            raise ValueError("a data manifest that names a file twice")
         return cls(root if is_uri(base) else base, tuple(files), tuple(schemas))
+
+
+def _stored_schema(text: Any) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
+    except (pa.ArrowException, OSError, TypeError, ValueError, MemoryError):
+        raise ValueError("a data manifest with a schema that is none") from None
+
+
+def _stored_file(facts: Any, base: str, num_schemas: int) -> File:
+    """A file of ``to_dict``, under ``base``."""
+    kinds = (str, int, int, list, int, str)
+    if not isinstance(facts, list) or [*map(type, facts)] != [*kinds]:
+        raise ValueError(f"a data manifest with the file {facts!r:.200}")
+    path, size, mtime_ns, row_groups, schema, footer = facts
+    counts = [size, *row_groups]
+    sound = all(type(count) is int and 0 <= count < _MOST for count in counts) and sum(row_groups) < _MOST
+    if not (sound and path and "\0" not in path and 0 <= schema < num_schemas and abs(mtime_ns) < _MOST):
+        raise ValueError(f"a data manifest with the file {facts!r:.200}")
+    return File(full_name(path, base), size, mtime_ns, tuple(row_groups), schema, footer, _partitions(path))
 
 
 def _content(file: File) -> tuple[Any, ...]:

@@ -208,3 +208,17 @@ def on_all_ranks(error: str | None) -> str | None:
     gathered: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, error)
     return next((f"rank {rank}: {message}" for rank, message in enumerate(gathered) if message), None)
+
+
+def on_all(mine: bool) -> bool:
+    """Whether it is so on every rank: the cheapest question there is."""
+    answer = torch.tensor([mine], dtype=torch.int32)
+    dist.all_reduce(answer, op=dist.ReduceOp.MIN)
+    return bool(answer)
+
+
+def on_ranks(mine: Any) -> list[Any]:
+    """What every rank says, in order of ranks."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered

@@ -1,5 +1,6 @@
 """What a run reads and where it begins: its checkpoint, its files, the loaders over them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,23 @@ class Feed:
     batches: BatchIterator
 
 
-def open_feed(config: TrainConfig, tree: dict[str, Any], layout: Layout, folder: Path, ranks: Ranks) -> Feed:
-    """Finds the checkpoint to go on from and the files to read, and begins to read them."""
+def open_feed(
+    config: TrainConfig,
+    tree: dict[str, Any],
+    layout: Layout,
+    folder: Path,
+    ranks: Ranks,
+    alive: Callable[[], None] = lambda: None,
+) -> Feed:
+    """Finds the checkpoint to resume from and the files to read, and begins to read them. ``alive`` is called now and then
+    while checkpoints are hashed."""
     build.ensure_synthetic(config.data)
     identity = job_identity(config, tree)
     place = checkpoints_folder(config, folder)
-    saved = from_first(lambda: resumable(config, place, identity))
+    saved = resumable(config, place, identity, ranks, alive)
     from_first(lambda: note(folder, place))
     source = config.warm_start.path if saved is None else None  # a run that goes on has its own state
-    warm = from_first(lambda: whole_checkpoint(source)) if source is not None else None
+    warm = whole_checkpoint(source, ranks, alive) if source is not None else None
     chosen = inputs.choose(config, layout, saved, ranks)
     progress = starting_point(saved, chosen)
     loader, _ = build.build_train_loader(

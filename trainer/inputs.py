@@ -14,12 +14,15 @@ from typing import Any
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout
 from trainer import build
-from trainer.checkpoint import AnyPath, committed, of_run, parse, place_of, read_facts, read_text
+from trainer.checked_json import Mapped, Whole
+from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.progress import Progress
 
 DATA = "data.json"
+SAVED_DATA = {"fingerprint": str, "first_epoch": Whole(), "manifest": dict, "before": Mapped(str)}
+SAVED_FACTS = {**JOB_FACTS, "identity": {"batch_size": Whole(1)}}
 SHOWN = 3
 
 
@@ -60,11 +63,15 @@ class Saved:
     def at(cls, path: AnyPath, root: str) -> "Saved":
         """Reads a committed checkpoint's own record, not its tensors. Raises ``ValueError`` where it is damaged, or there
         is none."""
-        facts, data = read_facts(path), json.loads(read_text(path, DATA))
+        facts, data = read_json(path, FACTS, SAVED_FACTS), read_json(path, DATA, SAVED_DATA)
         progress = Progress()
         progress.load_state_dict(facts["progress"])
-        manifest = Manifest.from_dict(data["manifest"], root)
-        assert manifest.fingerprint == data["fingerprint"], path
+        try:
+            manifest = Manifest.from_dict(data["manifest"], root)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {path}: {DATA} lists no data files ({error})") from None
+        if manifest.fingerprint != data["fingerprint"] or progress.epoch_step > manifest.num_rows:
+            raise ValueError(f"checkpoint {path}: {DATA} contradicts itself or {FACTS}: another program wrote it")
         return cls(path, facts["identity"], progress, Inputs(manifest, data["first_epoch"], data["before"]))
 
     @property

@@ -8,10 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trainer.checked_json import Number, Optional, Whole
 from trainer.config import EarlyStoppingConfig, PlateauConfig
 from trainer.distributed import from_first
 from trainer.progress import Progress
 
+PATIENCE_FACTS = {
+    "metric": str,
+    "step": Optional(Whole()),
+    "value": Optional(Number()),
+    "without": Whole(),
+    "seen": Optional(Whole()),
+}
+FACTS = {"early_stopping": PATIENCE_FACTS, "plateau": PATIENCE_FACTS}
 LOWER_IS_BETTER = ("logloss", "ne")
 
 

@@ -1,5 +1,6 @@
 """Whether there is a checkpoint to go on from, and how a run goes on from it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from data_loaders.order import ORDER_VERSION
 from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.verification import newest_whole
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.inputs import Inputs, Saved
@@ -35,10 +37,23 @@ def checkpoints_folder(config: TrainConfig, run: Path) -> checkpoint.AnyPath:
     return checkpoint.chosen(root, run, dated=config.run.dir is None)
 
 
-def resumable(config: TrainConfig, folder: checkpoint.AnyPath, identity: dict[str, Any]) -> Saved | None:
-    """The newest whole checkpoint in ``folder``; None where there is none. Raises ``ValueError`` where it belongs to
-    another job, where ``resume=never`` meets a checkpoint, and where checkpoints cannot be written to ``folder``; ``OSError``
-    for a store that does not answer."""
+def resumable(
+    config: TrainConfig,
+    folder: checkpoint.AnyPath,
+    identity: dict[str, Any],
+    ranks: Ranks,
+    alive: Callable[[], None] = lambda: None,
+) -> Saved | None:
+    """The newest whole checkpoint in ``folder``, its bytes hashed by all ranks together; None where there is none. Raises
+    ``ValueError`` on every rank where it belongs to another job, where ``resume=never`` meets a checkpoint, and where
+    checkpoints cannot be written to ``folder``; ``OSError`` for a store that does not answer. ``alive`` is called now and
+    then."""
+    from_first(lambda: _make_ready(config, folder))
+    path = newest_whole(folder, config.checkpoint.on_corrupt, ranks, alive)
+    return None if path is None else from_first(lambda: _saved_at(path, config, identity))
+
+
+def _make_ready(config: TrainConfig, folder: checkpoint.AnyPath) -> None:
     checkpoint.place_of(folder).probe(folder)
     checkpoint.clean(folder)
     if config.resume == "never" and (found := checkpoint.committed(folder)):
@@ -46,10 +61,11 @@ def resumable(config: TrainConfig, folder: checkpoint.AnyPath, identity: dict[st
             f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
             "another run.dir, or take its checkpoints away"
         )
-    path = checkpoint.newest(folder, config.checkpoint.on_corrupt)
-    if path is None:
-        return None
-    checkpoint.check_identity(path, checkpoint.read_facts(path)["identity"], identity)
+
+
+def _saved_at(path: checkpoint.AnyPath, config: TrainConfig, identity: dict[str, Any]) -> Saved:
+    facts = checkpoint.read_json(path, checkpoint.FACTS, checkpoint.JOB_FACTS)
+    checkpoint.check_identity(path, facts["identity"], identity)
     return Saved.at(path, config.data.root)
 
 
@@ -66,7 +82,7 @@ def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recor
     recorded = from_first(lambda: cut(ledger, step))
     if saved is None:
         return
-    checkpoints.load(saved.path, saved.progress)
+    checkpoints.load(saved.path, saved.progress, verified=True)
     if ranks.is_first:
         print(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained", flush=True)
         if recording and recorded < step:

@@ -6,13 +6,25 @@ from typing import Any
 
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from trainer import checkpoint
+from trainer.checked_json import Number, Whole, check_form
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
+from trainer.judge import FACTS as JUDGE_FACTS
 from trainer.judge import Judge
 from trainer.optim.combined import CombinedOptimizer
 from trainer.pieces import model_pieces
+from trainer.reporting import FACTS as REPORTER_FACTS
 from trainer.reporting import Reporter
 
+# What a resume reads; the same on all ranks.
+FACTS = {
+    "optimizer_steps": Whole(),
+    "table_steps": Whole(),
+    "rate_reduction": Number(0.0, 1.0),
+    "judge": dict,
+    "metrics": REPORTER_FACTS,
+}
 PACKAGES = ("torch", "torchrec")
 
 
@@ -67,7 +79,12 @@ class TrainingState(ModelState):
         }
 
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
+        try:
+            check_form(facts, FACTS, checkpoint.FACTS)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {reader.path}: {error}: another program wrote it") from None
         self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"], facts["rate_reduction"])
         if self.judge is not None:
+            check_form(facts["judge"], JUDGE_FACTS, f"checkpoint {reader.path}: {checkpoint.FACTS}: judge")
             self.judge.restore(facts["judge"])
         self.reporter.restore(facts["metrics"], reader)

@@ -62,7 +62,7 @@ def start_new_run(rank, world_size, root, plan, rules, folder):
     out = folder / f"{plan}-{world_size}"
     if ranks.is_first:
         out.mkdir()
-    source = whole_checkpoint(rules.path)
+    source = whole_checkpoint(rules.path, ranks)
     told = warm_start(dry, config, pieces, built.plan_rows, out, ranks, source)
     unchanged = assembled(pieces)
     assert not list(out.iterdir()) and told.table_steps == STEPS

@@ -3,17 +3,25 @@
 import dataclasses
 
 import pytest
+import torch
 
 from tests import tiny
 from tests.trainer.test_inputs import commit, log, scan  # noqa: F401  log is a fixture
 from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text, write_commit_files
 from trainer.inputs import Inputs
+from trainer.rendezvous import process_group
 from trainer.resuming import job_identity, resumable, starting_point
 
 
 @pytest.fixture
 def saved(tmp_path, log):  # noqa: F811
     return commit(tmp_path / "run", Inputs(scan(log), 0, {}), step=5, epoch_step=5)
+
+
+@pytest.fixture
+def alone():
+    with process_group(torch.device("cpu"), 60) as ranks:
+        yield ranks
 
 
 def test_texts_are_held_against_the_manifest(saved):
@@ -60,22 +68,22 @@ def identity_of(saved, **changes):
     return dataclasses.replace(composed.config, **changes), job
 
 
-def test_a_run_goes_on_from_the_newest_whole_checkpoint_of_its_own_job(saved, log):  # noqa: F811
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_of_its_own_job(saved, log, alone):  # noqa: F811
     config, job = identity_of(saved)
-    found = resumable(config, saved.parent, job)
+    found = resumable(config, saved.parent, job, alone)
     assert found.path == saved and found.progress.step == 5 and found.rows_left == 0
     assert starting_point(found, found.inputs) == found.progress
     later = starting_point(found, dataclasses.replace(found.inputs, first_epoch=1))
     assert (later.step, later.epoch, later.epoch_step) == (5, 1, 0)
     with pytest.raises(ValueError, match="seed: was 1, is 3"):
-        resumable(config, saved.parent, {**job, "seed": 3})
+        resumable(config, saved.parent, {**job, "seed": 3}, alone)
     (saved / "data.json").write_text("{}")
-    assert resumable(config, saved.parent, job) is None
+    assert resumable(config, saved.parent, job, alone) is None
 
 
-def test_a_run_from_scratch_does_not_mix_with_checkpoints(saved):
+def test_a_run_from_scratch_does_not_mix_with_checkpoints(saved, alone):
     config, job = identity_of(saved, resume="never")
     with pytest.raises(ValueError, match=r"resume=never, but .* holds step-5.*another run.dir"):
-        resumable(config, saved.parent, job)
+        resumable(config, saved.parent, job, alone)
     saved.rename(saved.parents[2] / "elsewhere")
-    assert resumable(config, saved.parent, job) is None
+    assert resumable(config, saved.parent, job, alone) is None

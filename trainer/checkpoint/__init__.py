@@ -19,12 +19,13 @@ from trainer.checkpoint.format import Reader, Written, build_index, verify, writ
 from trainer.checkpoint.manifest import (
     FACTS,
     INDEX,
+    JOB_FACTS,
     MANIFEST,
     check_identity,
     read_facts,
+    read_json,
     read_manifest,
     read_text,
-    verify_files,
 )
 from trainer.checkpoint.place import AnyPath, chosen, fresh, note, of_run, parse, place_of
 
@@ -33,6 +34,7 @@ __all__ = [
     "BEST",
     "FACTS",
     "INDEX",
+    "JOB_FACTS",
     "MANIFEST",
     "Reader",
     "Written",
@@ -50,12 +52,12 @@ __all__ = [
     "prune",
     "read_best",
     "read_facts",
+    "read_json",
     "read_manifest",
     "read_text",
     "remove",
     "step_of",
     "verify",
-    "verify_files",
     "write_best",
     "write_commit_files",
     "write_pieces",

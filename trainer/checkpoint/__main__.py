@@ -8,6 +8,7 @@ Exit codes: 0; 1 where a checkpoint is damaged or two differ; 2 for a mistake of
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.checked_json import printable
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
 from trainer.checkpoint.place import AnyPath, parse
 
 WIDTH = 160  # of tables that go to a file
 MOST = 40  # lines of a list of tensors
+LONGEST_LINE = 2000  # characters of an error
+LONGEST_CELL = 300
 TABLE_COLUMNS = ("table", "rows", "dim", "dtype", "optimizer states", "parts", "sharding", "MB")
 RIGHT = {"rows", "dim", "MB", "tensors", "values", "parts", "rows that differ", "largest difference"}
 
@@ -32,13 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = _paths(options)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     try:
         return {"inspect": _inspect, "verify": _verify, "diff": _diff}[options.command](options, paths)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(error)
         return 1
+
+
+def _complain(error: Exception) -> None:
+    text = printable(" ".join(str(error).split()))
+    print(f"error: {text[:LONGEST_LINE]}", file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,7 +117,7 @@ def _verify(options: argparse.Namespace, paths: Sequence[AnyPath]) -> int:
     for path in paths:
         problem = verify(path)
         problems += problem is not None
-        print(_printable(f"{path}: {problem or 'whole'}"), flush=True)
+        print(printable(f"{path}: {problem or 'whole'}"), flush=True)
     return 1 if problems else 0
 
 
@@ -142,12 +151,12 @@ def _console() -> Console:
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Cells are text alone: what stands in a checkpoint cannot colour or move about the terminal."""
-    table = Table(title=Text(_printable(title)), title_justify="left", show_header=any(columns))
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=any(columns))
     for column in columns:
-        table.add_column(Text(_printable(column)), justify="right" if column in RIGHT else "left", overflow="fold")
+        table.add_column(Text(printable(column)), justify="right" if column in RIGHT else "left", overflow="fold")
     lines = list(rows)
     for line in lines[:MOST]:
-        table.add_row(*(Text(_printable(cell)) for cell in line))
+        table.add_row(*(Text(printable(_cut(cell))) for cell in line))
     if len(lines) > MOST:
         table.add_row(f"… and {len(lines) - MOST} more")
     return table
@@ -156,19 +165,19 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 def _line(value: Any) -> str:
     """Of a fact: nested ones as ``key value, key value``."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_line(item)}" for key, item in value.items()) or "–"
+        shown = ", ".join(f"{key} {_line(item)}" for key, item in itertools.islice(value.items(), MOST))
+        return shown + (", …" if len(value) > MOST else "") or "–"
     if isinstance(value, bool) or value is None:
         return "–" if value is None else str(value)
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return _cut(f"{value:,}" if isinstance(value, int) else str(value), 200)
+
+
+def _cut(text: str, longest: int = LONGEST_CELL) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.3f}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ looked into or deleted, and no link is followed.
 """
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from data_loaders.state_files import json_text
+from trainer.checked_json import Number, Whole, check_form, parse_json, printable
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.place import AnyPath, Unreachable, place_of
-from trainer.checkpoint.tensor_file import parse_json
 
 BEST = "best.json"
+BEST_FORM = {"step": Whole(), "metric": str, "value": Number()}
+LARGEST_NOTE = 4096  # bytes
 
 
 def step_of(path: AnyPath) -> int:
@@ -29,8 +31,15 @@ def committed(folder: AnyPath) -> list[AnyPath]:
 def newest(folder: AnyPath, on_corrupt: str = "fallback") -> AnyPath | None:
     """The newest whole checkpoint. For every damaged one that it passes over it prints a line to stderr; with
     ``on_corrupt="error"`` it raises ``ValueError`` at the first. Raises ``OSError`` for a store that does not answer."""
-    for path in committed(folder):
-        problem = verify(path)
+    return first_whole(committed(folder), on_corrupt, verify, say=True)
+
+
+def first_whole(
+    paths: Iterable[AnyPath], on_corrupt: str, check: Callable[[AnyPath], str | None], *, say: bool
+) -> AnyPath | None:
+    """The first of ``paths`` that ``check`` finds nothing wrong with, as ``newest``. ``say``: whether this rank prints."""
+    for path in paths:
+        problem = check(path)
         if problem is None:
             return path
         if on_corrupt == "error":
@@ -38,7 +47,9 @@ def newest(folder: AnyPath, on_corrupt: str = "fallback") -> AnyPath | None:
                 f"checkpoint {path}: {problem}: restore it, delete it, or set checkpoint.on_corrupt=fallback to go on "
                 "from the one before"
             )
-        print(f"WARNING: checkpoint {path} is damaged and passed over: {problem}", file=sys.stderr, flush=True)
+        if say:
+            line = f"WARNING: checkpoint {path} is damaged and passed over: {problem}"
+            print(printable(line), file=sys.stderr, flush=True)
     return None
 
 
@@ -66,13 +77,13 @@ def remove(path: AnyPath) -> None:
 def read_best(folder: AnyPath) -> dict[str, Any] | None:
     """``step``, ``metric`` and ``value`` of the best checkpoint; None where none is named, or nothing that can be read."""
     try:
-        best = parse_json(place_of(folder).read(folder / BEST))
+        best = parse_json(place_of(folder).read(folder / BEST, LARGEST_NOTE))
+        check_form(best, BEST_FORM, BEST)
     except Unreachable:  # there may well be one
         raise
     except (OSError, ValueError):
         return None
-    known = isinstance(best, dict) and set(best) == {"step", "metric", "value"} and type(best["step"]) is int
-    return best if known else None
+    return best if set(best) == set(BEST_FORM) else None
 
 
 def write_best(folder: AnyPath, best: Mapping[str, Any]) -> None:

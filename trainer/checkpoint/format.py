@@ -5,10 +5,11 @@ saved in: file, key, offset, shape. A reader cuts what it is asked for out of th
 way than the one that saved. No file of a checkpoint is unpickled or executed, and torch.distributed is not needed.
 """
 
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,29 +17,33 @@ import torch
 from torch import Tensor
 
 from data_loaders.state_files import json_text
+from trainer.checked_json import parse_json
 from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.manifest import (
     FACTS,
     INDEX,
     MANIFEST,
     check_listing,
+    check_text_size,
     fingerprint,
+    hashing,
     is_plain,
+    read_json,
     read_manifest,
     read_text,
-    verify_files,
 )
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.place import AnyPath, Unreachable, place_of
 from trainer.checkpoint.tensor_file import (
     CODES,
+    LARGEST_SIZE,
     SLAB_BYTES,
     NotFiniteError,
-    parse_json,
     sizes,
 )
 
 VERSION = 1
+MOST_CUT = 2  # dimensions of a tensor that parts are cut along: rows and columns
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
 
@@ -130,6 +135,8 @@ def write_commit_files(
             )
     assert all(map(is_plain, texts)) and not {FACTS, INDEX, *(name for name, _ in parts)} & set(texts), list(texts)
     texts = {INDEX: json.dumps(build_index(parts)), FACTS: json_text(facts), **texts}
+    for name, text in texts.items():
+        check_text_size(name, len(text.encode()))
     manifest = {name: {"bytes": written["bytes"], DIGEST: written["digest"]} for name, written in parts}
     for name, text in texts.items():
         place.write(folder / name, text)
@@ -144,8 +151,11 @@ def verify(path: AnyPath, hashes: bool = True) -> str | None:
     try:
         manifest = read_manifest(path)
         check_listing(path, manifest)
-        problem = verify_files(path, manifest) if hashes else None
+        problem = next(filter(None, hashing(path, manifest)), None) if hashes else None
         if problem is None:
+            for name in manifest:
+                if name.endswith(".json") and name != INDEX:
+                    read_json(path, name, dict)
             Reader(path).check_files()
     except Unreachable:
         raise
@@ -194,7 +204,9 @@ class Reader:
 
     def read(self, name: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None) -> Tensor:
         """A tensor, or its rectangle of ``shape`` at ``offset``, as a new CPU tensor."""
-        entry = self.entries[name]
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ValueError(f"checkpoint {self.path} holds no tensor {name!r:.200}")
         offset = (0,) * len(entry.shape) if offset is None else offset
         shape = tuple(whole - start for whole, start in zip(entry.shape, offset)) if shape is None else shape
         assert _inside(offset, shape, entry.shape), (name, offset, shape, entry.shape)
@@ -314,23 +326,29 @@ def parse_index(index: Any, files: Collection[str]) -> dict[str, Entry]:
     entries = {name: _entry(name, entry, files) for name, entry in index["tensors"].items()}
     places = Counter((part.file, part.key) for entry in entries.values() for part in entry.parts)
     if repeated := [place for place, count in places.items() if count > 1]:
-        raise ValueError(f"uses the same data twice: {repeated[:3]}")
+        raise ValueError(f"uses the same data twice: {repeated[:3]!r:.200}")
     return entries
 
 
 def _entry(name: str, entry: Any, files: Collection[str]) -> Entry:
     if not isinstance(entry, dict) or set(entry) - {"widths"} != {"shape", "dtype", "pieces"}:
-        raise ValueError(f"describes {name!r} as {entry!r:.200}")
+        raise ValueError(f"describes {name!r:.200} as {entry!r:.200}")
     dtype = DTYPE_NAMES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None or not isinstance(entry["pieces"], list):
-        raise ValueError(f"gives {name!r} the dtype {entry['dtype']!r:.50} and pieces {entry['pieces']!r:.50}")
-    shape = sizes(entry["shape"], f"the shape of {name!r}")
-    widths = sizes(entry["widths"], f"the widths of {name!r}") if "widths" in entry else None
-    if widths is not None and (len(shape) != 2 or shape[1] != len(widths) or not all(widths)):
-        raise ValueError(f"gives {name!r} of shape {list(shape)} the widths {list(widths)}")
+        raise ValueError(f"gives {name!r:.200} the dtype {entry['dtype']!r:.50} and pieces {entry['pieces']!r:.50}")
+    shape = sizes(entry["shape"], f"the shape of {name!r:.200}")
+    widths = _widths(name, shape, entry["widths"]) if "widths" in entry else None
     parts = tuple(_part(name, part, files) for part in entry["pieces"])
     _check_cover(name, shape, parts)
     return Entry(shape, dtype, widths, parts)
+
+
+def _widths(name: str, shape: tuple[int, ...], widths: Any) -> tuple[int, ...]:
+    """Columns of the parts of a row: one number for each column of the tensor."""
+    listed = isinstance(widths, list) and len(shape) == 2 and len(widths) == shape[1]
+    if not listed or not all(type(width) is int and 0 < width < LARGEST_SIZE for width in widths):
+        raise ValueError(f"gives {name!r:.200} of shape {list(shape)} the widths {widths!r:.200}")
+    return tuple(widths)
 
 
 def _part(name: str, part: Any, files: Collection[str]) -> Part:
@@ -339,31 +357,51 @@ def _part(name: str, part: Any, files: Collection[str]) -> Part:
         or set(part) != {"file", "key", "offset", "shape"}
         or not isinstance(part["key"], str)
     ):
-        raise ValueError(f"describes a piece of {name!r} as {part!r:.200}")
+        raise ValueError(f"describes a piece of {name!r:.200} as {part!r:.200}")
     if not isinstance(part["file"], str) or not is_plain(part["file"]) or part["file"] not in files:
-        raise ValueError(f"places {name!r} in {part['file']!r:.200}, which is no file of {MANIFEST}")
-    offset, shape = (sizes(part[key], f"the {key} of a piece of {name!r}") for key in ("offset", "shape"))
+        raise ValueError(f"places {name!r:.200} in {part['file']!r:.200}, which is no file of {MANIFEST}")
+    offset, shape = (sizes(part[key], f"the {key} of a piece of {name!r:.200}") for key in ("offset", "shape"))
     return Part(part["file"], part["key"], offset, shape)
 
 
 def _check_cover(name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> None:
     for part in parts:
         if not _inside(part.offset, part.shape, shape) or not math.prod(part.shape):
-            raise ValueError(f"cuts {name!r} of shape {list(shape)} at {list(part.offset)} by {list(part.shape)}")
-    ordered = sorted(parts, key=lambda part: part.offset)
-    for number, part in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if shape and other.offset[0] >= part.offset[0] + part.shape[0]:
-                break  # so are all that follow
-            if all(a < b + m and b < a + n for a, n, b, m in zip(*_box(part), *_box(other))):
-                raise ValueError(f"has pieces of {name!r} that overlap at {list(other.offset)}")
-    covered = sum(math.prod(part.shape) for part in parts)
-    if covered != math.prod(shape):
-        raise ValueError(f"covers {covered} of the {math.prod(shape)} values of {name!r}: pieces are missing")
+            raise ValueError(f"cuts {name!r:.200} of shape {list(shape)} at {list(part.offset)} by {list(part.shape)}")
+    covered, whole = sum(math.prod(part.shape) for part in parts), math.prod(shape)
+    if covered < whole:
+        raise ValueError(f"covers {covered} of the {whole} values of {name!r:.200}: pieces are missing")
+    if whole and (wrong := _wrong_corner(shape, parts)) is not None:
+        raise ValueError(f"has pieces of {name!r:.200} that overlap at {wrong}")
 
 
-def _box(part: Part) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return part.offset, part.shape
+def _wrong_corner(shape: tuple[int, ...], parts: Sequence[Part]) -> list[int] | None:
+    """Where boxes within ``shape`` first fail to cover it exactly once, None where they do; in time linear in their number.
+
+    How often boxes cover each place follows from their corners, each counted with its sign (+ at the begin of an axis, -
+    at its end): it is the sum of these counts over all corners before the place. So boxes cover what one box covers,
+    once, just where their corners are its own. Axes that no box cuts are left out."""
+    cut = [axis for axis in range(len(shape)) if any(part.shape[axis] != shape[axis] for part in parts)]
+    if len(cut) > MOST_CUT:
+        raise ValueError(f"cuts a tensor along {len(cut)} of its dimensions, which no plan does")
+    corners = Counter({corner: -sign for corner, sign in _corners((0,) * len(shape), shape, cut)})
+    for part in parts:
+        for corner, sign in _corners(part.offset, part.shape, cut):
+            corners[corner] += sign
+    wrong = min((corner for corner, count in corners.items() if count), default=None)
+    if wrong is None:
+        return None
+    place = dict(zip(cut, wrong))
+    return [place.get(axis, 0) for axis in range(len(shape))]
+
+
+def _corners(
+    offset: Sequence[int], shape: Sequence[int], axes: Sequence[int]
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Of a box, along some axes: (place, sign)."""
+    ends = [((offset[axis], 1), (offset[axis] + shape[axis], -1)) for axis in axes]
+    for corner in itertools.product(*ends):
+        yield tuple(place for place, _ in corner), math.prod(sign for _, sign in corner)
 
 
 def _inside(offset: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> bool:
@@ -374,7 +412,8 @@ def _inside(offset: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -
 
 def _spans(widths: Sequence[int]) -> list[tuple[int, int]]:
     """First and past-the-last column of each part."""
-    return [(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths))]
+    ends = list(itertools.accumulate(widths))
+    return list(zip([0, *ends], ends))
 
 
 def _without_parts(shape: tuple[int, ...], widths: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -5,17 +5,21 @@ folder is ever opened, nor anything through a link.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.checked_json import Mapped, Whole, check_form, parse_json
 from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
 from trainer.checkpoint.place import MANIFEST, AnyPath, Unreachable, place_of
-from trainer.checkpoint.tensor_file import parse_json
 
 FACTS = "state.json"
 INDEX = "index.json"
-LARGEST_MANIFEST = 100 << 20
+LARGEST_TEXT = 512 << 20  # bytes of a file that is read whole
+LARGEST_FILE = 1 << 60
+# What every job's checkpoint says; its ``State`` says more.
+JOB_FACTS = {"progress": {name: Whole() for name in ("step", "rows", "epoch", "epoch_step")}, "identity": dict}
+ENTRY = {"bytes": Whole(0, LARGEST_FILE), DIGEST: str}
 
 
 def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
@@ -24,9 +28,11 @@ def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
     place = place_of(path)
     if not place.is_folder(path):
         raise ValueError("is a link or no folder")
-    manifest = parse_json(place.read(path / MANIFEST, LARGEST_MANIFEST))
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{MANIFEST} is no object")
+    try:
+        manifest = parse_json(place.read(path / MANIFEST, LARGEST_TEXT))
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST}: {error}") from None
+    check_form(manifest, Mapped(dict), MANIFEST)
     for name, expected in manifest.items():
         _check_entry(name, expected)
     missing = {FACTS, INDEX} - set(manifest)
@@ -37,7 +43,8 @@ def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
 
 def is_plain(name: str) -> bool:
     """Whether ``name`` can only mean a file in the folder at hand."""
-    return Path(name).name == name and name not in ("", ".", "..", MANIFEST) and "\0" not in name and "\\" not in name
+    plain = Path(name).name == name and name not in ("", ".", "..", MANIFEST) and not {"\0", "\\"} & set(name)
+    return plain and not any(0xD800 <= ord(letter) < 0xE000 for letter in name)  # halves of a letter: no file has them
 
 
 def check_listing(path: AnyPath, manifest: dict[str, dict[str, Any]]) -> None:
@@ -48,43 +55,53 @@ def check_listing(path: AnyPath, manifest: dict[str, dict[str, Any]]) -> None:
         if name not in manifest:
             if place.is_stray(name):
                 continue
-            raise ValueError(f"{name} is not in {MANIFEST}")
+            raise ValueError(f"{name:.200} is not in {MANIFEST}")
         if size is None:
-            raise ValueError(f"{name} is a link or no file")
+            raise ValueError(f"{name:.200} is a link or no file")
     for name, expected in manifest.items():
         if name not in found:
-            raise ValueError(f"{name} is missing")
+            raise ValueError(f"{name:.200} is missing")
         size = found[name]
         if size != expected["bytes"]:
             raise ValueError(f"{name} has {size} bytes, not {expected['bytes']} as in {MANIFEST}: damaged or replaced")
 
 
-def verify_files(path: AnyPath, names: Iterable[str]) -> str | None:
-    """What is wrong with the bytes of some of a checkpoint's files, None where nothing is; ranks can share the hashing.
-    (``verify`` looks at everything else.)"""
-    try:
-        manifest = read_manifest(path)
-        for name in names:
-            if fingerprint(path / name) != manifest[name]:
-                return f"{name} differs from {MANIFEST}: damaged or replaced"
-    except Unreachable:
-        raise
-    except (OSError, ValueError) as error:
-        return f"not a whole checkpoint ({error})"
-    return None
+def hashing(path: AnyPath, expected: Mapping[str, Mapping[str, Any]]) -> Iterator[str | None]:
+    """Hashes some of a checkpoint's files and yields, after each bounded portion, what is wrong with them: None so far, and
+    at last what was found. ``expected``: their entries in the manifest. Raises ``Unreachable``."""
+    for name, entry in expected.items():
+        digest, size = new_digest(), 0
+        try:
+            for chunk in place_of(path).chunks(path / name):
+                digest.update(chunk)
+                size += len(chunk)
+                yield None
+        except Unreachable:
+            raise
+        except (OSError, ValueError) as error:
+            yield f"{name} cannot be read ({error})"
+            return
+        if {"bytes": size, DIGEST: digest.hexdigest()} != entry:
+            yield f"{name} differs from {MANIFEST}: damaged or replaced"
+            return
 
 
 def read_facts(path: AnyPath) -> dict[str, Any]:
     """The facts of a committed checkpoint: ``progress``, ``identity``, ``world_size`` … Raises ``ValueError`` as
     ``read_text``."""
-    text = read_text(path, FACTS)
+    return read_json(path, FACTS, dict)
+
+
+def read_json(path: AnyPath, name: str, form: Any) -> Any:
+    """One JSON file of a committed checkpoint, of a ``form`` (``checked_json``). Raises ``ValueError`` as ``read_text``, and
+    where it is of another form."""
+    text = read_text(path, name)
     try:
-        facts = parse_json(text)
+        value = parse_json(text)
+        check_form(value, form, name)
     except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {FACTS} cannot be read ({error})") from None
-    if not isinstance(facts, dict):
-        raise ValueError(f"checkpoint {path}: {FACTS} is no object")
-    return facts
+        raise ValueError(f"checkpoint {path}: {name} cannot be read ({error}): restore it, or take it away") from None
+    return value
 
 
 def read_text(path: AnyPath, name: str) -> str:
@@ -93,7 +110,8 @@ def read_text(path: AnyPath, name: str) -> str:
     try:
         expected = read_manifest(path).get(name)
         if expected is not None:
-            content = place_of(path).read(path / name)
+            check_text_size(name, expected["bytes"])
+            content = place_of(path).read(path / name, expected["bytes"] + 1)
     except Unreachable:
         raise
     except (OSError, ValueError) as error:
@@ -104,7 +122,16 @@ def read_text(path: AnyPath, name: str) -> str:
         )
     if expected != {"bytes": len(content), DIGEST: digest_of(content)}:
         raise ValueError(f"checkpoint {path}: {name} differs from {MANIFEST}: damaged or replaced")
-    return content.decode(errors="replace")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"checkpoint {path}: {name} is no UTF-8 text (byte {error.start})") from None
+
+
+def check_text_size(name: str, size: int) -> None:
+    """Raises ``ValueError`` for a file that is too large to be read whole."""
+    if size > LARGEST_TEXT:
+        raise ValueError(f"{name:.200} of {size:,} bytes is larger than a checkpoint's texts may be, {LARGEST_TEXT:,}")
 
 
 def check_identity(path: AnyPath, saved: dict[str, Any], current: dict[str, Any]) -> None:
@@ -139,6 +166,6 @@ def fingerprint(path: AnyPath) -> dict[str, Any]:
 def _check_entry(name: str, expected: Any) -> None:
     if not is_plain(name):
         raise ValueError(f"{MANIFEST} names {name!r:.200}, which is not a plain file name")
-    known = isinstance(expected, dict) and set(expected) == {"bytes", DIGEST}
-    if not known or type(expected["bytes"]) is not int or not isinstance(expected[DIGEST], str):
-        raise ValueError(f"{MANIFEST} describes {name} as {expected!r:.200}")
+    if set(expected) != set(ENTRY):
+        raise ValueError(f"{MANIFEST} describes {name:.200} as {expected!r:.200}")
+    check_form(expected, ENTRY, f"{MANIFEST}: {name:.200}")

@@ -24,6 +24,7 @@ ELSEWHERE = "elsewhere.txt"  # in a run's ``checkpoints``: the address of the pl
 COMMITTED = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 OURS_TO_CLEAN = re.compile(r"\.(tmp|trash)-step-[0-9]+-[0-9a-f]{8}")
 CHUNK_BYTES = 1 << 22
+LONGEST_ADDRESS = 8192
 
 
 @dataclass(frozen=True)
@@ -269,11 +270,15 @@ def of_run(run: AnyPath) -> AnyPath:
     """The folder of a run's checkpoints, where ``note`` said; in a store it is the run's folder itself."""
     if isinstance(run, StorePath):
         return run
+    address = run / "checkpoints" / ELSEWHERE
     try:
-        with open_plain(run / "checkpoints" / ELSEWHERE) as file:
-            return parse(file.read().decode().strip())
+        with open_plain(address) as file:
+            text = file.read(LONGEST_ADDRESS + 1).decode(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return run / "checkpoints"
+    if not text or len(text) > LONGEST_ADDRESS or not text.isprintable():
+        raise ValueError(f"{address} holds no address of checkpoints: write it there, or delete the file")
+    return parse(text)
 
 
 def fresh(folder: Path, prefix: str, name: str) -> Path:

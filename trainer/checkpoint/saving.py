@@ -19,18 +19,18 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trainer import faults
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint.format import Reader, verify, write_commit_files, write_pieces
-from trainer.checkpoint.manifest import check_identity, read_facts, read_manifest, verify_files
+from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
+from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.place import AnyPath, Attempt, place_of
 from trainer.checkpoint.tensor_file import place_tensors
+from trainer.checkpoint.verification import newest_whole, verify_together
 from trainer.config import CheckpointConfig
-from trainer.distributed import Ranks, from_first, on_all_ranks
+from trainer.distributed import Ranks, from_first, on_all, on_all_ranks, on_ranks
 from trainer.progress import Progress
 from trainer.run_folder import now
 
@@ -181,7 +181,8 @@ class Checkpoints:
         if where != split or value is None:
             return
         sign = -1 if name in ("logloss", "ne") else 1
-        if self._best is not None and sign * value <= sign * self._best["value"]:
+        known = self._best if self._best is not None and self._best["metric"] == self.config.best else None
+        if known is not None and sign * value <= sign * known["value"]:
             return
         self._best = {"step": progress.step, "metric": self.config.best, "value": value}
         with self._waiting():
@@ -194,14 +195,17 @@ class Checkpoints:
         """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""
         return self._advance(wait=True, last=last) if self._save is not None else False
 
-    def load(self, path: AnyPath, progress: Progress | None = None) -> dict[str, Any]:
+    def load(self, path: AnyPath, progress: Progress | None = None, *, verified: bool = False) -> dict[str, Any]:
         """Loads a committed checkpoint in place, strictly both ways, and returns its facts.
 
-        With ``progress`` the whole job goes on from it; without, only what ``state`` names is read (scoring). Raises
-        ``ValueError`` when it is damaged, belongs to another model, schema or data, or its names differ.
+        With ``progress`` the whole job goes on from it; without, only what ``state`` names is read (scoring). ``verified``:
+        its bytes have been hashed already (``newest_whole``). Raises ``ValueError`` when it is damaged, belongs to another
+        model, schema or data, or its names differ.
         """
-        self._verify(path)
-        facts = read_facts(path)
+        problem = None if verified else verify_together(path, self.ranks)
+        if problem:
+            raise ValueError(f"checkpoint {path}: {problem}")
+        facts = read_json(path, FACTS, JOB_FACTS)
         if progress is not None:
             check_identity(path, facts["identity"], self.identity)
         reader = Reader(path)
@@ -211,15 +215,6 @@ class Checkpoints:
             progress.load_state_dict(facts["progress"])
             self._last_step = progress.step
         return facts
-
-    def _verify(self, path: AnyPath) -> None:
-        """Every rank hashes some of the files."""
-        problem = from_first(lambda: verify(path, hashes=False))
-        if not problem:
-            names = sorted(read_manifest(path))[self.ranks.rank :: self.ranks.world_size]
-            problem = on_all_ranks(verify_files(path, names))
-        if problem:
-            raise ValueError(f"checkpoint {path}: {problem}")
 
     def _read(self, reader: Reader, *, weights_only: bool) -> None:
         problem, converted = None, []
@@ -237,7 +232,7 @@ class Checkpoints:
 
     def newest(self) -> AnyPath | None:
         """The newest checkpoint that is whole; what happens to damaged ones is ``config.on_corrupt``."""
-        return from_first(lambda: folders.newest(self.folder, self.config.on_corrupt))
+        return newest_whole(self.folder, self.config.on_corrupt, self.ranks)
 
     # When.
 
@@ -418,20 +413,6 @@ class _Writing:
         faults.at("during_write", step=self.step, rank=self.rank)
         name = self.attempt.file(self.rank)
         return name, write_pieces(self.attempt.part / name, self.pieces, self.tensors).to_dict()
-
-
-def on_all(mine: bool) -> bool:
-    """Whether it is so on every rank: the cheapest question there is."""
-    answer = torch.tensor([mine], dtype=torch.int32)
-    dist.all_reduce(answer, op=dist.ReduceOp.MIN)
-    return bool(answer)
-
-
-def on_ranks(mine: Any) -> list[Any]:
-    """What every rank says, in order of ranks."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
 
 
 def _bytes(piece: Piece) -> int:

@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.checked_json import parse_json
 from trainer.checkpoint.digest import new_digest
 from trainer.checkpoint.direct_file import BLOCK, DirectFile
 from trainer.checkpoint.host_memory import host_memory
@@ -38,6 +40,8 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 SLAB_BYTES = 64 << 20  # the most that is copied at a time
 CHUNK_BYTES = 2 << 20  # checked, hashed and written while it is in a CPU's cache
 LONGEST_HEADER = 100 << 20  # the limit of the safetensors package
+MOST_DIMENSIONS = 16  # of a tensor
+LARGEST_SIZE = 1 << 60
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -122,20 +126,14 @@ def slabs(tensor: Tensor) -> Iterator[Tensor]:
 
 def open_plain(path: Path) -> BinaryIO:
     """Opens a file for reading, never through a link. Raises ``OSError`` or, for a folder or a device, ``ValueError``."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a named pipe would block
-    file = os.fdopen(descriptor, "rb") if path.is_file() else None
-    if file is None:
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):  # to open a device may do things, a pipe may block
+        raise ValueError(f"{path.name} is not a plain file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged meanwhile
         os.close(descriptor)
         raise ValueError(f"{path.name} is not a plain file")
-    return file
-
-
-def parse_json(text: bytes | str) -> Any:
-    """JSON without repeated keys. Raises ``ValueError`` for whatever is wrong with it, deep nesting included."""
-    try:
-        return json.loads(text, object_pairs_hook=_distinct)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return os.fdopen(descriptor, "rb")
 
 
 def _ordered(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -201,7 +199,7 @@ def parse_header(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[i
     for key, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or begin % dtype.itemsize:
             raise ValueError(
-                f"places {key!r} at bytes {begin} to {stop}, after byte {end}: shape {list(shape)} {dtype}"
+                f"places {key!r:.200} at bytes {begin} to {stop}, after byte {end}: shape {list(shape)} {dtype}"
             )
         found[key], end = (dtype, shape, begin), stop
     if end != size:
@@ -211,22 +209,27 @@ def parse_header(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[i
 
 def _entry(key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"describes {key!r} as {entry!r:.200}")
+        raise ValueError(f"describes {key!r:.200} as {entry!r:.200}")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"has {key!r} in the unknown dtype {entry['dtype']!r:.200}")
-    offsets = sizes(entry["data_offsets"], f"the offsets of {key!r}")
+        raise ValueError(f"has {key!r:.200} in the unknown dtype {entry['dtype']!r:.200}")
+    offsets = sizes(entry["data_offsets"], f"the offsets of {key!r:.200}")
     if len(offsets) != 2:
-        raise ValueError(f"gives {key!r} the offsets {list(offsets)}")
-    return dtype, sizes(entry["shape"], f"the shape of {key!r}"), offsets[0], offsets[1]
+        raise ValueError(f"gives {key!r:.200} the offsets {list(offsets)}")
+    return dtype, sizes(entry["shape"], f"the shape of {key!r:.200}"), offsets[0], offsets[1]
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:
-    """A list of whole numbers from 0, small enough to be multiplied. Raises ``ValueError``."""
-    plain = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-    if not plain or math.prod(max(item, 1) for item in value) >= 1 << 60 or len(value) > 64:
-        raise ValueError(f"gives {what} as {value!r:.200}")
+    """A list of at most ``MOST_DIMENSIONS`` whole numbers from 0, small enough to be multiplied. Raises ``ValueError``."""
+    plain = isinstance(value, list) and len(value) <= MOST_DIMENSIONS  # before anything is multiplied
+    plain = plain and all(type(item) is int and 0 <= item < LARGEST_SIZE for item in value)
+    if not plain or math.prod(max(item, 1) for item in value) >= LARGEST_SIZE:
+        raise ValueError(f"gives {what} as {_short(value)}")
     return tuple(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value[:MOST_DIMENSIONS]!r:.200}" if isinstance(value, list) else f"{value!r:.200}"
 
 
 def _mapped(file: BinaryIO) -> Tensor:
@@ -234,10 +237,3 @@ def _mapped(file: BinaryIO) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
         return torch.frombuffer(mapped, dtype=torch.uint8)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key is repeated")
-    return value

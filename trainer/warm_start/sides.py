@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data_loaders.schema import Cross, Feature, Schema, Table
+from data_loaders.typed import check as check_type
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.embeddings import is_wide_table, wide_table
@@ -90,15 +91,21 @@ def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_cl
     are no schema and model."""
     identity = facts.get("identity", {})
     try:
+        check_type(identity["schema"], Schema, "schema")
         schema, old_name = schema_of(identity["schema"]), identity["model"]["name"]
         optimizers = {row["table"]: row["optimizer"] for row in facts.get("plan", [])}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ValueError(
-            f"checkpoint {reader.path} does not say what its tensors mean ({error!r}): train the old run on with this "
+            f"checkpoint {reader.path} does not say what its tensors mean ({error!r:.300}): train the old run on with this "
             "version of the program and start from its next checkpoint"
         ) from None
     specs = {name: Spec(reader.shape(name), reader.dtype(name), reader.widths(name)) for name in reader.names}
-    return _side(schema, specs, optimizers, _old_class(old_name, model_name, model_class))
+    side = _side(schema, specs, optimizers, _old_class(old_name, model_name, model_class))
+    for table, parts in side.tables.items():
+        rows = {spec.shape[0] if len(spec.shape) == 2 else None for spec in parts.values()}
+        if "weight" not in parts or None in rows or len(rows) > 1:
+            raise ValueError(f"checkpoint {reader.path}: tables/{table:.200} is no table with rows and their states")
+    return side
 
 
 def _old_class(old_name: str, model_name: str, model_class: type) -> type | None:

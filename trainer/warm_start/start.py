@@ -1,16 +1,18 @@
 """From ``warm_start.path`` to a model that goes on from it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.state_files import write_json
-from trainer.checkpoint import AnyPath, Reader, committed, of_run, parse, place_of, read_facts, read_text, verify
+from trainer.checked_json import Optional, Whole, check_form, get_form
+from trainer.checkpoint import FACTS, AnyPath, Reader, committed, of_run, parse, place_of, read_json, read_text
 from trainer.checkpoint.piece import Piece
+from trainer.checkpoint.verification import verify_together
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks
+from trainer.distributed import Ranks, from_first
 from trainer.models import load_model_class
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report
@@ -19,16 +21,19 @@ from trainer.warm_start.sides import new_side, old_side
 from trainer.warm_start.vocabularies import Vocabularies
 
 REPORT = "warm_start.json"
+OLD_FACTS = {"identity": dict, "optimizer_steps": Whole()}
+NUMBERS = {"alerts": {"numbers": dict}}  # in its metrics; earlier versions have none
 CONFIG = "config.yaml"  # among the texts of a checkpoint
 
 
 @dataclass(frozen=True)
 class Begun:
     """``table_steps``: the steps that the tables' optimizers have made already (Adam's bias correction counts them); 0
-    where none of their state is kept."""
+    where none of their state is kept. ``numbers``: how large the old run's dense features were (``trainer.alerts``)."""
 
     report: dict[str, Any]
     table_steps: int
+    numbers: dict[str, Any]
 
 
 def warm_start(
@@ -46,13 +51,15 @@ def warm_start(
 
     Raises ``ValueError`` on every rank where a difference is explained by no rule, before anything is written.
     """
-    facts, reader = read_facts(path), Reader(path)
+    facts, reader = read_json(path, FACTS, OLD_FACTS), Reader(path)
     name = config.model["name"]
     model_class = load_model_class(name)
     old = old_side(reader, facts, name, model_class)
     new = new_side(pieces, config.data.schema, plan_rows, model_class)
     plan = make_plan(rules, old, new, vocabularies_of(rules, path, config.data.prepared))
-    steps = int(facts["optimizer_steps"]) + int(facts.get("table_steps", 0))
+    table_steps = facts.get("table_steps", 0)
+    check_form(table_steps, Whole(), f"checkpoint {path}: {FACTS}: table_steps")
+    steps = facts["optimizer_steps"] + table_steps
     report = make_report(plan, str(path), steps)
     if ranks.is_first:
         report.print()
@@ -60,12 +67,23 @@ def warm_start(
         plan.apply(pieces, reader, config.optim.wide)
         if ranks.is_first:
             write_json(folder / REPORT, secrets.as_asked(report.to_dict()))
-    return Begun(report.to_dict(), steps if plan.keeps_table_state else 0)
+    metrics = get_form(facts, "metrics", NUMBERS)
+    numbers = metrics["alerts"]["numbers"] if metrics else {}
+    return Begun(report.to_dict(), steps if plan.keeps_table_state else 0, numbers)
 
 
-def whole_checkpoint(path: str) -> AnyPath:
-    """The checkpoint at ``path``, or the newest of the run that ``path`` is the folder of, its bytes verified. Raises
-    ``ValueError`` where there is none or it is damaged."""
+def whole_checkpoint(path: str, ranks: Ranks, alive: Callable[[], None] = lambda: None) -> AnyPath:
+    """The checkpoint at ``path``, or the newest of the run that ``path`` is the folder of, its bytes hashed by all ranks
+    together. Raises ``ValueError`` on all of them where there is none or it is damaged. ``alive`` is called now and then."""
+    found = from_first(lambda: source_checkpoint(path))
+    problem = verify_together(found, ranks, alive)
+    if problem:
+        raise ValueError(f"warm_start.path={found}: {problem}; name another checkpoint")
+    return found
+
+
+def source_checkpoint(path: str) -> AnyPath:
+    """As ``whole_checkpoint``, not yet read."""
     found = parse(path)
     if not place_of(found).is_checkpoint(found):
         saved = committed(of_run(found))
@@ -74,9 +92,6 @@ def whole_checkpoint(path: str) -> AnyPath:
                 f"warm_start.path={path} is neither a checkpoint nor the folder of a run that has saved one: correct the path"
             )
         found = saved[0]
-    problem = verify(found)
-    if problem:
-        raise ValueError(f"warm_start.path={found}: {problem}; name another checkpoint")
     return found
 
 
@@ -87,6 +102,7 @@ def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None)
     if old is None:
         where = f"{path}: {CONFIG}"
         old = configuration.value_at(safe_yaml.parse(read_text(path, CONFIG), where), "data.prepared", where)
+        check_form(old, Optional(str), f"{where}: data.prepared")
     folders = {"warm_start.prepared": old, "data.prepared": prepared}
     for key, folder in folders.items():
         if folder is not None and not Path(folder).is_dir():

@@ -13,13 +13,14 @@ from trainer.checkpoint import (
     build_index,
     format,
     read_facts,
+    read_manifest,
     verify,
-    verify_files,
     write_commit_files,
     write_pieces,
 )
 from trainer.checkpoint import tensor_file as tensor_files
 from trainer.checkpoint.format import convert_widths
+from trainer.checkpoint.manifest import hashing
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.tensor_file import DTYPES, TensorFile, slabs
 
@@ -287,11 +288,11 @@ DAMAGE = {
     "index": ("index.json", lambda content: b"", "index.json has 0 bytes"),
     "corrupt index": ("index.json", lambda content: content.replace(b"100", b"101"), "index.json differs"),
     "empty manifest": ("MANIFEST.json", lambda content: b"", "not a whole checkpoint"),
-    "manifest of no object": ("MANIFEST.json", lambda content: b"[]", "MANIFEST.json is no object"),
+    "manifest of no object": ("MANIFEST.json", lambda content: b"[]", "MANIFEST.json is a list of 0, not an object"),
     "manifest of nothing": ("MANIFEST.json", lambda content: b"{}", "lists no index.json or state.json"),
     "deep manifest": ("MANIFEST.json", lambda content: b"[" * 100_000, "nested too deeply"),
     "repeated": ("MANIFEST.json", lambda content: b'{"a": 1, "a": 1}', "a key is repeated"),
-    "manifest of words": ("MANIFEST.json", lambda content: b'{"state.json": "fine"}', "describes state.json as"),
+    "manifest of words": ("MANIFEST.json", lambda content: b'{"state.json": "fine"}', "state.json is 'fine', not an object"),
 }
 
 
@@ -306,9 +307,11 @@ def test_damage_is_found(saved, name):
 def test_damage_without_hashes_and_by_shares(saved):
     edited(saved / FILE, lambda content: content[:-1] + b"!")
     assert verify(saved, hashes=False) is None
-    assert verify_files(saved, ["state.json", "index.json"]) is None
-    assert verify_files(saved, [FILE]) == f"{FILE} differs from MANIFEST.json: damaged or replaced"
-    assert "no.such.file" in verify_files(saved, ["no.such.file"])
+    manifest = read_manifest(saved)
+    assert not any(hashing(saved, {name: manifest[name] for name in ("state.json", "index.json")}))
+    *_, found = hashing(saved, {FILE: manifest[FILE]})
+    assert found == f"{FILE} differs from MANIFEST.json: damaged or replaced"
+    assert "no.such.file cannot be read" in next(hashing(saved, {"no.such.file": manifest[FILE]}))
 
 
 def test_missing_and_further_files_are_found(saved):

@@ -36,7 +36,7 @@ from trainer.checkpoint import (
 )
 from trainer.checkpoint.__main__ import main
 from trainer.checkpoint.place import StorePath, Unreachable
-from trainer.warm_start.start import whole_checkpoint
+from trainer.warm_start.start import source_checkpoint
 
 NUMBERS = itertools.count()
 
@@ -87,9 +87,9 @@ def test_what_is_saved_comes_back_bit_by_bit_whatever_the_cuts(s3, folder, monke
     for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.uint8)):
         tensors[f"tables/{seed}/weight"] = (big * 100).to(dtype)
         pieces += cut(np.random.default_rng(seed), tensors[f"tables/{seed}/weight"], f"tables/{seed}/weight")
-    path = write(folder, 3, pieces[::2], pieces[1::2], texts={"data.json": "ä\n"}).final
+    path = write(folder, 3, pieces[::2], pieces[1::2], texts={"notes.txt": "ä\n"}).final
     assert verify(path) is None and committed(folder) == [path] and newest(folder) == path
-    assert read_text(path, "data.json") == "ä\n"
+    assert read_text(path, "notes.txt") == "ä\n"
     reader = Reader(path)
     assert set(reader.names) == set(tensors)
     for name, tensor in tensors.items():
@@ -293,7 +293,7 @@ def test_whoever_goes_on_from_a_run_finds_it_in_the_store(s3, folder, tmp_path):
     address = f"?{s3[0]}"
     (tmp_path / "checkpoints").mkdir()
     note(tmp_path, folder)
-    for find in (inputs.find, whole_checkpoint):
+    for find in (inputs.find, source_checkpoint):
         for given in (f"{folder}{address}", f"{folder}/step-4{address}", str(tmp_path)):
             assert find(given) == folder / "step-4"
         assert find(f"{folder}/step-3{address}") == folder / "step-3"

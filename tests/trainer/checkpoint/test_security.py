@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.trainer.checkpoint.forging import by_command, findings
 from tests.trainer.checkpoint.made import FILE, commit, file_of, rewrite, table, values, whole
-from trainer.checkpoint import Reader, clean, committed, newest, prune, read_text, tensor_file, verify
+from trainer import checked_json
+from trainer.checkpoint import Reader, clean, committed, format, newest, prune, read_text, tensor_file, verify
 from trainer.checkpoint import __main__ as command
+from trainer.checkpoint.format import Part
 from trainer.checkpoint.tensor_file import TensorFile
 
 
@@ -264,3 +267,49 @@ def test_what_stands_in_a_checkpoint_cannot_move_about_the_terminal(tmp_path, ca
     assert command.main(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
     assert r"[red]\x1b[2J\r" in shown and "[link=http://x]y" in shown and "\x1b" not in shown and "\r" not in shown
+
+
+# Whoever forges a checkpoint recomputes the digests, too.
+
+
+def test_forged_checkpoints_end_in_an_answer_or_one_line(tmp_path, capsys):
+    """Some of the mutations of which ``tests.trainer.checkpoint.forging`` tries thousands."""
+    pieces = [whole("tables/a/weight", table()), whole("tables/a/sum", table(6, 2), widths=(3, 1))]
+    pieces += [whole("dense/b", torch.ones(3)), whole("dense/c", torch.tensor(2.0))]
+    facts = {"progress": {"step": 5, "epoch": 0}, "plan": [{"table": "a", "optimizer": "adagrad", "sharding": "row_wise"}]}
+    texts = {"data.json": json.dumps({"files": [["a.parquet", 10, [5, 5]]]}), "config.yaml": "a: 1\n"}
+    path = commit(tmp_path / "step-7", pieces[:2], pieces[2:], facts=facts, texts=texts)
+
+    def use(forged):
+        by_command(forged)
+        lines = capsys.readouterr().err.splitlines()
+        assert all(line.startswith("error: ") and len(line) < 2100 and line.isprintable() for line in lines), lines
+
+    assert findings(path, tmp_path / "forged", range(40), use, seconds=60.0) == []
+
+
+def test_a_cover_of_many_pieces_is_checked_in_linear_time():
+    """20,000 strips that all overlap one another in their rows: compared in pairs they took minutes."""
+    count = 20_000
+    parts = [Part(FILE, str(column), (0, column), (count, 1)) for column in range(count)]
+    assert format._wrong_corner((count, count), parts) is None
+    parts[7] = Part(FILE, "7", (0, 8), (count, 1))
+    assert format._wrong_corner((count, count), parts) == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b'{"a": ' + b"9" * 10_000 + b"}", "too large for 64 bits"),
+        (b'{"a": 1e999}', "not finite"),
+        (b'{"a": NaN}', "not finite"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b"\xff{}", "no UTF-8 text: byte 0"),
+        (b"[" + b"0," * 20 + b"0]", "more than 10 items"),
+    ],
+)
+def test_json_of_a_stranger_is_bounded(monkeypatch, text, problem):
+    monkeypatch.setattr(checked_json, "MOST_ITEMS", 10 if b"0,0" in text else 10**7)
+    with pytest.raises(ValueError, match=problem):
+        checked_json.parse_json(text)
