@@ -79,7 +79,7 @@ def test_a_file_may_speak_of_this_machines_cpu(tmp_path):
         ({"gpu": "H100", "machines": 0}, "machines is 0: give a positive number"),
         ({"gpu": "H100", "machines": 1000, "gpus_per_machine": 8}, "8000 ranks"),
         ("[1, 2]", "expected a map"),
-        ("gpu: [", "is not plain YAML"),
+        ("gpu: [", "that is not closed"),
     ],
 )
 def test_a_file_that_says_nothing_possible_is_one_line(tmp_path, given, message):
