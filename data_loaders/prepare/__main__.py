@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], print_config: bool = False) -> None:
         raise ValueError(f"recipe= is missing: one of {', '.join(compose.names())}, or the path of a YAML file")
     declaration = compose.load(own["recipe"], overrides)
     if print_config:
-        print(yaml.safe_dump(compose.to_plain(declaration), sort_keys=False, width=120), end="")
+        print(yaml.safe_dump(compose.record(declaration), sort_keys=False, width=120), end="")
         return
     options = _options(own)
     progress = Progress()

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_loaders import configuration, safe_yaml, typed
+from data_loaders import configuration, safe_yaml, secrets, typed
 from data_loaders.prepare.declaration import Declaration
 
 RECIPES = importlib.resources.files("conf") / "recipe"
@@ -41,7 +41,8 @@ def check(tree: Any, overrides: Sequence[str], where: str) -> Declaration:
     given = configuration.overrides(overrides, Declaration)
     try:
         typed.check(tree, Declaration)
-        plain = configuration.resolve(OmegaConf.merge(OmegaConf.structured(Declaration), tree, given))
+        merged = OmegaConf.merge(OmegaConf.structured(Declaration), tree, given)
+        plain = configuration.resolve(merged)
         typed.check(plain, Declaration)
         declaration = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Declaration), plain))
     except OmegaConfBaseException as error:
@@ -49,6 +50,7 @@ def check(tree: Any, overrides: Sequence[str], where: str) -> Declaration:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {error}") from None
     assert isinstance(declaration, Declaration)
+    declaration.asked_as(configuration.record(merged))
     declaration.check()
     return declaration
 
@@ -56,6 +58,11 @@ def check(tree: Any, overrides: Sequence[str], where: str) -> Declaration:
 def to_plain(declaration: Declaration) -> dict[str, Any]:
     """What ``from_plain`` takes; YAML-able."""
     return OmegaConf.to_container(OmegaConf.structured(declaration))
+
+
+def record(declaration: Declaration) -> dict[str, Any]:
+    """The same as it may be written down: without secrets, and with what the environment provided as it was asked for."""
+    return secrets.redact(configuration.keep_asked(to_plain(declaration), declaration.recorded))
 
 
 def names() -> list[str]:

@@ -429,6 +429,14 @@ class Declaration:
     keep: list[str] = field(default_factory=list)
     schema: PreparedSchema = field(default_factory=PreparedSchema)
 
+    def asked_as(self, recorded: dict[str, Any]) -> None:
+        """Keeps how it was written, where that is not what it came to: ``${oc.env:NAME}``."""
+        self._recorded = recorded
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return getattr(self, "_recorded", {})
+
     def check(self) -> None:
         """Everything that can be known before a file is opened."""
         _check_name(self.name, "name")

@@ -24,7 +24,6 @@ from typing import Any
 
 import yaml
 
-from data_loaders import secrets
 from data_loaders.prepare import compose, owned
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.schema import Schema
@@ -137,7 +136,7 @@ def write_facts(
     """Everything but the rows and vocabularies."""
     made = folder.made
     write_text(made / STATISTICS, json.dumps(statistics, indent=1) + "\n")
-    write_text(made / DECLARATION, _yaml(secrets.as_asked(secrets.redact(compose.to_plain(declaration)))))
+    write_text(made / DECLARATION, _yaml(compose.record(declaration)))
     data = {
         "name": declaration.name,
         "root": str(folder.output),

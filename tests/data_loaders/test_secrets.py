@@ -3,6 +3,7 @@
 import pytest
 
 from data_loaders import secrets
+from data_loaders.prepare import compose
 from data_loaders.secrets import REDACTED, is_secret_name, redact, redact_override, scrub
 
 ADDRESSES = [
@@ -90,3 +91,20 @@ def test_a_value_of_the_environment_is_shown_as_it_was_asked_for(monkeypatch):
     secrets.remember("MINE", "hunter2")
     secrets.remember("SHORT", "1")
     assert scrub("lr=hunter2: 1 is no number; hunter22") == "lr=${oc.env:MINE}: 1 is no number; hunter22"
+
+
+def test_a_preparation_is_recorded_as_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE", "user")  # a word that occurs elsewhere, too
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: r\nsources: {log: {files: ['${oc.env:MINE}/a.csv', '${name}.csv'], columns: {user: string, click: int64}}}\n"
+        "examples: {start: log}\nschema: {label: click, tables: {user: {vocabulary: {}}}, "
+        "features: {user: {kind: sparse, table: user}}}\n"
+    )
+    declaration = compose.load(str(path), ["sources.log.null_values=['s3://A:hunter2@b']"])
+    recorded = compose.record(declaration)
+    assert declaration.sources["log"].files == ["user/a.csv", "r.csv"]
+    assert recorded["sources"]["log"]["files"] == ["${oc.env:MINE}/a.csv", "r.csv"]
+    assert recorded["sources"]["log"]["null_values"] == [f"s3://{REDACTED}@b"]
+    assert recorded["schema"]["features"]["user"]["table"] == "user"
+    assert compose.from_plain(recorded, "recorded").sources["log"].files == ["user/a.csv", "r.csv"]

@@ -60,13 +60,13 @@ def warm_start(
     table_steps = facts.get("table_steps", 0)
     check_form(table_steps, Whole(), f"checkpoint {path}: {FACTS}: table_steps")
     steps = facts["optimizer_steps"] + table_steps
-    report = make_report(plan, str(path), steps)
+    report = make_report(plan, secrets.as_asked(str(path)), steps)
     if ranks.is_first:
         report.print()
     if not rules.dry_run:
         plan.apply(pieces, reader, config.optim.wide)
         if ranks.is_first:
-            write_json(folder / REPORT, secrets.as_asked(report.to_dict()))
+            write_json(folder / REPORT, report.to_dict())
     metrics = get_form(facts, "metrics", NUMBERS)
     numbers = metrics["alerts"]["numbers"] if metrics else {}
     return Begun(report.to_dict(), steps if plan.keeps_table_state else 0, numbers)
