@@ -64,6 +64,12 @@ def good_lines(name: str, source: Source, file: TextFile, skipped: Skipped) -> I
         skipped.first = skipped.first or f"'{file.name}', line {number:,}: {problem}"
 
 
+def find(name: str, file: TextFile, line: str) -> int | None:
+    """The number of a line, which is told by its text."""
+    wanted = line.encode("utf-8", "replace")
+    return next((number for number, found in enumerate(text_files.lines(name, file), 1) if found == wanted), None)
+
+
 def check_zeros(name: str, file: TextFile, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """The chunks. Raises ``ValueError`` where one holds a zero byte, which engines let pass inside of a text."""
     line = 1
@@ -234,7 +240,7 @@ def _quote_advice(name: str, source: Source, row: str) -> str:
         return f": check sources.{name}.quote and .escape"
     if f"\\{source.quote}" in row:
         return f": quotes are escaped by a backslash here, as Spark and MySQL write: sources.{name}.escape='\\'"
-    return f": a quote inside a field is doubled, or if none is special, sources.{name}.quote=''"
+    return f": a quote inside a field is doubled, or if none is special, take quote: '' in sources.{name}"
 
 
 def _misfit(name: str, column: str, shown: str, kind: str) -> str:

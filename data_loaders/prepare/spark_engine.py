@@ -219,9 +219,10 @@ class SparkEngine(Engine):
         seen: dict[str, Any],
     ) -> tuple[int, str]:
         """Raises ``ValueError``, or returns how many were skipped, and the first."""
-        uri, _, line = seen["first"].partition("\n")
+        uri, _, _, line = seen["first"].split("\n", 3)
         file = _behind(uri, files, paths)
-        found = bad_rows.explain(name, source, file, names, bad_rows.Hint()) or ValueError(
+        hint = bad_rows.Hint(bad_rows.find(name, file, line))
+        found = bad_rows.explain(name, source, file, names, hint) or ValueError(
             f"sources.{name}: '{file.name}': engine=spark cannot read the row {line[:60]!r} (where a quoted field goes over "
             f"several lines, engine=duckdb can); {bad_rows.way_out(name)}"
         )

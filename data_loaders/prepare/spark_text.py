@@ -55,8 +55,10 @@ class Lines:
             F.col("_metadata.file_block_start").alias("__block"),
         )
         text = text.filter(F.col("__line") != "").withColumn("__header", self._is_header())
+        text = text.withColumn("__order", F.monotonically_increasing_id())
         rows = self._csv(text) if self._source.format == "csv" else self._json(text)
         bad = F.col("__bad") & ~F.col("__header")
+        sortable = [F.lpad(F.col(name).cast("string"), 20, "0") for name in ("__block", "__order")]
         zero = F.contains(F.col("__line"), F.lit("\0"))
         rows = rows.observe(
             self._seen,
@@ -64,14 +66,14 @@ class Lines:
             F.count_if(F.col("__header")).alias("headers"),
             F.count_if(~F.col("__bad") & ~F.col("__header")).alias("good"),
             F.min(F.when(zero, F.col("__file"))).alias("zero"),
-            F.min(F.when(bad, F.concat_ws("\n", "__file", "__line"))).alias("first"),
+            F.min(F.when(bad, F.concat_ws("\n", "__file", *sortable, "__line"))).alias("first"),
         )
         good = rows.filter(~F.col("__bad") & ~F.col("__header"))
         return good.select(*self._source.columns, "__file", "__block", F.monotonically_increasing_id().alias("__place"))
 
     def seen(self) -> dict[str, Any]:
         """Once the rows are stored. ``bad``, ``good`` and ``headers``: how many; ``zero``: a file with zero bytes;
-        ``first``: a bad one's file and, after a line feed, its line."""
+        ``first``: the first bad one's file, its place (two numbers) and its line, a line feed between."""
         return self._seen.get
 
     def _is_header(self) -> Any:
@@ -156,7 +158,7 @@ class Lines:
             columns.append(typed.alias(name))
             bad |= value.isNotNull() & (typed.isNull() | self._lost_elements(value, typed, kind))
         bad = F.coalesce(bad, F.lit(True)).alias("__bad")
-        return parsed.select(*columns, "__line", "__file", "__block", "__header", bad)
+        return parsed.select(*columns, "__line", "__file", "__block", "__order", "__header", bad)
 
     def _cast(self, value: Any, kind: str) -> Any:
         from pyspark.sql import functions as F
