@@ -26,9 +26,9 @@ def check_output(option: str, path: Path, suffixes: Sequence[str], is_ours: Call
 
 def is_picture(path: Path) -> bool:
     """Of the kind that its name says."""
-    return starts_with(path, *_HEADS[path.suffix])
+    return head_of(path).startswith(_HEADS[path.suffix])
 
 
-def starts_with(path: Path, *heads: bytes) -> bool:
+def head_of(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(max(map(len, heads))).startswith(heads)
+        return file.read(1 << 12)

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_loaders.output_files import PICTURES, check_output, is_picture
 from trainer.report import files
 
 WIDTH = 160  # of a table that is not written to a terminal
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, help="where to draw the courses (a .png, .svg or .pdf)")
     options = parser.parse_intermixed_args(argv)
     try:
+        if options.picture:
+            check_output("--picture", options.picture, PICTURES, is_picture)
         runs = read_all([Path(run).expanduser() for run in options.runs], options.metric)
         check_metric(runs, options.metric)
         show(runs, options.metric)

@@ -8,6 +8,9 @@ from typing import Any
 
 from data_loaders.state_files import read_json, write_json
 
+LOCK = ".lock"
+SHOWN = 5
+
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
@@ -15,7 +18,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a")  # noqa: SIM115 - held as long as the block lasts
+        handle = open(folder / LOCK, "a")  # noqa: SIM115 - held as long as the block lasts
     except OSError as error:
         raise ValueError(f"{key}={folder} cannot be made ({error.strerror}): choose a writable place") from None
     with handle:
@@ -27,9 +30,15 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 
 def check_settings(folder: Path, key: str, settings: Mapping[str, Any]) -> None:
-    """Keeps the settings that a folder is begun with, in ``settings.json``. Raises ``ValueError`` where they were others, and
-    where they cannot be written. A damaged file is written anew."""
+    """Keeps the settings that a folder is begun with, in ``settings.json``. Raises ``ValueError`` where they were others, where
+    they cannot be written, and where the folder holds something else. A damaged file is written anew."""
     path = folder / "settings.json"
+    others = sorted(each.name for each in folder.iterdir() if each.name not in (LOCK, path.name))
+    if others and not path.exists():
+        raise ValueError(
+            f"{key}={folder} holds other files already ({', '.join(others[:SHOWN])}{', …' if len(others) > SHOWN else ''}): name "
+            "a new folder, or an empty one"
+        )
     before = read_json(path, {})
     if not before:
         try:

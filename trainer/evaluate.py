@@ -12,11 +12,15 @@ from typing import TextIO
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from data_loaders.state_files import json_text, write_json
+from data_loaders.output_files import check_output
+from data_loaders.state_files import json_text, read_json, write_json
 from trainer import build
 from trainer.process import guarded, results_alone_on_stdout
 from trainer.scoring import evaluate
 from trainer.trained import WHICH, opened
+
+SPLITS = ("train", "valid", "test")
+METRICS = "metrics.json"
 
 
 @record
@@ -25,14 +29,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument("--checkpoint", help=WHICH)
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--output", type=Path, help="a JSON file for the metrics")
     options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
     report = results_alone_on_stdout()
     guarded(lambda: run(options, report))
 
 
+def is_result(path: Path) -> bool:
+    """Whether a file is an output of this command, and not a run's own ``metrics.json``."""
+    found = read_json(path, {}, quiet=True)
+    return path.name != METRICS and len(found) == 1 and set(found) <= set(SPLITS)
+
+
 def run(options: argparse.Namespace, report: TextIO) -> None:
+    if options.output:
+        check_output("--output", options.output, [".json"], is_result)
     with opened(options.run, options.checkpoint, options.overrides) as trained:
         config, data, ranks = trained.config, trained.config.data, trained.ranks
         manifest = build.scan(data, options.split, trained.layout)

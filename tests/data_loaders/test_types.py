@@ -134,6 +134,8 @@ def expected_ids(schema, columns):
         row_of = hashed if feature.ids == "hash" else identity
         array = columns[feature.column]
         values = array.to_pylist()
+        if is_list(array.type):  # an empty string in it is no id
+            values = [value and [None if each in ("", b"") else each for each in value] for value in values]
         found[name] = [bag(value if is_list(array.type) else [value], row_of) for value in values]
     return found
 

@@ -11,6 +11,7 @@ from typing import TextIO
 import torch
 from rich.console import Console
 
+from data_loaders.output_files import PICTURES, check_output, is_picture
 from trainer import sharding
 from trainer.compose import compose
 from trainer.distributed import make_deterministic
@@ -40,6 +41,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
     cluster = sharing_this_machine(cluster)
     config.check_world_size(cluster.ranks)
     if options.picture is not None:
+        check_output("--picture", options.picture, PICTURES, is_picture)
         check_can_draw(options.picture)
     job = Planned(config, cluster)
     check_holdable(job, cluster)
@@ -96,13 +98,9 @@ def sharing_this_machine(cluster: Cluster) -> Cluster:
 def check_can_draw(path: Path) -> None:
     """Raises ``ValueError`` before anything is computed."""
     try:
-        from matplotlib import pyplot
+        import matplotlib  # noqa: F401
     except ImportError:
         raise ValueError("--picture needs matplotlib, which is not installed: pip install matplotlib") from None
-    kinds = pyplot.figure().canvas.get_supported_filetypes()
-    pyplot.close()
-    if path.suffix.removeprefix(".") not in kinds:
-        raise ValueError(f"--picture {path}: give a name that ends in .png, .svg or .pdf")
     if not path.parent.is_dir():
         raise ValueError(f"--picture {path}: there is no folder {path.parent}")
 

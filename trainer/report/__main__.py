@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.report.drawing import NAME, draw
+from data_loaders.output_files import check_output, head_of
+from trainer.report.drawing import GENERATOR, NAME, draw
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     output = options.output or options.run / NAME
     try:
+        if options.output:
+            check_output("--output", output, [".html"], lambda path: GENERATOR in head_of(path))
         draw(options.run, output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from pathlib import Path
 from data_loaders import packages
 
 NAME = "report.html"
+GENERATOR = b"trainer.report"  # a page says so, and is replaced by another one
 
 
 def draw(folder: Path, output: Path) -> None:
