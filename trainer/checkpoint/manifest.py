@@ -17,6 +17,7 @@ FACTS = "state.json"
 INDEX = "index.json"
 LARGEST_TEXT = 512 << 20  # bytes of a file that is read whole
 LARGEST_FILE = 1 << 60
+MOST_SHOWN = 20  # settings that differ
 # What every job's checkpoint says; its ``State`` says more.
 JOB_FACTS = {"progress": {name: Whole() for name in ("step", "rows", "epoch", "epoch_step")}, "identity": dict}
 ENTRY = {"bytes": Whole(0, LARGEST_FILE), DIGEST: str}
@@ -135,11 +136,11 @@ def check_text_size(name: str, size: int) -> None:
 
 
 def check_identity(path: AnyPath, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises ``ValueError``, with every difference, unless a job goes on as the one that saved ``path``."""
+    """Raises ``ValueError``, with the differences, unless a job goes on as the one that saved ``path``."""
     current = json.loads(json.dumps(current))
     changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
     if changed:
-        shown = "; ".join(f"{key}: {difference(saved.get(key), current.get(key))}" for key in changed)
+        shown = "; ".join(f"{key:.200}: {difference(saved.get(key), current.get(key))}" for key in changed[:MOST_SHOWN])
         raise ValueError(
             f"checkpoint {path} belongs to another job ({shown}): restore these settings, or start anew with another "
             "run.dir"
@@ -151,7 +152,7 @@ def difference(saved: Any, current: Any, prefix: str = "") -> str:
     if isinstance(saved, dict) and isinstance(current, dict):
         keys = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
         return ", ".join(difference(saved.get(key), current.get(key), f"{prefix}{key}.") for key in keys[:5])
-    return f"{prefix.rstrip('.')} was {saved!r}, is {current!r}".strip()
+    return f"{prefix.rstrip('.'):.200} was {saved!r:.200}, is {current!r:.200}".strip()
 
 
 def fingerprint(path: AnyPath) -> dict[str, Any]:
