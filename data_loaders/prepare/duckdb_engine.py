@@ -14,7 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_loaders.prepare import bad_rows, csv_lines, engine_words, pipes, text_files
+from data_loaders.prepare import bad_rows, csv_lines, engine_words, parquet_files, pipes, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
     FILE,
@@ -100,7 +100,8 @@ class DuckDBEngine(Engine):
     def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
         if source.format == "parquet":
             files = self.raw_files(name, source, root)
-            return self._rows(name, source, files, files, optional)
+            parts = parquet_files.groups(name, source, files, root, optional)
+            return parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
         texts = self.text_files(name, source, root)
         copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(texts)]
         found = self.inputs[name]
@@ -160,6 +161,39 @@ class DuckDBEngine(Engine):
                 yield _side_by_side(batch, [table.slice(place, batch.num_rows) for table in beside])
                 place += batch.num_rows
             assert all(table.num_rows == place for table in beside), "tables of a chunk differ in rows"
+
+    def _group(self, name: str, source: Source, group: parquet_files.Group) -> ibis.Table:
+        """Raw Parquet files of one schema, with the place of each row, each column as declared."""
+        listed = ", ".join(map(_quoted, group.names))
+        scan = f"read_parquet([{listed}], union_by_name = false, hive_partitioning = false)"
+        # DuckDB gives names that differ by case alone other ones: by their places the columns are found.
+        found = self._present(scan)
+        assert len(found) == len(group.schema.names), "DuckDB and Arrow see other columns"
+        chosen = {column: _identifier(found[group.schema.names.index(column)]) for column in group.columns}
+        for column in (*group.of_path, *group.doubled):
+            texts = [parquet_files.path_value(file, column) for file in group.names]
+            chosen[column if column in group.of_path else parquet_files.PATH + column] = _by_file(
+                ["NULL" if text is None else _quoted(text) for text in texts], "VARCHAR"
+            )
+        if source.file_column:
+            chosen[source.file_column] = _by_file(list(map(_quoted, group.names)), "VARCHAR")
+        numbers = [number for number, _ in group.files]
+        plain = numbers == list(range(len(numbers)))
+        file = "file_index::BIGINT" if plain else _by_file(list(map(str, numbers)), "BIGINT")
+        chosen |= {ROW: f"({file} << {FILE_SHIFT}) + file_row_number", PART: "0::BIGINT"}
+        chosen |= {FILE: file, PLACE: "file_row_number"}
+        listed = ", ".join(f"{value} AS {_identifier(column)}" for column, value in chosen.items())
+        table = self.backend.sql(f"SELECT {listed} FROM {scan}", dialect="duckdb")
+        return self._typed(name, source, group, table)
+
+    def _typed(self, name: str, source: Source, group: parquet_files.Group, table: ibis.Table) -> ibis.Table:
+        typed = parquet_files.typed(name, source, group, table)
+        if parquet_files.needs_look(source, group, table):
+            bad = typed.filter(typed[values.BAD].notnull()).order_by(ROW).limit(1).select(values.BAD, ROW)
+            for row in self.fetch(bad).to_pylist():
+                file = dict(group.files)[row[ROW] >> FILE_SHIFT]
+                raise parquet_files.misfit(name, source, file, row[ROW] % (1 << FILE_SHIFT), row[values.BAD])
+        return typed.drop(values.BAD)
 
     def _rows(
         self, name: str, source: Source, files: list[str], origins: list[str], optional: frozenset[str]
@@ -304,6 +338,12 @@ def _ordered(table: ibis.Table, names: list[str], keys: list[str]) -> ibis.Table
     """The table's columns of those named. One at least, so that its rows can be counted."""
     found = [name for name in names if name in table.columns] or [keys[0]]
     return table.order_by([table[key] for key in keys]).select(found)
+
+
+def _by_file(values_by_index: list[str], kind: str) -> str:
+    """SQL of a value that depends on the file alone."""
+    cases = " ".join(f"WHEN {index} THEN {value}" for index, value in enumerate(values_by_index))
+    return f"CAST(CASE file_index {cases} END AS {kind})"
 
 
 def _side_by_side(first: pa.RecordBatch, others: list[pa.Table]) -> pa.RecordBatch:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare import bad_rows, csv_lines, engine_words, spark_text, text_files, writer
+from data_loaders.prepare import bad_rows, csv_lines, engine_words, parquet_files, spark_text, text_files, values, writer
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.text_files import TextFile
@@ -45,6 +45,7 @@ _SETTINGS = {
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.ansi.enabled": "true",  # what does not fit is an error, not a null or another number
     "spark.sql.caseSensitive": "true",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",
     "spark.log.level": "FATAL",
 }
 
@@ -73,7 +74,9 @@ class SparkEngine(Engine):
             return self._text(name, source, self.text_files(name, source, root), optional)
         files = self.raw_files(name, source, root)
         try:
-            return self._placed(source, self._parquet(name, source, files, optional), files, files)
+            parts = parquet_files.groups(name, source, files, root, optional)
+            table = parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
+            return self._placed(source, self._frame(table), files, files)
         except _spark_errors() as error:
             raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.keep_words(error)})") from error
 
@@ -142,19 +145,34 @@ class SparkEngine(Engine):
             sync_below(path)
         return self.session.read.parquet(str(path))
 
-    def _parquet(self, name: str, source: Source, files: list[str], optional: frozenset[str]) -> Any:
+    def _group(self, name: str, source: Source, group: parquet_files.Group) -> ibis.Table:
+        """Raw Parquet files of one schema, each column as declared, with ``__file`` and ``__place``."""
         from pyspark.sql import functions as F
 
-        frame = self.session.read.option("mergeSchema", "true").parquet(*files)
-        columns = [
-            F.col(column).cast(_TYPES[source.columns[column]]).alias(column)
-            if column in source.columns
-            else F.col(column)
-            for column in declared_columns(name, source, frame.columns, files[0], optional)
-        ]
-        columns += _absent(source, frame.columns)
+        frame = self.session.read.option("mergeSchema", "false").parquet(*group.names)
+        chosen = [_moments(group, column, dict(frame.dtypes)).alias(column) for column in group.columns]
         place = F.col("_metadata.row_index").alias("__place")
-        return frame.select(*columns, F.col("_metadata.file_path").alias("__file"), place)
+        frame = frame.select(*chosen, F.col("_metadata.file_path").alias("__file"), place)
+        given = (*group.of_path, *group.doubled)
+        if given:
+            known = [
+                (uri, *(parquet_files.path_value(file, column) for column in given))
+                for file in group.names
+                for uri in _uris(file)
+            ]
+            names = [column if column in group.of_path else parquet_files.PATH + column for column in given]
+            schema = ", ".join(f"{_identifier(column)} string" for column in ("__file", *names))
+            frame = frame.join(F.broadcast(self.session.createDataFrame(known, schema)), "__file")
+        return self._typed(name, source, group, self._table(frame))
+
+    def _typed(self, name: str, source: Source, group: parquet_files.Group, table: ibis.Table) -> ibis.Table:
+        typed = parquet_files.typed(name, source, group, table)
+        if parquet_files.needs_look(source, group, table):
+            frame = self._frame(typed.filter(typed[values.BAD].notnull()))
+            for row in frame.select(values.BAD, "__file", "__place").orderBy("__file", "__place").limit(1).collect():
+                file = next(file for file in group.names if row["__file"] in _uris(file))
+                raise parquet_files.misfit(name, source, file, row["__place"], row[values.BAD])
+        return typed.drop(values.BAD)
 
     def _text(self, name: str, source: Source, files: list[TextFile], optional: frozenset[str]) -> ibis.Table:
         names = self._columns(name, source, files, optional) if source.format == "csv" else list(source.columns)
@@ -273,7 +291,7 @@ class SparkEngine(Engine):
         known = self.session.createDataFrame(uris, "`__file` string, `__origin` string, `__number` bigint")
         frame = frame.join(F.broadcast(known), "__file", "left")
         row = (F.shiftleft(F.col("__number"), FILE_SHIFT) + F.col("__place")).alias(ROW)
-        columns = [column for column in frame.columns if not column.startswith("__")]
+        columns = [_identifier(column) for column in frame.columns if not column.startswith("__")]
         origin = [F.col("__origin").alias(source.file_column)] if source.file_column else []
         return self._table(frame.select(*columns, *origin, row, F.lit(0).cast("bigint").alias(PART)))
 
@@ -312,6 +330,20 @@ def _check_option(option: str) -> None:
         )
     if option in _FIXED:
         raise ValueError(f"engine_options.{option}: the results rest on it ({_SETTINGS[option]}), so it stays as it is")
+
+
+def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> Any:
+    """A column; times in UTC, and those of nanoseconds, which Spark reads as numbers, as times."""
+    from pyspark.sql import functions as F
+
+    kind, value = group.schema.field(column).type, F.col(_identifier(column))
+    if pa.types.is_timestamp(kind) and kind.unit == "ns" and kinds[column] == "bigint":
+        return F.timestamp_micros(F.expr(f"{_identifier(column)} div 1000")).cast("timestamp_ntz")
+    return value.cast("timestamp_ntz") if pa.types.is_timestamp(kind) else value
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _absent(source: Source, present: list[str]) -> list[Any]:
