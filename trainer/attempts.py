@@ -83,8 +83,8 @@ class Attempts:
             self._file = None
 
     def _read(self) -> list[Attempt]:
-        found, damaged = read(self.path)
-        if damaged:
+        found = read(self.path)
+        if self.path.is_file() and self.path.stat().st_size != WIDTH * len(found):
             print(f"warning: {self.path} is damaged: what it held of earlier starts is passed over", file=sys.stderr)
         return found
 
@@ -108,17 +108,15 @@ class Attempts:
         )
 
 
-def read(path: Path) -> tuple[list[Attempt], bool]:
-    """The starts that whole lines tell of, in order, and whether there is anything else in it, which a power cut may have left.
-    Raises ``OSError``."""
+def read(path: Path) -> list[Attempt]:
+    """The starts that whole lines tell of, in order; what else a power cut may have left is passed over. Raises ``OSError``."""
     text = path.read_bytes() if path.is_file() else b""
     lines = [text[at : at + WIDTH].decode("ascii", "replace") for at in range(0, len(text), WIDTH)]
     found = [match for match in map(LINE.fullmatch, lines) if match]
-    attempts = [
+    return [
         Attempt(launch, int(restarts), int(step), state)
         for launch, restarts, step, state in (m.groups() for m in found)
     ]
-    return attempts, len(found) < len(lines)
 
 
 def refuse(path: Path, attempts: list[Attempt]) -> None:

@@ -26,7 +26,7 @@ def start(tmp_path, monkeypatch):
 
 
 def history(path):
-    return attempts.read(path / attempts.NAME)[0]
+    return attempts.read(path / attempts.NAME)
 
 
 def test_each_start_leaves_a_line(start, tmp_path):
