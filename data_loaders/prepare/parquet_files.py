@@ -19,7 +19,6 @@ from data_loaders.prepare.declaration import TEMPORARY, Source
 from data_loaders.schema import one_of
 from data_loaders.storage import Storage
 
-
 PATH = "__path_"  # before the name of a column: what the folder's name gives, where the file has the column too
 
 

@@ -22,7 +22,7 @@ from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Sour
 from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine, make_engine
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
-from data_loaders.prepare.references import label_columns, raw_columns
+from data_loaders.prepare.references import check_columns, label_columns, raw_columns
 from data_loaders.state_files import write_text
 from data_loaders.storage import Stat, Storage, is_uri
 
@@ -167,6 +167,7 @@ class _Preparation:
         view = self.declaration.examples
         parsed = view.parsed("examples")
         examples = steps.apply_steps(self.engine, tables[view.start], parsed, tables)
+        check_columns(self.declaration, examples)
         examples = split.assign(examples, self.declaration.split)
         if self.declaration.negative_sampling_rate < 1:
             self._check_label(examples)

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from data_loaders.prepare import sql
+import ibis
+
+from data_loaders.prepare import columns, sql
 from data_loaders.prepare.declaration import Declaration
 
 
@@ -13,6 +15,20 @@ def raw_columns(declaration: Declaration, present: Sequence[str]) -> list[str]:
     schema = declaration.schema
     needed = {schema.label, schema.weight, *declaration.keep, *declaration.order.by, *_feature_columns(declaration)}
     return [column for column in present if column in needed]
+
+
+def check_columns(declaration: Declaration, table: ibis.Table) -> None:
+    """Raises ``ValueError`` for a column that is needed and not there, with the nearest names of all that are."""
+    for name, feature in declaration.schema.features.items():
+        make, where = feature.make, f"schema.features.{name}.make"
+        if make.cross:
+            columns.check(table, [part for part in make.cross if part not in declaration.schema.features], f"{where}.cross")
+        elif not make.history:
+            columns.check(table, [make.column or name], f"{where}.column")
+    columns.check(table, [name for name in declaration.keep if name not in declaration.schema.features], "keep")
+    columns.check(table, declaration.order.by, "order.by")
+    if declaration.schema.weight:
+        columns.check(table, [declaration.schema.weight], "schema.weight")
 
 
 def label_columns(declaration: Declaration) -> frozenset[str]:

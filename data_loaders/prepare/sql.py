@@ -113,10 +113,19 @@ class Expression:
     columns: frozenset[str]
     _tree: expressions.Expression
 
-    def spelled(self, engine: str) -> str:
+    def spelled(self, engine: str, present: Collection[str] = ()) -> str:
         """For a query in DuckDB's dialect. Where another engine gets it translated it is written anew from the tree that
-        was checked."""
-        return f"(\n{self.text}\n)" if engine == "duckdb" else self._tree.sql(dialect="duckdb", comments=False)
+        was checked, its columns in the letters of those ``present``: Spark tells names by their case, DuckDB does not."""
+        if engine == "duckdb":
+            return f"(\n{self.text}\n)"
+        own = {name.lower(): name for name in present if name.lower() in {column.lower() for column in self.columns}}
+        tree = self._tree.copy()
+        for column in tree.find_all(expressions.Column):
+            first = column.parts[0]
+            if first.name.lower() in own:
+                first.set("this", own[first.name.lower()])
+                first.set("quoted", True)
+        return tree.sql(dialect="duckdb", comments=False)
 
     def check_columns(self, present: Collection[str]) -> None:
         """Raises ``ValueError`` with the nearest names for a column that is not ``present``; case does not count in SQL."""

@@ -1,7 +1,7 @@
 """Raw values as the declared type holds them, exactly, or not at all: one policy for CSV, JSON and Parquet, on every engine.
 
-What each type takes stands in docs/prepare.md ("Values"). In short: a whole number may be written ``7``, ``+7``, ``7.0`` or ``7e2``;
-what has a fraction, lies outside the type's range, or is rounded already (a float beyond 2^53) is no whole number. A
+What each type takes stands in docs/prepare.md ("Values"). In short: a whole number may be written ``7``, ``+7``, ``7.0`` or
+``7e2``; what has a fraction, lies outside the type's range, or is rounded already (a float beyond 2^53) is no whole number. A
 number is no boolean and no time, and the other way round. Times are UTC: an offset is applied. Nothing is rounded, cut off or
 made null without a word; only floats are what they are, the nearest number.
 """
@@ -21,7 +21,10 @@ _DIGITS, _WHOLE = r"^[+-]?[0-9]+$", r"^[+-]?[0-9]+\.0*$"
 _SCALED = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+]?[0-9]+$"
 _NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _DATE = r"^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}$"
-_MOMENT = r"^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([ T][0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?)?$"
+_MOMENT = (
+    r"^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+    r"([ T][0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?)?$"
+)
 _OFFSET = r"([+-])([0-9]{2}):?([0-9]{2})?$"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _SHOWN = 80
