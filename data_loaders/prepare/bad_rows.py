@@ -5,21 +5,18 @@ settings that a recipe does not have.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data_loaders.prepare import csv_lines, decoding, text_files
+from data_loaders.prepare import csv_lines, decoding, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
 
 _MOST_LINES = 1000  # of one row, quoted line ends and all: more is a quote that was not closed
 LONGEST = {"csv": 2_000_000, "json": 16_000_000}  # letters of a row, as DuckDB has it
 _SHOWN = 60
-_LONGEST_NUMBER = 40  # digits of an integer that may be one of 64 bits
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_WHOLE = re.compile(r"\s*[+-]?\d+(\.0*)?\s*")
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,8 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
                 missing_too = (
                     f", or name what stands for a missing value (sources.{name}.null_values=[{fields[place][:_SHOWN]}])"
                 )
-                return _misfit(name, column, repr(fields[place][:_SHOWN]), kind) + missing_too
+                shown = repr(fields[place][:_SHOWN])
+                return _misfit(name, column, shown, kind, values.better_type(fields[place], kind)) + missing_too
         return None
 
     return check
@@ -180,7 +178,9 @@ def _json_check(name: str, source: Source) -> Check:
         if len(text) > LONGEST["json"]:
             return f"an object of {len(text):,} letters, where {LONGEST['json']:,} can be read"
         try:
-            found = json.loads(text.removesuffix("\r"), object_pairs_hook=_without_twins, parse_int=_int)
+            found = json.loads(
+                text.removesuffix("\r"), object_pairs_hook=_without_twins, parse_int=_Number, parse_float=_Number
+            )
         except RecursionError:
             return "its values are nested too deeply"
         except json.JSONDecodeError as error:
@@ -194,7 +194,8 @@ def _json_check(name: str, source: Source) -> Check:
             return f"{kind} where an object {{…}} is due ({_shown(text)}); {_ONE_A_LINE}"
         for column, kind in source.columns.items():
             if found.get(column) is not None and _is_json_misfit(kind, found[column]):
-                return _misfit(name, column, json.dumps(found[column])[:_SHOWN], kind)
+                text = _json_text(found[column])
+                return _misfit(name, column, text[:_SHOWN], kind, values.better_type(text.strip('"'), kind))
         return None
 
     return check
@@ -231,8 +232,12 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _int(text: str) -> int | str:
-    return int(text) if len(text) <= _LONGEST_NUMBER else text  # int() refuses thousands of digits
+class _Number(str):
+    """A number as it is written: int() refuses thousands of digits, float() rounds."""
+
+
+def _json_text(value: object) -> str:
+    return str(value) if isinstance(value, _Number) else json.dumps(value)
 
 
 def _quote_advice(name: str, source: Source, row: str) -> str:
@@ -243,8 +248,8 @@ def _quote_advice(name: str, source: Source, row: str) -> str:
     return f": a quote inside a field is doubled, or if none is special, take quote: '' in sources.{name}"
 
 
-def _misfit(name: str, column: str, shown: str, kind: str) -> str:
-    return f"column '{column}' holds {shown}, which is not {kind}: declare another type (sources.{name}.columns.{column}=string)"
+def _misfit(name: str, column: str, shown: str, kind: str, other: str) -> str:
+    return f"column '{column}' holds {shown}, which is not {kind}: declare another type (sources.{name}.columns.{column}={other})"
 
 
 def _is_misfit(kind: str, text: str, value: str | None) -> bool:
@@ -252,38 +257,16 @@ def _is_misfit(kind: str, text: str, value: str | None) -> bool:
         return False
     if value is not None and text == value:
         return True
-    return (kind.startswith("int") and not _is_whole(kind, text)) or (kind.startswith("float") and not _is_number(text))
-
-
-def _is_whole(kind: str, text: str) -> bool:
-    bits = int(kind.removeprefix("int"))
-    return (
-        len(text) <= _LONGEST_NUMBER
-        and bool(_WHOLE.fullmatch(text))
-        and -(1 << bits - 1) <= int(text.partition(".")[0]) < 1 << bits - 1
-    )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
+    return not kind.startswith("list<") and not values.holds(text, kind)
 
 
 def _is_json_misfit(kind: str, value: object) -> bool:
     if kind.startswith("list<"):
         inner = kind.removeprefix("list<").removesuffix(">")
         return not isinstance(value, list) or any(one is not None and _is_json_misfit(inner, one) for one in value)
-    if kind.startswith("int"):
-        text = (
-            str(int(value)) if isinstance(value, float) and math.isfinite(value) and value == int(value) else str(value)
-        )
-        return isinstance(value, (list, dict)) or not (isinstance(value, bool) or _is_whole(kind, text))
-    if kind.startswith("float"):
-        return isinstance(value, (list, dict)) or not (isinstance(value, bool) or _is_number(str(value)))
-    return kind not in ("string",) and isinstance(value, (list, dict))
+    if isinstance(value, (list, dict)):
+        return kind != "string"
+    return not values.holds(value if isinstance(value, str) else json.dumps(value), kind)
 
 
 def _shown(text: str) -> str:

@@ -14,7 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_loaders.prepare import bad_rows, csv_lines, engine_words, parquet_files, pipes, text_files, values
+from data_loaders.prepare import bad_rows, csv_lines, engine_words, json_keys, parquet_files, pipes, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
     FILE,
@@ -252,8 +252,10 @@ class DuckDBEngine(Engine):
                 self._execute_copy(source, text, names, chosen, path)
         except duckdb.Error as error:
             raise self._bad_file(name, source, file, names, error) from error
+        self._check_values(name, source, file, names, path, skipped)
         if source.format == "json":
             self._check_nulls(name, source, file, path)
+            self._check_keys(name, source, file, path, optional)
         elif source.bad_rows == "skip":
             self._count_rejects(name, source, file, names, skipped)
         return skipped.rows, skipped.first
@@ -274,9 +276,45 @@ class DuckDBEngine(Engine):
     ) -> None:
         with text as place:
             scan = _csv_scan(source, place, names, chosen) if source.format == "csv" else _json_scan(source, place)
+            columns = {column: source.columns[column] for column in (chosen or source.columns)}
             self.backend.con.execute(
-                f"COPY ({scan}) TO {_quoted(str(path))} (FORMAT parquet, COMPRESSION snappy, DICTIONARY_SIZE_LIMIT 20000)"
+                f"COPY ({_typed_text(scan, columns)}) TO {_quoted(str(path))} "
+                "(FORMAT parquet, COMPRESSION snappy, DICTIONARY_SIZE_LIMIT 20000)"
             )
+
+    def _check_values(
+        self, name: str, source: Source, file: TextFile, names: list[str], path: Path, skipped: "bad_rows.Skipped"
+    ) -> None:
+        """Raises ``ValueError`` for a value that its declared type does not hold, or leaves such rows out."""
+        copy, bad = f"read_parquet({_quoted(str(path))})", _identifier(values.BAD)
+        first = self.backend.con.execute(
+            f"SELECT file_row_number, {bad} FROM {copy} WHERE {bad} IS NOT NULL ORDER BY 1 LIMIT 1"
+        ).fetchone()
+        if first is None:
+            return
+        hint = bad_rows.Hint(first[0] + 1 + (source.format == "csv" and source.header))
+        error = bad_rows.explain(name, source, file, names, hint) or ValueError(
+            f"sources.{name}: '{file.name}', row {first[0] + 1:,}: {values.misfit(name, source.columns, first[1])}"
+        )
+        if source.bad_rows == "error":
+            raise error
+        (rows,) = self.backend.con.execute(f"SELECT count({bad}) FROM {copy}").fetchone()
+        good = path.with_name(f"{path.name}.good")
+        self.backend.con.execute(
+            f"COPY (SELECT * FROM {copy} WHERE {bad} IS NULL) TO {_quoted(str(good))} (FORMAT parquet, COMPRESSION snappy)"
+        )
+        os.replace(good, path)
+        skipped.rows, skipped.first = skipped.rows + rows, skipped.first or bad_rows.without_way_out(error, name)
+
+    def _check_keys(self, name: str, source: Source, file: TextFile, path: Path, optional: frozenset[str]) -> None:
+        """Raises ``ValueError`` for a declared column that the file has nowhere."""
+        columns = [column for column in source.columns if column not in optional]
+        counts = ", ".join(f"count({_identifier(column)})" for column in columns)
+        query = f"SELECT count(*), {counts} FROM read_parquet({_quoted(str(path))})"
+        rows, *found = self.backend.con.execute(query).fetchone()
+        absent = [column for column, count in zip(columns, found) if not count]
+        if rows and absent:
+            json_keys.check(name, file, absent)
 
     def _check_nulls(self, name: str, source: Source, file: TextFile, path: Path) -> None:
         """A line that is null alone is no object, but DuckDB makes a row of it. Raises ``ValueError``."""
@@ -302,7 +340,7 @@ class DuckDBEngine(Engine):
             if swallowed:
                 raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
             skipped.rows, skipped.first = (
-                rows,
+                skipped.rows + rows,
                 bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}",
             )
 
@@ -365,9 +403,8 @@ _REJECTS, _REJECTS_SCANS = "__rejects", "__rejects_scans"
 def _csv_scan(source: Source, place: str, names: list[str], chosen: list[str]) -> str:
     """Columns have names of ours inside, as those of a file may differ by case alone or be there twice."""
     inside = {name: f"c{number}" for number, name in enumerate(names)}
-    kinds = [_TYPES[source.columns[name]] if name in source.columns else "VARCHAR" for name in names]
     options = {
-        "columns": _struct({f"c{number}": kind for number, kind in enumerate(kinds)}),
+        "columns": _struct(dict.fromkeys((f"c{number}" for number in range(len(names))), "VARCHAR")),
         "auto_detect": "false",
         "header": str(source.header).lower(),
         "delim": _quoted(source.separator),
@@ -379,14 +416,26 @@ def _csv_scan(source: Source, place: str, names: list[str], chosen: list[str]) -
     if source.bad_rows == "skip":
         options |= {"store_rejects": "true", "rejects_limit": "0"}
         options |= {"rejects_table": _quoted(_REJECTS), "rejects_scan": _quoted(_REJECTS_SCANS)}
-    columns = ", ".join(f"{inside[name]} AS {_identifier(name)}" for name in chosen)
+    columns = ", ".join(
+        f"CAST({inside[name]} AS {_raw_type(source.columns[name])}) AS {_identifier(name)}" for name in chosen
+    )
     return f"SELECT {columns} FROM read_csv({_quoted(place)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
 
 
 def _json_scan(source: Source, place: str) -> str:
-    columns = _struct({column: _TYPES[kind] for column, kind in source.columns.items()})
+    columns = _struct({column: _raw_type(kind) for column, kind in source.columns.items()})
     options = f"format = 'newline_delimited', compression = 'uncompressed', columns = {columns}"
     return f"SELECT * FROM read_json({_quoted(place)}, {options})"
+
+
+def _raw_type(kind: str) -> str:
+    return "VARCHAR[]" if kind.startswith("list<") else "VARCHAR"
+
+
+def _typed_text(scan: str, columns: dict[str, str]) -> str:
+    """SQL of a scan's texts as their declared types."""
+    raw = ibis.table({column: values.raw_type(kind) for column, kind in columns.items()}, name="__raw")
+    return f"WITH __raw AS ({scan}) {ibis.to_sql(values.typed(raw, columns), dialect='duckdb')}"
 
 
 def _line(error: duckdb.Error) -> int | None:

@@ -22,7 +22,9 @@ def check_columns(declaration: Declaration, table: ibis.Table) -> None:
     for name, feature in declaration.schema.features.items():
         make, where = feature.make, f"schema.features.{name}.make"
         if make.cross:
-            columns.check(table, [part for part in make.cross if part not in declaration.schema.features], f"{where}.cross")
+            columns.check(
+                table, [part for part in make.cross if part not in declaration.schema.features], f"{where}.cross"
+            )
         elif not make.history:
             columns.check(table, [make.column or name], f"{where}.column")
     columns.check(table, [name for name in declaration.keep if name not in declaration.schema.features], "keep")

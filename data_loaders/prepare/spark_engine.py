@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,17 @@ from urllib.parse import quote
 import ibis
 import pyarrow as pa
 
-from data_loaders.prepare import bad_rows, csv_lines, engine_words, parquet_files, spark_text, text_files, values, writer
+from data_loaders.prepare import (
+    bad_rows,
+    csv_lines,
+    engine_words,
+    json_keys,
+    parquet_files,
+    spark_text,
+    text_files,
+    values,
+    writer,
+)
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.text_files import TextFile
@@ -182,6 +192,8 @@ class SparkEngine(Engine):
         if not counts.exists():
             shutil.rmtree(path, ignore_errors=True)
             found = self._store_text(name, source, files, paths, names, path)
+            if source.format == "json":
+                self._check_keys(name, source, files, paths, optional)
             counts.write_text(json.dumps(found))
         shutil.rmtree(self.work / "text" / name, ignore_errors=True)
         inputs = self.inputs[name]
@@ -215,7 +227,7 @@ class SparkEngine(Engine):
         """Makes the copy. Returns the number of bad rows that were skipped, and the first."""
         has_header = source.format == "csv" and source.header
         headers = sorted({csv_lines.first_line(name, file) for file in files}) if has_header else []
-        lines = spark_text.Lines(self.session, source, names, headers, _TYPES)
+        lines = spark_text.Lines(self.session, source, names, headers, _TYPES, self._converter(source))
         try:
             lines.frame(paths).write.parquet(str(path))
         except _spark_errors() as error:
@@ -226,6 +238,29 @@ class SparkEngine(Engine):
         if has_header and seen["headers"] > len(files):
             raise ValueError(f"sources.{name}: the header of a file is there again among its rows: remove it there")
         return self._bad_rows(name, source, files, paths, names, seen) if seen["bad"] else (0, None)
+
+    def _converter(self, source: Source) -> Callable[[Any, list[str]], Any]:
+        def convert(frame: Any, names: list[str]) -> Any:
+            table = self._table(frame)
+            declared = {name: source.columns[name] for name in names}
+            rest = [column for column in table.columns if column not in declared]
+            return self._frame(values.typed(table, declared, rest))
+
+        return convert
+
+    def _check_keys(
+        self, name: str, source: Source, files: list[TextFile], paths: list[str], optional: frozenset[str]
+    ) -> None:
+        """Raises ``ValueError`` for a declared column of JSON that a file has nowhere."""
+        from pyspark.sql import functions as F
+
+        columns = [column for column in source.columns if column not in optional]
+        counts = [F.count(F.col(_identifier(column))).alias(f"c{number}") for number, column in enumerate(columns)]
+        stored = self.session.read.parquet(str(self.work / "raw" / name))
+        for row in stored.groupBy("__file").agg(*counts).orderBy("__file").collect():
+            absent = [column for number, column in enumerate(columns) if not row[f"c{number}"]]
+            if absent:
+                json_keys.check(name, _behind(row["__file"], files, paths), absent)
 
     def _bad_rows(
         self,
@@ -280,7 +315,7 @@ class SparkEngine(Engine):
         known = self.session.createDataFrame(offsets, "`__file` string, `__block` bigint, `__offset` bigint")
         frame = stored.join(F.broadcast(known), ["__file", "__block"])
         place = (F.col("__place") + F.col("__offset")).alias("__place")
-        return self._placed(source, frame.select(*source.columns, "__file", place), paths, files)
+        return self._placed(source, frame.select(*map(_identifier, source.columns), "__file", place), paths, files)
 
     def _placed(self, source: Source, frame: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """``__row`` from the file (``__file``, one of ``paths``, which stand for ``files``) and the place in it (``__place``)."""
@@ -344,15 +379,6 @@ def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> 
 
 def _identifier(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
-
-
-def _absent(source: Source, present: list[str]) -> list[Any]:
-    """Declared columns that the files lack, null."""
-    from pyspark.sql import functions as F
-
-    return [
-        F.lit(None).cast(_TYPES[kind]).alias(column) for column, kind in source.columns.items() if column not in present
-    ]
 
 
 def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:

@@ -5,9 +5,10 @@ a field too many, a second object in a line is dropped, quotes need not be close
 does not fit is *bad*, and counted while the rows are stored.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from data_loaders.prepare import csv_rows
+from data_loaders.prepare import csv_rows, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
 
@@ -37,10 +38,19 @@ class Lines:
     """The rows of a source's text, and what was seen on the way."""
 
     def __init__(
-        self, session: Any, source: Source, names: list[str], headers: list[str], types: dict[str, str]
+        self,
+        session: Any,
+        source: Source,
+        names: list[str],
+        headers: list[str],
+        types: dict[str, str],
+        convert: Callable[[Any, list[str]], Any],
     ) -> None:
-        """``names``: of the columns in the files' order (csv). ``headers``: their first lines, none for files without."""
-        self._session, self._source, self._names, self._headers, self._types = session, source, names, headers, types
+        """``names``: of the columns in the files' order (csv). ``headers``: their first lines, none for files without.
+        ``types``: ours -> Spark's. ``convert``: (a frame of texts, the declared columns among them) -> the same with these as
+        declared, and ``values.BAD``."""
+        self._session, self._source, self._names, self._headers = session, source, names, headers
+        self._types, self._convert = types, convert
         self._seen: Any = None
 
     def frame(self, paths: list[str]) -> Any:
@@ -69,7 +79,8 @@ class Lines:
             F.min(F.when(bad, F.concat_ws("\n", "__file", *sortable, "__line"))).alias("first"),
         )
         good = rows.filter(~F.col("__bad") & ~F.col("__header"))
-        return good.select(*self._source.columns, "__file", "__block", F.monotonically_increasing_id().alias("__place"))
+        declared = map(_identifier, self._source.columns)
+        return good.select(*declared, "__file", "__block", F.monotonically_increasing_id().alias("__place"))
 
     def seen(self) -> dict[str, Any]:
         """Once the rows are stored. ``bad``, ``good`` and ``headers``: how many; ``zero``: a file with zero bytes;
@@ -146,37 +157,37 @@ class Lines:
         """The declared columns by their types; a row is bad where it is ``broken``, or where a value has another type."""
         from pyspark.sql import functions as F
 
-        bad, columns = broken, []
-        places = {name: f"__raw_{number}" for number, name in enumerate(raw)}
-        parsed = parsed.withColumns({place: raw[name] for name, place in places.items()})
-        for name, kind in self._source.columns.items():
-            if name not in places:
-                columns.append(F.lit(None).cast(self._types[kind]).alias(name))
-                continue
-            value = F.col(places[name])
-            typed = self._cast(value, kind)
-            columns.append(typed.alias(name))
-            bad |= value.isNotNull() & (typed.isNull() | self._lost_elements(value, typed, kind))
-        bad = F.coalesce(bad, F.lit(True)).alias("__bad")
-        return parsed.select(*columns, "__line", "__file", "__block", "__order", "__header", bad)
+        bad, texts = broken, []
+        for name, value in raw.items():
+            kind = self._source.columns[name]
+            text = self._text_of(value, kind)
+            texts.append(text.alias(name))
+            if kind.startswith("list<"):
+                bad |= value.isNotNull() & text.isNull()
+        broken = F.coalesce(bad, F.lit(True)).alias("__broken")
+        typed = self._convert(parsed.select(*texts, "__line", "__file", "__block", "__order", "__header", broken), list(raw))
+        absent = [
+            F.lit(None).cast(self._types[kind]).alias(name)
+            for name, kind in self._source.columns.items()
+            if name not in raw
+        ]
+        bad = (F.col("__broken") | F.col(values.BAD).isNotNull()).alias("__bad")
+        made = [F.col(_identifier(name)) for name in raw]
+        return typed.select(*made, *absent, "__line", "__file", "__block", "__order", "__header", bad)
 
-    def _cast(self, value: Any, kind: str) -> Any:
+    def _text_of(self, value: Any, kind: str) -> Any:
+        """A text, or a list of them."""
         from pyspark.sql import functions as F
 
         if kind.startswith("list<"):
-            value = F.from_json(value, "array<string>")
-        if kind.startswith("float") and self._source.format == "json":
-            value = F.regexp_replace(value, _NO_NUMBER, "$1")
-        return value if kind == "string" else value.try_cast(self._types[kind])
+            return F.from_json(value, "array<string>")
+        if kind != "string" and self._source.format == "json":
+            return F.regexp_replace(value, _NO_NUMBER, "$1")
+        return value
 
-    def _lost_elements(self, value: Any, typed: Any, kind: str) -> Any:
-        from pyspark.sql import functions as F
 
-        if not kind.startswith("list<"):
-            return F.lit(False)
-        both = (F.from_json(value, "array<string>"), typed)
-        given, kept = (F.size(F.filter(values, lambda one: one.isNotNull())) for values in both)
-        return given != kept
+def _identifier(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _quote_check(source: Source) -> Any:

@@ -52,7 +52,14 @@ def _apply(engine: Engine, table: ibis.Table, step: Step, tables: dict[str, ibis
 def filter_rows(engine: Engine, table: ibis.Table, condition: str, where: str) -> ibis.Table:
     """The rows for which an SQL condition is true."""
     parsed = sql.parse(condition, where)
-    return _run(engine, table, f"SELECT * FROM rows WHERE {parsed.spelled(engine.name, table.columns)}", [parsed], condition, where)
+    return _run(
+        engine,
+        table,
+        f"SELECT * FROM rows WHERE {parsed.spelled(engine.name, table.columns)}",
+        [parsed],
+        condition,
+        where,
+    )
 
 
 def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: str) -> ibis.Table:
@@ -66,7 +73,9 @@ def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: 
     made = {name: sql.parse(str(text), f"{where}.{name}") for name, text in selected.items()}
     kept = {name: _quoted(name) for name in table.columns if name not in made}
     order = dict.fromkeys((*table.columns, *made))
-    chosen = ", ".join(kept.get(name) or f"{made[name].spelled(engine.name, table.columns)} AS {_quoted(name)}" for name in order)
+    chosen = ", ".join(
+        kept.get(name) or f"{made[name].spelled(engine.name, table.columns)} AS {_quoted(name)}" for name in order
+    )
     shown = str({name: expression.text for name, expression in made.items()})
     return _run(engine, table, f"SELECT {chosen} FROM rows", list(made.values()), shown, where)
 

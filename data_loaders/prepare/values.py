@@ -9,6 +9,7 @@ made null without a word; only floats are what they are, the nearest number.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -25,6 +26,7 @@ _MOMENT = (
     r"^[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
     r"([ T][0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?)?$"
 )
+_SPECIAL = re.compile(r"[+-]?(nan|inf|infinity)")
 _OFFSET = r"([+-])([0-9]{2}):?([0-9]{2})?$"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _SHOWN = 80
@@ -68,6 +70,48 @@ def is_lossless(found: dt.DataType, kind: dt.DataType) -> bool:
     return (kind.is_string() and not found.is_floating()) or (kind == dt.float64 and found.is_numeric())
 
 
+def raw_type(kind: str) -> dt.DataType:
+    """Of a column of a text file before it is ``typed``."""
+    return dt.Array(dt.string) if kind.startswith("list<") else dt.string
+
+
+def holds(text: str, kind: str) -> bool:
+    """Whether ``kind``, of a single value, takes a text: what ``as_declared`` does, for one value in Python."""
+    bare = text.strip(" \t\n\r\v\f")
+    if kind.startswith("int"):
+        return _holds_whole(bare, dt.dtype(kind))
+    if kind.startswith("float"):
+        largest = LARGEST if kind == "float64" else LARGEST_FLOAT32
+        return _SPECIAL.fullmatch(bare.lower()) is not None or (
+            re.match(_NUMBER, bare) is not None and abs(float(bare)) <= largest
+        )
+    if kind == "boolean":
+        return bare.lower() in (*_TRUE, *_FALSE)
+    return kind == "string" or _holds_time(bare, _DATE if kind == "date" else _MOMENT)
+
+
+def _holds_whole(text: str, kind: dt.DataType) -> bool:
+    low, high = kind.bounds.lower, kind.bounds.upper
+    if re.match(_DIGITS, text) or re.match(_WHOLE, text):
+        digits = text.partition(".")[0]
+        return len(digits.lstrip("+-0")) <= 20 and low <= int(digits) <= high
+    if not re.match(_SCALED, text):
+        return False
+    number = float(text)
+    return abs(number) <= _EXACT and number == int(number) and low <= number <= high
+
+
+def _holds_time(text: str, pattern: str) -> bool:
+    if not re.match(pattern, text):
+        return False
+    parts = [int(part) for part in re.findall(r"[0-9]+", text)]
+    try:
+        datetime(*parts[:3], *(parts[3:6] if ":" in text else []))
+    except ValueError:
+        return False
+    return True
+
+
 def typed(
     table: ibis.Table, columns: Mapping[str, str], rest: Iterable[str] = (), same: Mapping[str, str] | None = None
 ) -> ibis.Table:
@@ -102,26 +146,36 @@ def misfit(source: str, columns: Mapping[str, str], bad: str, *, text: bool = Tr
     kind = columns[name]
     missing = f", or name what stands for a missing value (sources.{source}.null_values=[{shown}])" if text else ""
     inner = kind.removeprefix("list<").removesuffix(">")
-    other = _better_type(shown) if inner.startswith("int") else "string"
     return (
         f"column '{name}' holds {shown!r}, which is not {inner}: declare another type "
-        f"(sources.{source}.columns.{name}={kind.replace(inner, other)}){missing}"
+        f"(sources.{source}.columns.{name}={better_type(shown, kind)}){missing}"
     )
 
 
-def _better_type(text: str) -> str:
-    """What holds a text that a whole number's type does not."""
-    if re.match(_DIGITS, text):
-        return "int64" if abs(int(text)) < 2**63 else "string"
-    return "float64" if re.match(_NUMBER, text) else "string"
+def better_type(text: str, kind: str) -> str:
+    """A declared type that holds a text which ``kind`` does not, and says most of it."""
+    inner = kind.removeprefix("list<").removesuffix(">")
+    if inner != kind:
+        other = better_type(text, inner)
+        return f"list<{other if other in ('int64', 'float64') else 'string'}>"
+    if holds(text, "int64"):
+        return "int64"
+    if re.match(_NUMBER, text):
+        return "string" if re.match(_DIGITS, text) else "float64"
+    return next((other for other in ("boolean", "date", "timestamp") if other != kind and holds(text, other)), "string")
 
 
 def _misfit(value: ibis.Value, made: ibis.Value, kind: dt.DataType) -> tuple[ibis.Value, ibis.Value]:
     """Whether a value was not taken, and the text to show."""
     if not kind.is_array():
-        return value.notnull() & made.isnull(), value
-    bad = value.filter(lambda element: element.notnull() & as_declared(element, kind.value_type).isnull())
+        return value.notnull() & _is_null(made), value
+    bad = value.filter(lambda element: element.notnull() & _is_null(as_declared(element, kind.value_type)))
     return value.notnull() & (bad.length() > 0), bad[0]
+
+
+def _is_null(value: ibis.Value) -> ibis.Value:
+    """Ibis takes NaN for null too, on Spark."""
+    return value.identical_to(ibis.null(value.type()))
 
 
 def _list(value: ibis.Value, kind: dt.DataType) -> ibis.Value | None:
