@@ -174,8 +174,10 @@ def _misfit(value: ibis.Value, made: ibis.Value, kind: dt.DataType) -> tuple[ibi
 
 
 def _is_null(value: ibis.Value) -> ibis.Value:
-    """Ibis takes NaN for null too, on Spark."""
-    return value.identical_to(ibis.null(value.type()))
+    """Null and not NaN, which Ibis takes for null too on Spark. (A comparison with NULL in its place loses what TRY_CAST did:
+    DuckDB's optimizer takes the cast away.)"""
+    null = value.isnull()
+    return null & ~value.isnan().fill_null(False) if value.type().is_floating() else null
 
 
 def _list(value: ibis.Value, kind: dt.DataType) -> ibis.Value | None:
