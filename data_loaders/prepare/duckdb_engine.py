@@ -97,10 +97,17 @@ class DuckDBEngine(Engine):
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
 
-    def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
+    def read(
+        self,
+        name: str,
+        source: Source,
+        root: str,
+        optional: frozenset[str] = frozenset(),
+        needed: frozenset[str] | None = None,
+    ) -> ibis.Table:
         if source.format == "parquet":
             files = self.raw_files(name, source, root)
-            parts = parquet_files.groups(name, source, files, root, optional)
+            parts = parquet_files.groups(name, source, files, root, optional, needed)
             return parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
         texts = self.text_files(name, source, root)
         copies = [self._copy(name, source, file, number, optional) for number, file in enumerate(texts)]

@@ -82,9 +82,17 @@ class Engine(ABC):
         itself, and no setting of it can be changed: as far as the engine can (docs/prepare.md says what holds)."""
 
     @abstractmethod
-    def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
+    def read(
+        self,
+        name: str,
+        source: Source,
+        root: str,
+        optional: frozenset[str] = frozenset(),
+        needed: frozenset[str] | None = None,
+    ) -> ibis.Table:
         """The declared columns of a source, with ``__row`` and ``__part`` (0); one of ``optional`` that the files lack is
-        null. Raises ``ValueError``: file, column and line of what does not fit the declaration."""
+        null. ``needed``: the names that matter where a source declares no columns (default: all). Raises ``ValueError``:
+        file, column and line of what does not fit the declaration."""
 
     def read_parquet(self, path: Path) -> ibis.Table:
         """A file that an earlier ``write_file`` wrote."""

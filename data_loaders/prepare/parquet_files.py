@@ -40,9 +40,17 @@ class Group:
         return [name for _, name in self.files]
 
 
-def groups(name: str, source: Source, files: Sequence[str], root: str, optional: frozenset[str]) -> list[Group]:
-    """In the order of their first files. Raises ``ValueError`` for a damaged footer, for a file that lacks a column which is
-    declared or which others have, and for columns that the files do not tell apart."""
+def groups(
+    name: str,
+    source: Source,
+    files: Sequence[str],
+    root: str,
+    optional: frozenset[str],
+    needed: frozenset[str] | None = None,
+) -> list[Group]:
+    """In the order of their first files. ``needed``: where no columns are declared, those that others give way to (case
+    counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, for a file that lacks a
+    column which is declared or which others have, and for columns that SQL does not tell apart."""
     storage = Storage.at(root)
     try:
         found = footers.scan(storage, [storage.stat(file) for file in files])
@@ -55,7 +63,7 @@ def groups(name: str, source: Source, files: Sequence[str], root: str, optional:
         together.setdefault(key, []).append((number, file))
         schemas[key] = footer.schema
     made = [Group(tuple(members), schemas[key]) for key, members in together.items()]
-    wanted = _wanted(name, source, made)
+    wanted = _wanted(name, source, made, needed)
     return [_chosen(name, source, group, wanted, optional) for group in made]
 
 
@@ -71,23 +79,26 @@ def path_value(file: str, column: str) -> str | None:
     return None if value == "__HIVE_DEFAULT_PARTITION__" else value
 
 
-def _wanted(name: str, source: Source, made: list[Group]) -> list[str]:
-    """The columns to read: those declared, or all."""
+def _wanted(name: str, source: Source, made: list[Group], needed: frozenset[str] | None) -> list[str]:
+    """The columns to read: those declared, or all but those that cannot be read and are not needed."""
     if source.columns:
         return list(source.columns)
-    found: dict[str, str] = {}
+    found: dict[str, str] = {}  # in small letters -> as it is
     for group in made:
         for column in [*group.schema.names, *path_values(group.names[0])]:
-            if TEMPORARY.match(column):
+            other = found.setdefault(column.lower(), column)
+            if other == column or TEMPORARY.match(column) or (needed is not None and column not in needed):
                 continue
-            other = next((known for known in found if known.lower() == column.lower()), column)
-            if other != column or group.schema.names.count(column) > 1:
+            if needed is None or other in needed:
                 raise ValueError(
                     f"sources.{name}: '{group.names[0]}' has the columns '{other}' and '{column}', which SQL does not tell "
                     f"apart: name those that you need, with their types, in sources.{name}.columns"
                 )
-            found.setdefault(column, group.names[0])
-    return list(found)
+            found[column.lower()] = column
+    columns = [column for column in found.values() if not TEMPORARY.match(column)]
+    everywhere = set.intersection(*({*group.schema.names, *path_values(group.names[0])} for group in made))
+    lowered = None if needed is None else {one.lower() for one in needed}
+    return [c for c in columns if c in everywhere or lowered is None or c.lower() in lowered]
 
 
 def _chosen(name: str, source: Source, group: Group, wanted: list[str], optional: frozenset[str]) -> Group:
@@ -103,7 +114,7 @@ def _chosen(name: str, source: Source, group: Group, wanted: list[str], optional
         if not source.columns:
             raise ValueError(
                 f"sources.{name}: '{file}' lacks a column that other files have, '{column}': leave the file out, or "
-                f"declare in sources.{name}.columns the columns that all have"
+                f"declare in sources.{name}.columns those that all have"
             )
         one_of(column, [*names, *given], f"sources.{name}.columns: '{file}' lacks a column")
     inside = tuple(c for c in wanted if c in names and not pa.types.is_null(group.schema.field(c).type))

@@ -22,7 +22,7 @@ from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Sour
 from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine, make_engine
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
-from data_loaders.prepare.references import check_columns, label_columns, raw_columns
+from data_loaders.prepare.references import check_columns, label_columns, mentioned, raw_columns
 from data_loaders.state_files import write_text
 from data_loaders.storage import Stat, Storage, is_uri
 
@@ -110,7 +110,7 @@ def _score(
 ) -> int:
     declaration = prepared.declaration
     optional = label_columns(declaration)
-    tables = _tables(declaration, engine, root, progress, optional)
+    tables = _tables(declaration, engine, root, progress, optional, keep)
     examples = steps.apply_steps(
         engine, tables[declaration.examples.start], declaration.examples.parsed("examples"), tables, scoring=True
     )
@@ -330,12 +330,14 @@ def _tables(
     root: str,
     progress: Progress,
     optional: frozenset[str] = frozenset(),
+    keep: tuple[str, ...] = (),
 ) -> dict[str, ibis.Table]:
-    """Sources and views by name. Columns in ``optional`` may be missing from the files: they are then null."""
+    """Sources and views by name. Columns in ``optional`` may be missing from the files: they are then null. ``keep``: those
+    that are needed beside what the declaration names."""
     tables: dict[str, ibis.Table] = {}
     for name, source in declaration.sources.items():
         with progress.step(f"source {name}"):
-            tables[name] = _read(engine, name, source, root, optional)
+            tables[name] = _read(engine, name, source, root, optional, mentioned(declaration) | set(keep))
         for note in engine.inputs[name].notes(name):
             progress.note(note)
     for name, view in declaration.views.items():
@@ -349,9 +351,11 @@ def _inputs(engine: Engine) -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(found) for name, found in engine.inputs.items()}
 
 
-def _read(engine: Engine, name: str, source: Source, root: str, optional: frozenset[str]) -> ibis.Table:
+def _read(
+    engine: Engine, name: str, source: Source, root: str, optional: frozenset[str], needed: frozenset[str]
+) -> ibis.Table:
     try:
-        return engine.read(name, source, root, optional)
+        return engine.read(name, source, root, optional, needed)
     except ValueError as error:
         raise ValueError(str(error).replace("data.root", "input")) from error
 

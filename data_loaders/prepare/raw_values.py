@@ -34,6 +34,9 @@ def number(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.V
     """The raw column, for ``numbers.apply``. Raises ``ValueError`` for one of another kind."""
     value = column(examples, schema, feature)
     kind = value.type()
+    if kind.is_timestamp() or kind.is_date():
+        # Whole seconds since 1970, as in training. Engines differ in what they make of the rest of a second.
+        return value.cast("timestamp(6)").epoch_seconds().cast("float64").floor()
     if not (kind.is_numeric() or kind.is_boolean()):
         name = value.get_name()
         raise ValueError(

@@ -33,6 +33,21 @@ def check_columns(declaration: Declaration, table: ibis.Table) -> None:
         columns.check(table, [declaration.schema.weight], "schema.weight")
 
 
+def mentioned(declaration: Declaration) -> frozenset[str]:
+    """Every name of a recipe that may be one of a source's columns: too many rather than too few."""
+    schema, split = declaration.schema, declaration.split
+    names = {schema.label, schema.weight or "", *declaration.keep, *declaration.order.by, split.column or ""}
+    names |= {*schema.features, *_feature_columns(declaration), *_history_columns(declaration)}
+    for part in (split.time, split.hash, split.last):
+        names |= _mentioned(part) if part else set()
+    for view in (*declaration.views.values(), declaration.examples):
+        for step in view.parsed("steps"):
+            names.update(*(expression.columns for _, expression in sql.of_step(step)))
+            names |= _mentioned(step.argument) if dataclasses.is_dataclass(step.argument) else set()
+            names |= set(step.argument) if isinstance(step.argument, list) else set()
+    return frozenset(names)
+
+
 def label_columns(declaration: Declaration) -> frozenset[str]:
     """The raw columns that only the label is made of: rows to score need not have them. SQL does not tell names by their
     case, so a column that anything else names in another case is none of them."""

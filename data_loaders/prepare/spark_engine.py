@@ -79,12 +79,19 @@ class SparkEngine(Engine):
         """Nothing: Spark has no such bounds. What keeps a recipe within them is that its expressions name no file, and
         that the program itself opens its sources alone."""
 
-    def read(self, name: str, source: Source, root: str, optional: frozenset[str] = frozenset()) -> ibis.Table:
+    def read(
+        self,
+        name: str,
+        source: Source,
+        root: str,
+        optional: frozenset[str] = frozenset(),
+        needed: frozenset[str] | None = None,
+    ) -> ibis.Table:
         if source.format != "parquet":
             return self._text(name, source, self.text_files(name, source, root), optional)
         files = self.raw_files(name, source, root)
         try:
-            parts = parquet_files.groups(name, source, files, root, optional)
+            parts = parquet_files.groups(name, source, files, root, optional, needed)
             table = parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
             return self._placed(source, self._frame(table), files, files)
         except _spark_errors() as error:

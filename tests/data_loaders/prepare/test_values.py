@@ -165,6 +165,18 @@ BAD = {
 }
 
 
+def test_of_undeclared_columns_those_that_nobody_needs_may_be_missing_or_twins(duckdb_engine, tmp_path):
+    one = pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], ["User", "user", "new"])
+    other = pa.Table.from_arrays([pa.array([4]), pa.array([5])], ["user", "User"])
+    for name, table in {"a": one, "b": other}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    source = Source(files=["*.parquet"])
+    found = duckdb_engine.read("log", source, str(tmp_path), frozenset(), frozenset({"user"}))
+    assert [row["user"] for row in stored(duckdb_engine, found, "found")] == [2, 4] and "new" not in found.columns
+    with pytest.raises(ValueError, match="b.parquet' lacks a column that other files have, 'new'"):
+        duckdb_engine.read("more", source, str(tmp_path), frozenset(), frozenset({"user", "new"}))
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_parquet_that_does_not_hold_what_is_declared_is_an_error_with_its_place(case, duckdb_engine, tmp_path):
     tables, columns, message = BAD[case]
