@@ -421,8 +421,14 @@ def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
     return next(file for file, path in zip(files, paths) if uri in _uris(path))
 
 
+_PLAIN_IN_URIS = "/_-!.~'()*,;:$&+=@"
+
+
 def _uris(file: str) -> list[str]:
     """How Spark may tell a file's name."""
     if "://" in file:
         return [file, file.replace("s3://", "s3a://", 1)] if file.startswith("s3://") else [file]
-    return ["file:" + quote(file), "file://" + quote(file)]
+    # Java leaves "=" of day=1 as it is, and letters beyond ASCII; in which form they come depends on who asks.
+    java = "".join(quote(letter, safe=_PLAIN_IN_URIS) if letter.isascii() else letter for letter in file)
+    spelled = dict.fromkeys((quote(file), quote(file, safe=_PLAIN_IN_URIS), java))
+    return [prefix + path for path in spelled for prefix in ("file:", "file://")]
