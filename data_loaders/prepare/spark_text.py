@@ -165,7 +165,9 @@ class Lines:
             if kind.startswith("list<"):
                 bad |= value.isNotNull() & text.isNull()
         broken = F.coalesce(bad, F.lit(True)).alias("__broken")
-        typed = self._convert(parsed.select(*texts, "__line", "__file", "__block", "__order", "__header", broken), list(raw))
+        typed = self._convert(
+            parsed.select(*texts, "__line", "__file", "__block", "__order", "__header", broken), list(raw)
+        )
         absent = [
             F.lit(None).cast(self._types[kind]).alias(name)
             for name, kind in self._source.columns.items()
