@@ -1,6 +1,7 @@
 """`python -m tests.gpu.syncing …` is `trainer.train …`, and prints where its own code has the host wait for the card in a
 step: `WAITS trainer/guard.py:check`, a line each. What TorchRec waits for is its own affair."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from trainer.train import main
 
 FIRST = 3  # the steps before fill the pipeline and settle what is done once
 SIGN = "synchronizing CUDA operation"
-TORCH = str(Path(torch.__file__).parent)
+TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchrec
 
 
 class Watch:
