@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from data_loaders.prepare import compose
+from data_loaders.prepare import compose, owned
 from data_loaders.prepare.__main__ import main
 from data_loaders.prepare.outputs import Folder
 from data_loaders.prepare.pipeline import Options, prepare, transform
@@ -166,7 +166,7 @@ def test_a_prepared_set_trains_and_scores_raw_rows(shop, tmp_path):
         (["recipe=shopp"], "recipe=shopp is not known"),
         (["input=/nowhere"], "/nowhere"),
         (["schema.features.item.make.column=itme"], "'itme'"),
-        (["schema.features.item.knid=sparse"], "did you mean kind"),
+        (["schema.features.item.knid=sparse"], "did you mean schema.features.item.kind"),
         (["sources.log.columns.user=int32"], "column 'user' holds 'u"),
         (["split.hash.by=[nobody]"], "'nobody'"),
         (["examples.steps=[{where: 'item < 0'}]", "schema.label=rating"], "no row is left to train on"),
@@ -212,6 +212,7 @@ def test_a_full_disk_is_one_line_and_the_old_output_stays(shop, tmp_path, capfd)
     try:
         (small / "out").mkdir()
         (small / "out" / "report.json").write_text("yesterday")
+        (small / "out" / owned.MARKER).write_text(owned.record(small / "out"))
         write_log(tmp_path / "raw", rows=200_000)
         arguments = [f"recipe={shop}/shop.yaml", f"input={tmp_path}/raw", f"output={small}/out", "overwrite=true"]
         assert main(arguments) == 1

@@ -155,3 +155,13 @@ def test_a_file_beside_its_packed_self_is_refused(tmp_path):
         (tmp_path / f"train.txt{ending}").write_text("1")
     with pytest.raises(ValueError, match="each row would count twice"):
         raw_files("log", Source(files=["train.txt*"]), str(tmp_path))
+
+
+def test_a_damaged_parquet_input_is_named_with_its_source(tmp_path):
+    """Its footer counts a row more than its row group has."""
+    pq.write_table(pa.table({"x": list(range(30))}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    place = content.index(b"\x16\x3c\x19")  # num_rows = 30, then the row groups
+    (tmp_path / "a.parquet").write_bytes(content[:place] + b"\x16\x3e\x19" + content[place + 3 :])
+    with pytest.raises(ValueError, match=r"sources.log: .*a\.parquet' .*it counts 31 rows, its row groups 30"):
+        raw_files("log", Source(files=["*.parquet"]), str(tmp_path))
