@@ -171,8 +171,8 @@ def names_of_large(schema: Schema, found: Mapping[str, Magnitude]) -> str:
 
 
 def since(now: NDArray[np.float64], then: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Sums of what came between two snapshots."""
-    return now if then is None else now - then
+    """Sums of what came between two snapshots, to be changed by whoever gets them."""
+    return now.copy() if then is None else now - then
 
 
 def filled(feature: Feature) -> float:
