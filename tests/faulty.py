@@ -87,7 +87,7 @@ class Job:
     def reach(self, step, process, *, already=False):
         """Waits until the start that comes (``already``: that has come) trains ``step``."""
         path = self.run / attempts.NAME
-        before = len(attempts.read(path)[0]) - already
-        while len(found := attempts.read(path)[0]) == before or found[-1].step < step:
+        before = len(attempts.read(path)) - already
+        while len(found := attempts.read(path)) == before or found[-1].step < step:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)

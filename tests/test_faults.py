@@ -124,7 +124,7 @@ def test_an_undisturbed_run_finishes(jobs):
     job, (end,) = jobs[reference]
     assert end.code == 0, end.stderr
     assert (end.status["state"], end.status["step"]) == ("finished", LAST)
-    assert [(a.step, a.state) for a in attempts.read(job.run / attempts.NAME)[0]] == [(LAST, "finished")]
+    assert [(a.step, a.state) for a in attempts.read(job.run / attempts.NAME)] == [(LAST, "finished")]
 
 
 def test_a_killed_rank_is_made_up_for_by_a_restart(jobs):
@@ -211,7 +211,7 @@ def test_an_error_on_one_rank_ends_the_others(jobs):
 def test_a_run_that_keeps_failing_gives_up(jobs):
     job, (end,) = jobs[failing_again]
     assert end.code != 0
-    assert [a.step for a in attempts.read(job.run / attempts.NAME)[0]] == [6, 6, 6]
+    assert [a.step for a in attempts.read(job.run / attempts.NAME)] == [6, 6, 6]
     assert end.status["state"] == "failed" and not end.status["retryable"]
     (line,) = end.errors
     assert "this run has failed 3 times in a row in step 6 (start 1: failed, step 6; start 2: failed, step 6" in line
