@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.checked_json import Listed, Mapped, Number, Whole, check_form
+from trainer.checked_json import Listed, Mapped, Number, Whole, get_form
 from trainer.config import AlertsConfig
 from trainer.magnitudes import (
     Magnitude,
@@ -121,8 +121,9 @@ class Alerts:
         return names_of_large(self.schema, magnitudes(self.schema, numbers))
 
     def compare_with(self, numbers: Mapping[str, Any]) -> None:
-        """``numbers`` of the ``facts`` of the run that this one begins from. Raises ``ValueError`` where they are none."""
-        check_form(numbers, Mapped(NUMBERS), "state.json: metrics.alerts.numbers")
+        """``numbers`` of the ``facts`` of the run that this one begins from; a comparison is no reason to refuse a run, so
+        what is not of their form is left out."""
+        numbers = get_form({"numbers": numbers}, "numbers", Mapped(NUMBERS)) or {}
         self._earlier = {name: Magnitude(**it) for name, it in numbers.items() if set(it) == set(NUMBERS)}
 
     def _new(self, found: Iterable[Told | None], step: int) -> list[dict[str, Any]]:
