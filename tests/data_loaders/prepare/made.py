@@ -57,6 +57,8 @@ class Made:
 
 
 def run(recipe: str | Declaration, input: Path, output: Path, *overrides: str, engine: str = "duckdb") -> Made:
+    if output.is_relative_to(input):  # which prepare refuses
+        output = input.with_name(f"{input.name}-{output.name}")
     declaration = compose.load(recipe, overrides) if isinstance(recipe, str) else recipe
     options = {"spark.sql.shuffle.partitions": "2"} if engine == "spark" else {}
     prepare(
