@@ -88,8 +88,11 @@ def _find(module_name: str) -> ModuleSpec | None:
         if number > 1 and path is None:
             return None
         full = ".".join(parts[:number])
-        found = (finder.find_spec(full, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-        spec = next((each for each in found if each is not None), None)
+        # A package that is imported already is the one, whatever lies under its name in the current folder.
+        spec = getattr(sys.modules.get(full), "__spec__", None)
+        if spec is None:
+            found = (finder.find_spec(full, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+            spec = next((each for each in found if each is not None), None)
         if spec is None:
             return None
         path = spec.submodule_search_locations
