@@ -75,7 +75,7 @@ class DuckDBEngine(Engine):
         self.chunk_bytes = int(memory * _CHUNK_SHARE)
         limit = f"{int(memory * _SHARE / 1e6)}MB"
         for option in options:
-            one_of(option, _OPTIONS, "engine_options")
+            one_of(option, _OPTIONS, f"engine_options.{option}")
         try:
             self.backend = ibis.duckdb.connect(
                 threads=threads, memory_limit=limit, temp_directory=str(self._spill), **options
