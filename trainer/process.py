@@ -169,6 +169,10 @@ class StopSignals:
         yield
         self._deferred = False
 
+    def defer(self) -> None:
+        """From now on, by a process that is about to end and must first tell why."""
+        self._deferred = True
+
     def end_if_asked(self) -> None:
         """Carries out a request that came too late for those who look at ``asked``."""
         if self.asked:

@@ -46,12 +46,12 @@ class Session:
             self.signals.__exit__()
 
     def _signal_soon(self) -> int:
-        """Of a signal to all ranks the others may have heard first; where nothing is to be saved it ends this rank, too, with
-        a word of its own."""
+        """Of a signal to all ranks the others may have heard first. Not SIGTERM: torchrun sends it because a rank has ended."""
+        self.signals.defer()
         deadline = time.monotonic() + SIGNAL_SECONDS
         while not self.signals.asked and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.signals.asked
+        return self.signals.asked if self.signals.asked != signal.SIGTERM else 0
 
     def close(self, state: str, **facts: Any) -> None:
         """Rank 0 says how the run ended."""
