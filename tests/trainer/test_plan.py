@@ -1,5 +1,6 @@
 """Plans for clusters that are not here: what fits, where, how large, how long, and what would help."""
 
+import io
 import json
 
 import pytest
@@ -227,7 +228,7 @@ def test_a_fast_exchange_is_advised_only_where_it_costs():
 )
 def test_mistakes_are_one_line_with_a_remedy(arguments, message):
     with pytest.raises(ValueError, match=".") as caught:
-        start([FILLER, *arguments])
+        start([FILLER, *arguments], io.StringIO())
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -254,7 +255,7 @@ def test_the_command_prints_json_and_says_by_its_exit_code_whether_it_fits():
 def test_the_picture_has_a_bar_a_rank_and_the_devices_memory(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "plan.svg"
-    start([FILLER, "model=deepfm", "topology=8xH100", "--json", "--picture", str(path)])
+    start([FILLER, "model=deepfm", "topology=8xH100", "--json", "--picture", str(path)], io.StringIO())
     text = path.read_text()
     assert text.count("<!-- ") > 8 and "8xH100: fits" in text
     for word in ("optimizer state", "activations", "plan may fill"):
