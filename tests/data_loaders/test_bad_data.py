@@ -841,7 +841,11 @@ def by_hand(value, is_list, feature):
         value = [] if value is None else value[-feature.max_length :] if feature.max_length else value
     missing = feature.missing_id if feature.missing_id is not None else (0 if feature.ids == "hash" else None)
     ids = [
-        missing if item is None else hashed_id(item) if feature.ids == "hash" else int(item)
+        missing
+        if item is None or is_list and item in ("", b"")
+        else hashed_id(item)
+        if feature.ids == "hash"
+        else int(item)
         for item in (value if is_list else [value])
     ]
     return [i for i in ids if i is not None]

@@ -9,6 +9,7 @@ import pytest
 
 from launch import one_machine
 from launch.run import run
+from launch.stop import Stop
 
 RANK = """
 import datetime, json, os, pathlib, psutil, sys, torch
@@ -36,7 +37,7 @@ def test_ranks_and_agent_listen_on_loopback_alone(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "listens.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run("listens", [str(tmp_path)], num_ranks=2, max_restarts=0, grace=30) == 0
+    assert run("listens", [str(tmp_path)], num_ranks=2, max_restarts=0, grace=30, stop=Stop(), config=None) == 0
     for rank in range(2):
         total, found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert total == 2 and found and set(found) == {"127.0.0.1"}

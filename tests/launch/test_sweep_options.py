@@ -1,5 +1,6 @@
 """The sweep's own part of the command line, and the check of the rest before anything starts."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from launch import group
 from launch import run as launcher
 from launch.folder import check_settings, locked
+from launch.rank import command as rank_command
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
 from tests import tiny, warm
@@ -102,7 +104,9 @@ def test_the_same_command_finds_its_folder_and_another_does_not(tmp_path):
 def test_secrets_are_not_written_down():
     _, dimensions = space.parse(["model=din,deepfm"])
     settings = command.settings_of(options.SweepConfig(), ["store.secret_key=hush", "seed=2"], dimensions, None)
-    assert settings["overrides"] == ["store.secret_key=<redacted>", "seed=2"] and settings["space"] == ["model=din,deepfm"]
+    assert settings["overrides"] == ["store.secret_key=<redacted>", "seed=2"] and settings["space"] == [
+        "model=din,deepfm"
+    ]
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
@@ -133,11 +137,11 @@ def test_a_trial_is_started_through_a_command_that_finds_it_a_place(tmp_path):
     assert command.shares(made) == [shares.Share()] * 3
     folder = tmp_path / "it's here"
     started = command.trial_command(made)(Trial(0, {"model": "din"}, folder), shares.Share(cores=(2, 3)))
-    at = started.index("2,3")
-    assert started[at + 1 : at + 6] == ["env", "PLACE=node 7", sys.executable, "-m", "launch.run"]
-    _, overrides = launcher.parse(started[at + 6 :])
+    inside = ["env", "PLACE=node 7", *rank_command("launch.run", [])]
+    assert started[: len(inside)] == inside
+    _, overrides = launcher.parse(started[len(inside) :])
     assert compose(overrides).config.run.dir == str(folder) and "model=din" in overrides
-    absent = [*started[:at], "any", "/absent/srun"]
+    absent = [sys.executable, "-m", "launch.child", str(os.getpid()), "any", "/absent/srun"]
     done = subprocess.run(absent, cwd=REPOSITORY, capture_output=True, text=True, timeout=warm.PATIENCE)
     assert (done.returncode, done.stderr) == (2, "error: /absent/srun cannot be started: No such file or directory\n")
 

@@ -245,7 +245,7 @@ def test_profile_true_is_all_that_it_takes(tmp_path):
         (["profiling.ranks=[]"], r"profiling.ranks is \[\]: give different ranks"),
         (["profiling.ranks=[1,1]"], r"profiling.ranks is \[1, 1\]: give different ranks"),
         (["profiling.ranks=[-1]"], r"profiling.ranks is \[-1\]"),
-        (["profile=often"], "profile: Value 'often' is not a valid bool"),
+        (["profile=often"], "profile is 'often': expected true or false"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path, overrides, message):
