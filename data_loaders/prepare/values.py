@@ -16,7 +16,7 @@ import ibis.expr.datatypes as dt
 
 from data_loaders.prepare.numbers import LARGEST, LARGEST_FLOAT32, exact
 
-BAD = "__bad"  # a column: the first value of the row that its type does not hold, as JSON [column, text]; else null
+BAD = "__bad"  # a column: the first value of the row that its type does not hold, for ``misfit`` to read; else null
 _EXACT = 2.0**53
 _DIGITS, _WHOLE = r"^[+-]?[0-9]+$", r"^[+-]?[0-9]+\.0*$"
 _SCALED = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+]?[0-9]+$"
@@ -30,6 +30,7 @@ _SPECIAL = re.compile(r"[+-]?(nan|inf|infinity)")
 _OFFSET = r"([+-])([0-9]{2}):?([0-9]{2})?$"
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _SHOWN = 80
+_MARK = "\x1f"  # in ``BAD``: between the column, the text and, where they differ, what the folder's name says
 
 
 def declared_type(kind: str) -> dt.DataType:
@@ -126,20 +127,19 @@ def typed(
             raise ValueError(f"column '{name}' {_advice(name, table[name].type(), kind)}")
         if not is_lossless(table[name].type(), kind):
             misfit, shown = _misfit(table[name], made[name], kind)
-            prefix = json.dumps(name)[1:-1]
-            cases.append((misfit, ibis.literal(prefix + "\x1f") + shown.cast("string").substr(0, _SHOWN)))
+            cases.append((misfit, _told(name, shown.cast("string").substr(0, _SHOWN))))
     for name, other in (same or {}).items():
         value = made.get(name, plain(table[name]))
         wanted = as_declared(table[other], value.type().copy(nullable=True))
-        shown = table[name].cast("string") + "\x1f" + table[other]
-        cases.append((value.identical_to(wanted).negate(), ibis.literal(json.dumps(name)[1:-1] + "\x1f") + shown))
+        shown = _told(name, table[name].cast("string").fill_null("null")) + _MARK + table[other].fill_null("null")
+        cases.append((value.identical_to(wanted).negate(), shown))
     bad = ibis.cases(*cases, else_=ibis.null("string")) if cases else ibis.null("string")
     return table.select(**made, **{name: plain(table[name]) for name in rest}, **{BAD: bad})
 
 
 def misfit(source: str, columns: Mapping[str, str], bad: str, *, text: bool = True) -> str:
     """What ``BAD`` says, as a sentence. ``text``: of a text file, where marks of missing values help."""
-    name, shown, *path = bad.split("\x1f", 2)
+    name, shown, *path = bad.split(_MARK, 2)
     name = json.loads(f'"{name}"')
     if path:
         return f"column '{name}' holds {shown!r}, and the folder's name says {name}={path[0]}: rename one of them"
@@ -163,6 +163,11 @@ def better_type(text: str, kind: str) -> str:
     if re.match(_NUMBER, text):
         return "string" if re.match(_DIGITS, text) else "float64"
     return next((other for other in ("boolean", "date", "timestamp") if other != kind and holds(text, other)), "string")
+
+
+def _told(name: str, shown: ibis.Value) -> ibis.Value:
+    """The beginning of ``BAD``."""
+    return ibis.literal(json.dumps(name)[1:-1] + _MARK) + shown.replace(_MARK, " ")
 
 
 def _misfit(value: ibis.Value, made: ibis.Value, kind: dt.DataType) -> tuple[ibis.Value, ibis.Value]:

@@ -132,7 +132,27 @@ def test_parquet_of_unlike_schemas_is_read_by_what_is_declared(engine, tmp_path)
         engine.read("again", Source(files=["**/*.parquet"], columns=columns), str(tmp_path / "raw"))
 
 
+@pytest.mark.parametrize(
+    ("folder", "value", "told"),
+    [
+        ("3", None, "holds 'null', and the folder's name says day=3"),
+        ("__HIVE_DEFAULT_PARTITION__", "3", "holds '3', and the folder's name says day=null"),
+        ("4", "3\x1f4", "holds '3 4', and the folder's name says day=4"),
+        ("__HIVE_DEFAULT_PARTITION__", None, None),
+    ],
+)
+def test_a_folder_and_a_column_that_differ_are_told_where_one_is_null_too(duckdb_engine, tmp_path, folder, value, told):
+    files = {f"day={folder}/a.parquet": parquet(u=[1], day=pa.array([value], pa.string()))}
+    columns = {"u": "int64", "day": "string"}
+    if told is None:
+        assert read(duckdb_engine, tmp_path, files, columns=columns) == [{"u": 1, "day": None}]
+        return
+    with pytest.raises(ValueError, match=rf"a.parquet', row 1: column 'day' {told}: rename"):
+        read(duckdb_engine, tmp_path, files, columns=columns)
+
+
 BAD = {
+    "separator of ours": ([parquet(u=["1\x1f2"])], {"u": "int64"}, "column 'u' holds '1 2', which is not int64"),
     "lacks": ([parquet(u=[1], p=[1.0]), parquet(u=[2])], {}, "b.parquet' lacks a column that other files have, 'p'"),
     "lacks what is declared": (
         [parquet(u=[1], p=[1.0]), parquet(u=[2], pp=[1.0])],
