@@ -18,6 +18,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from data_loaders.schema import Schema
 from data_loaders.state_files import sync, sync_below, write_text
 
 STATISTICS, DECLARATION, REPORT = "statistics.json", "preparation.yaml", "report.json"
+_OF_WORK = re.compile(r"lock|tables|output|fingerprint|\.fingerprint\.\d+\.part")  # the last: of a killed write_text
 
 
 class Folder:
@@ -119,8 +121,8 @@ class Folder:
 
     def _check_work(self) -> None:
         """That the folder of unfinished work is ours."""
-        known = {"lock", "fingerprint", ".fingerprint.unfinished", "tables", "output"}
-        others = sorted({path.name for path in self._work.iterdir()} - known) if self._work.is_dir() else []
+        names = [path.name for path in self._work.iterdir()] if self._work.is_dir() else []
+        others = [name for name in names if not _OF_WORK.fullmatch(name)]
         if others or self._work.is_symlink():
             raise ValueError(f"output={self.output}: {self._work} is in the way, and not of this command: move it away")
 

@@ -25,8 +25,8 @@ def record(folder: Path) -> str:
 def foreign(folder: Path) -> list[str] | None:
     """What lies in a folder and was not written by ``prepare``, or has changed since; None where nothing says what was."""
     files = _listed(folder)
-    if files is None:
-        return None
+    if files is None:  # an empty one is left where delete was interrupted
+        return [] if folder.is_dir() and not _entries(folder) else None
     parents = {str(parent) for name in files for parent in Path(name).parents}
     found = []
     for path in _entries(folder):

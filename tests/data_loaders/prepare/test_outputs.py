@@ -83,6 +83,17 @@ def test_links_and_work_folders_of_others_are_refused(tmp_path):
     assert (tmp_path / "there" / REPORT).read_text() == "one"
 
 
+def test_what_a_kill_leaves_in_folders_of_ours_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".out.unfinished").mkdir()
+    (tmp_path / ".out.unfinished" / ".fingerprint.4711.part").touch()
+    (tmp_path / ".out.old").mkdir()
+    make(tmp_path / "out", "one")
+    (tmp_path / ".out.old").mkdir()
+    make(tmp_path / "out", "two", overwrite=True)
+    assert (tmp_path / "out" / REPORT).read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize(
     ("output", "source"),
     [("raw", "raw"), ("raw/out", "raw"), ("out", "out/raw"), ("./raw/../raw", "raw"), ("link", "raw")],
