@@ -30,7 +30,7 @@ from data_loaders.prepare import (
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
 from data_loaders.prepare.text_files import TextFile
-from data_loaders.state_files import sync_below
+from data_loaders.state_files import sync_below, write_text
 
 _TYPES = {
     "int8": "tinyint",
@@ -201,7 +201,8 @@ class SparkEngine(Engine):
             found = self._store_text(name, source, files, paths, names, path)
             if source.format == "json":
                 self._check_keys(name, source, files, paths, optional)
-            counts.write_text(json.dumps(found))
+            sync_below(path)
+            write_text(counts, json.dumps(found))
         shutil.rmtree(self.work / "text" / name, ignore_errors=True)
         inputs = self.inputs[name]
         inputs.bad_rows, inputs.first_bad = json.loads(counts.read_text())
