@@ -127,7 +127,8 @@ def _rows(name: str, source: Source, file: TextFile, where: range | None) -> Ite
         held.append(decoding.utf8_line(f"sources.{name}", file.name, number, line))
         start = start or number
         row = "\n".join(held)
-        is_open = has_quotes and source.quote in row and csv_lines.split(row, source).is_open
+        may_be_open = has_quotes and len(row) <= LONGEST["csv"] and source.quote in row
+        is_open = may_be_open and csv_lines.split(row, source).is_open
         if is_open and len(held) < _MOST_LINES:
             continue
         if row:
@@ -142,9 +143,9 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
     missing = {"", *source.null_values}
 
     def check(text: str, value: str | None) -> str | None:
-        row = csv_lines.split(text, source)
         if len(text) > LONGEST["csv"]:
             return f"a row of {len(text):,} letters, where {LONGEST['csv']:,} can be read: is a quote not closed?"
+        row = csv_lines.split(text, source)
         if "\0" in text:
             return "zero bytes, which text has not"
         if row.is_open:
@@ -173,10 +174,10 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
 
 def _json_check(name: str, source: Source) -> Check:
     def check(text: str, value: str | None) -> str | None:
-        if not text.strip():
-            return None
         if len(text) > LONGEST["json"]:
             return f"an object of {len(text):,} letters, where {LONGEST['json']:,} can be read"
+        if not text.strip():
+            return None
         try:
             found = json.loads(
                 text.removesuffix("\r"), object_pairs_hook=_without_twins, parse_int=_Number, parse_float=_Number

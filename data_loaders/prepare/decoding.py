@@ -11,6 +11,7 @@ from data_loaders.prepare.declaration import ENCODINGS
 from data_loaders.storage import Storage, is_uri
 
 _CHUNK = 1 << 20
+_LONGEST = 1 << 26  # bytes of a line, and more than the letters of bad_rows.LONGEST take
 _OPENERS = {"xz": lambda stream, _: lzma.LZMAFile(stream)}  # noqa: SIM115 - the others are pyarrow's
 _PLAIN_NAMES = {"bz2": "bzip2"}
 
@@ -65,16 +66,27 @@ def with_line_feeds(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def lines(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their line feeds."""
-    rest: list[bytes] = []
+    """Lines without their line feeds. Of one that is longer than any reader takes, the beginning alone."""
+    rest, held = [], 0
     for chunk in parts:
         first, *others = chunk.split(b"\n")
-        rest.append(first)
+        if held < _LONGEST:
+            rest.append(first)
+            held += len(first)
         for line in others:
-            yield b"".join(rest)
-            rest = [line]
-    if any(rest):
-        yield b"".join(rest)
+            yield _joined(rest, held)
+            rest, held = [line], len(line)
+    if held:
+        yield _joined(rest, held)
+
+
+def _joined(parts: list[bytes], size: int) -> bytes:
+    """A line, without a last letter that may be cut."""
+    line = b"".join(parts)
+    if size < _LONGEST:
+        return line
+    begins = next((place for place in range(1, 5) if line[-place] & 0xC0 != 0x80), 0)
+    return line[:-begins] if begins else line
 
 
 def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -88,7 +100,7 @@ def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterat
         yield text.encode("utf-8", "surrogatepass")
         line += text.count("\n")
     _decoded(where, file, codec, decoder, b"", line)
-    if check.is_utf8:
+    if check.is_utf8 and not codec.startswith("utf-"):
         raise ValueError(
             f"{where}: '{file}' is utf-8, and {codec} is declared, which makes several letters of each accented one: "
             f"{where}.encoding=utf-8"

@@ -255,13 +255,15 @@ class DuckDBEngine(Engine):
                 if _line(error) or not text_files.has_mixed_line_ends(name, file):
                     raise
                 self._drop_rejects()
+                skipped = bad_rows.Skipped()
                 text = self._text(name, source, file, skipped, line_feeds=True)
                 self._execute_copy(source, text, names, chosen, path)
         except duckdb.Error as error:
             raise self._bad_file(name, source, file, names, error) from error
         self._check_values(name, source, file, names, path, skipped)
         if source.format == "json":
-            self._check_nulls(name, source, file, path)
+            if source.bad_rows == "error":  # good_lines leaves such lines out
+                self._check_nulls(name, source, file, path)
             self._check_keys(name, source, file, path, optional)
         elif source.bad_rows == "skip":
             self._count_rejects(name, source, file, names, skipped)
@@ -300,6 +302,8 @@ class DuckDBEngine(Engine):
         if first is None:
             return
         hint = bad_rows.Hint(first[0] + 1 + (source.format == "csv" and source.header))
+        if source.format == "csv" and source.quote:
+            hint = bad_rows.Hint()  # rows may go over several lines, so that a row's number is not its line's
         error = bad_rows.explain(name, source, file, names, hint) or ValueError(
             f"sources.{name}: '{file.name}', row {first[0] + 1:,}: {values.misfit(name, source.columns, first[1])}"
         )
@@ -348,7 +352,7 @@ class DuckDBEngine(Engine):
                 raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
             skipped.rows, skipped.first = (
                 skipped.rows + rows,
-                bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}",
+                skipped.first or bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}",
             )
 
     def _drop_rejects(self) -> None:

@@ -11,7 +11,7 @@ import zipfile
 import pyarrow as pa
 import pytest
 
-from data_loaders.prepare import csv_rows, pipes
+from data_loaders.prepare import bad_rows, csv_rows, decoding, pipes
 from data_loaders.prepare.__main__ import main
 from data_loaders.prepare.declaration import Source
 
@@ -221,6 +221,36 @@ def test_bad_rows_are_left_out_and_counted(engine, tmp_path):
     write(tmp_path / "none", a=HEADER + "1,2\n3\n")
     with pytest.raises(ValueError, match="sources.none: each of its 2 row.s. is bad, the first: .*line 2: 2 field"):
         read(engine, tmp_path / "none", name="none", bad_rows="skip")
+
+
+def test_an_object_of_nulls_is_a_row_where_lines_of_null_are_left_out(tmp_path, duckdb_engine):
+    write(tmp_path / "in", a=LINE + '{"user": null, "item": null}\nnull\n' + LINE)
+    assert read(duckdb_engine, tmp_path / "in", format="json", bad_rows="skip") == [
+        *WANTED[:1],
+        (None,) * 3,
+        *WANTED[:1],
+    ]
+    assert duckdb_engine.inputs["log"].bad_rows == 1
+
+
+def test_a_value_behind_quoted_line_ends_is_told_with_its_line(tmp_path, duckdb_engine):
+    write(tmp_path / "in", a=HEADER + '1,"a\nb\nc,d",1\n' + '2,"e\n3,x",1\nx,f,1\n')
+    with pytest.raises(ValueError, match="line 7: column 'user' holds 'x', which is not int64"):
+        read(duckdb_engine, tmp_path / "in")
+
+
+def test_of_a_line_without_end_the_beginning_is_held(monkeypatch):
+    monkeypatch.setattr(decoding, "_LONGEST", 8)
+    chunks = ["1234éé"[:5].encode() + b"\xc3", b"\xa96", *[b"x" * 100] * 5, b"yy\nshort\n1234567\xc3", b"\xa9zzz"]
+    assert list(decoding.lines(iter(chunks))) == ["1234éé".encode(), b"short", b"1234567"]
+
+
+def test_a_row_that_is_too_long_is_refused_before_it_is_split(tmp_path, duckdb_engine, monkeypatch):
+    monkeypatch.setattr(decoding, "_LONGEST", 3_000_000)
+    monkeypatch.setitem(bad_rows.LONGEST, "json", 2_500_000)
+    write(tmp_path / "in", a=LINE + "[" + LINE.strip() * 500_000 + "]\n" + LINE)
+    with pytest.raises(ValueError, match=r"line 2: an object of \d,\d+,\d+ letters, where 2,500,000 can be read"):
+        read(duckdb_engine, tmp_path / "in", format="json")
 
 
 def test_escaped_quotes_as_spark_and_mysql_write_them(engine, tmp_path):
