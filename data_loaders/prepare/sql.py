@@ -234,8 +234,10 @@ def _check_node(node: dict[str, Any], sql: str, where: str) -> None:
         _check_function(node, _WINDOWS, sql, where)
     elif node["class"] == "FUNCTION":
         _check_function(node, _FUNCTIONS, sql, where)
-    elif node["class"] == "COLUMN_REF" and node["column_names"][0].lower() in _CHANGING:
-        raise _changing(sql, where)
+    elif node["class"] == "COLUMN_REF":
+        name = node["column_names"][0].lower()
+        if name in _CHANGING and name.startswith("current_"):  # the clock, without parentheses; others are columns
+            raise _changing(sql, where)
 
 
 def _check_function(node: dict[str, Any], known: frozenset[str], sql: str, where: str) -> None:

@@ -19,6 +19,7 @@ GOOD = {
     "extract(year FROM d) = 2024 AND d > DATE '2020-01-01' + INTERVAL '1' DAY": {"d"},
     "list_contains(l, a) OR l[1] IN (1, 2) OR s.field IS NULL": {"l", "a", "s"},
     "'1); COPY x TO ''y'''": set(),
+    "uuid = today OR now > random": {"uuid", "today", "now", "random"},
 }
 BAD = [
     "1=1); COPY (SELECT 42 AS x) TO '/tmp/x.csv'; SELECT (1=1",
