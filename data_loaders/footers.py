@@ -35,7 +35,7 @@ _TAIL = 1 << 16  # bytes, read first: the footers of most files fit
 _MAGIC = b"PAR1"
 _ROOT = str(Path(__file__).resolve().parents[1])
 _CHILD = f"import sys; sys.path.insert(0, {_ROOT!r}); from data_loaders.footer_checks import main; main()"
-_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGXCPU)
 _TEXT = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
 PREPARE = "make Parquet of CSV and JSON with data_loaders.prepare (docs/prepare.md); rows to score: trainer.predict --raw"
 
@@ -135,7 +135,12 @@ class _Checker:
                 if starts > _STARTS + sum(isinstance(answer, str) for answer in found):
                     raise OSError("the process that checks Parquet footers ends again and again: is there memory left?")
                 child = self._process or self._start()
-                found += self._answers(child, footers[len(found) :])
+                try:
+                    found += self._answers(child, footers[len(found) :])
+                except BaseException:  # what the child still has to say would answer the next question
+                    child.kill()
+                    self._crashed(child)
+                    raise
                 if len(found) < len(footers) and self._crashed(child):
                     found.append("its footer is damaged")
         return found

@@ -9,7 +9,7 @@ import hashlib
 import posixpath
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.schema import one_of
 from data_loaders.secrets import scrub
-from data_loaders.storage import Stat, Storage
+from data_loaders.storage import Storage
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
 KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
@@ -206,8 +206,8 @@ _PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 def raw_files(name: str, source: Source, root: str) -> tuple[list[str], int]:
     """Full names of a source's files, in order, and the number of those left out because they hold no data: hidden ones,
     checksums, ``_SUCCESS`` and other marks, unless a pattern of ``files`` asks for such names. Raises ``ValueError`` for
-    none, for a file that is there compressed as well as not: its rows would count twice, and for a Parquet file that is
-    damaged: the engine might lose rows or crash."""
+    none, for a file that is there compressed as well as not: its rows would count twice, and for a text where Parquet is
+    declared."""
     storage = Storage.at(root)
     found = storage.expand(source.files)
     stats = [stat for stat in found if not _is_mark(posixpath.basename(stat.name), source.files)]
@@ -218,7 +218,7 @@ def raw_files(name: str, source: Source, root: str) -> tuple[list[str], int]:
     files = [stat.name for stat in stats]
     _check_packed(name, files)
     if source.format == "parquet":
-        _check_parquet(name, storage, stats)
+        _check_no_text(name, files)
     return files, len(found) - len(files)
 
 
@@ -241,17 +241,13 @@ def _is_mark(base: str, patterns: list[str]) -> bool:
     return base.endswith(".crc") and not any(one.endswith(".crc") for one in asked)
 
 
-def _check_parquet(name: str, storage: Storage, stats: Sequence[Stat]) -> None:
-    text = next((stat.name for stat in stats if footers.is_text(stat.name)), None)
+def _check_no_text(name: str, files: list[str]) -> None:
+    text = next(filter(footers.is_text, files), None)
     if text:
         raise ValueError(
             f"sources.{name}.format is parquet, and '{text}' has the name of text: correct sources.{name}.format (csv or json) "
             f"or sources.{name}.files"
         )
-    try:
-        footers.scan(storage, stats)
-    except ValueError as error:
-        raise ValueError(f"sources.{name}: {error}") from error
 
 
 def declared_columns(

@@ -49,7 +49,8 @@ def groups(
     needed: frozenset[str] | None = None,
 ) -> list[Group]:
     """In the order of their first files. ``needed``: where no columns are declared, those that others give way to (case
-    counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, for a file that lacks a
+    counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, with which an engine might
+    lose rows or crash, for a file that lacks a
     column which is declared or which others have, and for columns that SQL does not tell apart."""
     storage = Storage.at(root)
     try:

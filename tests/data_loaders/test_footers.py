@@ -83,13 +83,13 @@ def test_a_footer_of_another_file_is_refused(tmp_path, content):
         Manifest.scan(["a.parquet"], str(tmp_path), [])
 
 
-@pytest.mark.parametrize("crash", ["os.abort()", "os.kill(os.getpid(), 11)"])
+@pytest.mark.parametrize("crash", ["os.abort()", "os.kill(os.getpid(), 11)", "[0 for _ in iter(int, 1)]"])
 def test_where_the_library_crashes_the_file_is_named_and_others_are_read(tmp_path, monkeypatch, crash):
     write(tmp_path / "a.parquet", log())
     write(tmp_path / "b.parquet", log().append_column("crashes", [[0] * ROWS]))
     write(tmp_path / "c.parquet", log())
     crashing = (
-        "from data_loaders import footer_checks as f; import os; facts = f.facts; "
+        "from data_loaders import footer_checks as f; import os; facts = f.facts; f._CPU_SECONDS = 1; "
         f"f.facts = lambda footer, size: {crash} if b'crashes' in footer else facts(footer, size); "
     )
     monkeypatch.setattr(
@@ -106,6 +106,20 @@ def test_a_child_that_was_killed_or_had_nothing_to_do_is_started_again(tmp_path)
     for _ in range(2):
         assert Manifest.scan(["a.parquet"], str(tmp_path), []).num_rows == ROWS
         os.kill(footers._CHECKER._process.pid, signal.SIGKILL)
+
+
+def test_an_interrupted_question_leaves_no_answers_to_the_next(tmp_path, monkeypatch):
+    write(tmp_path / "a.parquet", log())
+    write(tmp_path / "b.parquet", log(20))
+    monkeypatch.setattr(footers, "_CHECKER", footers._Checker())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(footers.json, "loads", _interrupt)
+        Manifest.scan(["a.parquet"], str(tmp_path), [])
+    assert Manifest.scan(["b.parquet"], str(tmp_path), []).num_rows == 20
+
+
+def _interrupt(_):
+    raise KeyboardInterrupt
 
 
 def test_pages_with_fewer_rows_than_the_footer_counts_are_named(tmp_path):

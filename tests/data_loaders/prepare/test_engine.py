@@ -9,6 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from data_loaders.prepare import parquet_files
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import make_engine, parse_bytes, raw_files
 
@@ -164,4 +165,4 @@ def test_a_damaged_parquet_input_is_named_with_its_source(tmp_path):
     place = content.index(b"\x16\x3c\x19")  # num_rows = 30, then the row groups
     (tmp_path / "a.parquet").write_bytes(content[:place] + b"\x16\x3e\x19" + content[place + 3 :])
     with pytest.raises(ValueError, match=r"sources.log: .*a\.parquet' .*it counts 31 rows, its row groups 30"):
-        raw_files("log", Source(files=["*.parquet"]), str(tmp_path))
+        parquet_files.groups("log", Source(), [str(tmp_path / "a.parquet")], str(tmp_path), frozenset())
