@@ -92,7 +92,7 @@ def parse(text: str, where: str, *, strings: bool = False) -> Any:
     if len(text) > MAX_BYTES:
         raise ValueError(f"{where} is larger than {MAX_BYTES >> 20} MiB: shorten it")
     try:
-        _check(text, where)
+        _check(text)
         return yaml.load(text, _FAST_STRINGS if strings else _Loader)
     except yaml.YAMLError as error:
         raise ValueError(_explain(error, text, where)) from None
@@ -121,7 +121,7 @@ class _Open:
     keys: set[str] = field(default_factory=set)
 
 
-def _check(text: str, where: str) -> None:
+def _check(text: str) -> None:
     """Raises ``_Refused``."""
     sizes: dict[str, int] = {}  # of what an anchor names
     repeated, path = 0, [_Open(is_map=False, anchor=None)]
