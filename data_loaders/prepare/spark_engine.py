@@ -126,7 +126,7 @@ class SparkEngine(Engine):
     def explain(self, error: Exception) -> Exception | None:
         if not isinstance(error, _spark_errors()):
             return None
-        raised = re.search(r"ValueError: (.*)", str(error))  # of write_parts, in an executor
+        raised = re.search(r"ValueError: (.*?)(?: SQLSTATE: |$)", str(error), re.MULTILINE)  # ours, in an executor
         known = raised.group(1) if raised else engine_words.sentence(error)
         if known:
             return ValueError(known)
@@ -173,13 +173,17 @@ class SparkEngine(Engine):
         given = (*group.of_path, *group.doubled)
         if given:
             known = [
-                (uri, *(parquet_files.path_value(file, column) for column in given))
+                (uri, True, *(parquet_files.path_value(file, column) for column in given))
                 for file in group.names
                 for uri in _uris(file)
             ]
             names = [column if column in group.of_path else parquet_files.PATH + column for column in given]
-            schema = ", ".join(f"{_identifier(column)} string" for column in ("__file", *names))
-            frame = frame.join(F.broadcast(self.session.createDataFrame(known, schema)), "__file")
+            schema = ", ".join(
+                ("__file string, __known boolean", *(f"{_identifier(column)} string" for column in names))
+            )
+            frame = frame.join(F.broadcast(self.session.createDataFrame(known, schema)), "__file", "left")
+            file = F.when(F.col("__known"), F.col("__file")).otherwise(_unknown_file())
+            frame = frame.withColumn("__file", file).drop("__known")
         return self._typed(name, source, group, self._table(frame))
 
     def _typed(self, name: str, source: Source, group: parquet_files.Group, table: ibis.Table) -> ibis.Table:
@@ -333,7 +337,8 @@ class SparkEngine(Engine):
         uris = [(uri, file, number) for number, (path, file) in named for uri in _uris(path)]
         known = self.session.createDataFrame(uris, "`__file` string, `__origin` string, `__number` bigint")
         frame = frame.join(F.broadcast(known), "__file", "left")
-        row = (F.shiftleft(F.col("__number"), FILE_SHIFT) + F.col("__place")).alias(ROW)
+        number = F.coalesce("__number", _unknown_file().cast("bigint"))
+        row = (F.shiftleft(number, FILE_SHIFT) + F.col("__place")).alias(ROW)
         columns = [_identifier(column) for column in frame.columns if not column.startswith("__")]
         origin = [F.col("__origin").alias(source.file_column)] if source.file_column else []
         return self._table(frame.select(*columns, *origin, row, F.lit(0).cast("bigint").alias(PART)))
@@ -420,6 +425,14 @@ def _spark_errors() -> tuple[type, ...]:
 
 def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
     return next(file for file, path in zip(files, paths) if uri in _uris(path))
+
+
+def _unknown_file() -> Any:
+    """An error, in a column's place, for a row whose ``__file`` is none of ours: it would be lost, or have no place."""
+    from pyspark.sql import functions as F
+
+    told = "ValueError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
+    return F.raise_error(F.concat(F.lit(told), F.col("__file"))).cast("string")
 
 
 _PLAIN_IN_URIS = "/_-!.~'()*,;:$&+=@"
