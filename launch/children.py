@@ -28,21 +28,26 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self.stopped:
+            self._ask()  # after an error of ours: nothing is left behind
+        for process in self._running:  # our end, of which the kernel tells them, would be a second signal: it ends them unsaved
+            process.wait()
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        self._ask()  # after an error of ours: nothing is left behind
 
     def start(self, words: Sequence[str], cores: str = "any", **options: Any) -> subprocess.Popen:
         """``words`` as a process of a session of its own, so that Ctrl-C in a terminal reaches it once, through us. ``cores``:
         numbers, 0,1."""
         command = [sys.executable, "-m", "launch.child", str(os.getpid()), cores, *words]
         self._starting = True
-        process = subprocess.Popen(command, start_new_session=True, **options)
-        self._running.append(process)
-        self._starting = False
-        while self._missed:
-            self._missed -= 1
-            self._ask()
+        try:
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            self._running.append(process)
+        finally:
+            self._starting = False
+            while self._missed:
+                self._missed -= 1
+                self._ask()
         return process
 
     def call(self, words: Sequence[str], text: str | None = None) -> int:

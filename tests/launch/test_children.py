@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -34,13 +35,30 @@ raise SystemExit(code)
 """
 
 
-def start(ignored=()):
+FAILING = """
+import sys, time
+from launch.children import Children
+with Children() as children:
+    try:
+        children.start(["true"], cwd="/absent")
+    except OSError:
+        pass
+    children.start([sys.executable, "-c", sys.argv[1]], stdin=-3)
+    sys.stdin.readline()
+    while sys.argv[2:] and not children.stopped:
+        time.sleep(0.02)
+    raise RuntimeError("a bug of ours")
+"""
+
+
+def start(words=(sys.executable, "-c", LAUNCHER, CHILD), ignored=(), **options):
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, CHILD],
+        words,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
+        **options,
     )
     word, pid = launcher.stdout.readline().split()
     assert word == "ready"
@@ -54,7 +72,9 @@ def test_a_signal_reaches_the_child_once_however_the_launcher_ends(number):
     said, _ = launcher.communicate(timeout=warm.PATIENCE)
     assert said == "heard 1\n"
     assert launcher.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:  # of a launcher that is killed it is the last step
+        assert number == signal.SIGKILL
+        time.sleep(0.02)
 
 
 def test_a_signal_that_the_launcher_was_started_to_ignore_stays_ignored():
@@ -62,6 +82,17 @@ def test_a_signal_that_the_launcher_was_started_to_ignore_stays_ignored():
     launcher.send_signal(signal.SIGHUP)
     launcher.send_signal(signal.SIGTERM)
     assert launcher.communicate(timeout=warm.PATIENCE)[0] == "heard 1\n" and launcher.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("stopped", [(), ("stopped",)])
+def test_an_error_of_the_launchers_asks_the_child_once_and_waits_for_it(stopped):
+    """Also where one could not be started, and where a signal came before the error."""
+    launcher, child = start([sys.executable, "-c", FAILING, CHILD, *stopped], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    if stopped:
+        launcher.send_signal(signal.SIGTERM)
+    said, error = launcher.communicate("go on\n", timeout=warm.PATIENCE)
+    assert said == "heard 1\n" and error.endswith("RuntimeError: a bug of ours\n") and launcher.returncode == 1
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_exit_code_is_the_childs_where_no_signal_came():
