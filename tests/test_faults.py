@@ -213,5 +213,6 @@ def test_a_run_that_keeps_failing_gives_up(jobs):
     assert end.code != 0
     assert [a.step for a in attempts.read(job.run / attempts.NAME)] == [6, 6, 6]
     assert end.status["state"] == "failed" and not end.status["retryable"]
+    assert (end.status["rank"], end.status["step"]) == (None, 6)
     (line,) = end.errors
     assert "this run has failed 3 times in a row in step 6 (start 1: failed, step 6; start 2: failed, step 6" in line

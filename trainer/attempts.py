@@ -52,7 +52,7 @@ class Attempts:
 
     def begin(self) -> None:
         """Adds this start. Raises ``ValueError`` with the history where the last ones of this launch all ended at one
-        step. A launcher's first start is never refused: someone has decided on it."""
+        step, which is then ``step``. A launcher's first start is never refused: someone has decided on it."""
         run_id, restarts = launch_id()
         # "-" for none: without a launcher nothing starts again by itself.
         launch = "".join(run_id.split()).encode("ascii", "replace").decode()[:ID_WIDTH] or "-"
@@ -61,7 +61,10 @@ class Attempts:
         except OSError as error:
             return self._give_up(error)
         if restarts:
-            refuse(self.path, [attempt for attempt in before if attempt.launch == launch])
+            same = [attempt for attempt in before if attempt.launch == launch]
+            self.step = same[-1].step if same else 0
+            refuse(self.path, same)
+            self.step = 0
         try:
             write_text(self.path, "".join(each.line for each in (*before, Attempt(launch, restarts, 0, "running"))))
             self._file = os.open(self.path, os.O_RDWR)
@@ -130,6 +133,6 @@ def refuse(path: Path, attempts: list[Attempt]) -> None:
     where = f"in step {last[0].step}" if last[0].step else "before the first step"
     history = "; ".join(f"start {a.restarts + 1}: {a.state}, step {a.step}" for a in last)
     raise ValueError(
-        f"this run has failed {FAILURES} times in a row {where} ({history}; all starts: {path}): it would fail again. Its "
-        "messages are above, the last one in status.json: mend the cause and start it anew"
+        f"this run has failed {FAILURES} times in a row {where} ({history}; all starts: {path}): it would fail again. Mend "
+        "the cause, which its messages above tell, and start it anew"
     )

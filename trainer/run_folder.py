@@ -140,7 +140,10 @@ class Status:
         with _turn(self.path.with_name(".status.lock")):
             known = read_json(self.path, {}) or self.facts
             open_end = known.get("state", "running") == "running"
-            only_heard = known.get("state") == "failed" and known.get("rank") is None
+            untold = (
+                known.get("rank") is None and known.get("retryable") is not False
+            )  # that one knows, though of no one rank
+            only_heard = known.get("state") == "failed" and untold
             if open_end or not (hearsay or unless_known) or (unless_known and only_heard):
                 facts = _joined(known, {**facts, "state": state})
                 write_json(self.path, {**known, **facts, "updated": now()})

@@ -72,6 +72,7 @@ class Session:
         try:
             self.attempts.begin()
         except ValueError as error:
-            self.status.end("failed", reason=one_line(error), retryable=False)
+            facts = {"rank": None, "step": self.attempts.step}  # of all those attempts, and not of the last one's rank
+            self.status.end("failed", reason=one_line(error), retryable=False, **facts)
             raise
         self.status.update("running", world_size=self.ranks.world_size)

@@ -2,10 +2,11 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from trainer import attempts
+from trainer import attempts, run_folder, session
 from trainer.attempts import Attempt, Attempts
 
 
@@ -81,6 +82,22 @@ def test_a_start_that_torchrun_stopped_since_another_rank_failed_counts(start):
         start("a", restarts, 6, state)
     with pytest.raises(ValueError, match="failed 3 times in a row in step 6"):
         start("a", 3, 6)
+
+
+def test_status_tells_of_all_those_starts_and_not_of_the_last_ones_rank(start, tmp_path, monkeypatch):
+    for restarts in range(3):
+        start("a", restarts, 6, "failed")
+    status = run_folder.Status(tmp_path, "a")
+    status.end("failed", reason="killed", rank=1, step=6)
+    monkeypatch.setattr(attempts, "launch_id", lambda: ("a", 3))
+    monkeypatch.setattr(session, "from_first", lambda work: work())
+    with pytest.raises(ValueError, match="failed 3 times in a row in step 6"):
+        session.Session(tmp_path, SimpleNamespace(rank=0, world_size=2))
+    status.end(
+        "failed", unless_known=True, retryable=True, rank=0, reason="rank 0 failed with exit code 2"
+    )  # a launcher
+    known = run_folder.read_status(tmp_path)
+    assert (known["rank"], known["step"], known["retryable"]) == (None, 6, False) and "3 times" in known["reason"]
 
 
 def test_starts_that_a_scheduler_stopped_and_began_again_do_not_count(start):
