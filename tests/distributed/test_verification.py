@@ -18,6 +18,7 @@ from trainer.checkpoint.verification import newest_whole, shares, verify_togethe
 from trainer.config import CheckpointConfig
 from trainer.distributed import on_ranks
 from trainer.progress import Progress
+from trainer.verdict import is_user_error
 
 FACTS = {"progress": {"step": 0, "rows": 0, "epoch": 0, "epoch_step": 0}, "identity": {}}
 
@@ -107,6 +108,13 @@ def falls_back(folder, ranks, state, checkpoints):
         checkpoints.load(folder / "step-2")
 
 
+class _Unsendable(Exception):
+    """It cannot be unpickled: its constructor needs more than its message."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")
+
+
 def one_rank_cannot_read(path, ranks):
     real = place._Local.chunks
 
@@ -121,8 +129,12 @@ def one_rank_cannot_read(path, ranks):
         assert f"rank {ranks.world_size - 1}: " in (problem := verify_together(path, ranks))
         assert "cannot be read ([Errno 5] Input/output error)" in problem
         for error in (Unreachable("the store does not answer"), KeyError("a bug")):
-            with pytest.raises(type(error)):
+            with pytest.raises(type(error)) as raised:
                 verify_together(path, ranks)
+            assert is_user_error(raised.value) == isinstance(error, OSError)
+        error = _Unsendable(1, 2)
+        with pytest.raises(RuntimeError, match="_Unsendable: "):
+            verify_together(path, ranks)
     finally:
         place._Local.chunks = real
     assert verify_together(path, ranks) is None

@@ -17,6 +17,7 @@ from trainer.checkpoint.format import verify
 from trainer.checkpoint.manifest import hashing, read_manifest
 from trainer.checkpoint.place import AnyPath
 from trainer.distributed import Ranks, from_first, on_ranks
+from trainer.verdict import for_all_ranks
 
 ROUND_SECONDS = 5.0
 
@@ -64,7 +65,7 @@ def _in_rounds(work: Iterator[str | None], alive: Callable[[], None]) -> str | N
         try:
             done, found = _one_round(work)
         except Exception as raised:  # noqa: BLE001 - handed on to every rank, so that none waits for this one
-            error = raised
+            error = for_all_ranks(raised)
         alive()
         state = torch.tensor([not done, found is not None or error is not None], dtype=torch.int32)
         dist.all_reduce(state, op=dist.ReduceOp.MAX)
