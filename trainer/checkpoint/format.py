@@ -160,7 +160,7 @@ def verify(path: AnyPath, hashes: bool = True) -> str | None:
     except Unreachable:
         raise
     except (OSError, ValueError) as error:
-        return f"not a whole checkpoint ({error})"
+        return f"not a whole checkpoint ({str(error).removeprefix(f'checkpoint {path}').removeprefix(': ').strip()})"
     return problem
 
 
@@ -395,9 +395,7 @@ def _wrong_corner(shape: tuple[int, ...], parts: Sequence[Part]) -> list[int] | 
     return [place.get(axis, 0) for axis in range(len(shape))]
 
 
-def _corners(
-    offset: Sequence[int], shape: Sequence[int], axes: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], int]]:
+def _corners(offset: Sequence[int], shape: Sequence[int], axes: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
     """Of a box, along some axes: (place, sign)."""
     ends = [((offset[axis], 1), (offset[axis] + shape[axis], -1)) for axis in axes]
     for corner in itertools.product(*ends):

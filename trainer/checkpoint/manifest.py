@@ -101,7 +101,7 @@ def read_json(path: AnyPath, name: str, form: Any) -> Any:
         value = parse_json(text)
         check_form(value, form, name)
     except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {name} cannot be read ({error}): restore it, or take it away") from None
+        raise ValueError(f"checkpoint {path}: {name} cannot be read ({error}): damaged or replaced") from None
     return value
 
 

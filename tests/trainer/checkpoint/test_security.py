@@ -249,9 +249,20 @@ def test_a_forged_index_is_refused(saved, name):
     index = json.loads((saved / "index.json").read_text())
     assert index["tensors"]["tables/a/weight"]["pieces"] == [PIECE]
     rewrite(saved, "index.json", FORGED[name](index))
-    assert "not a whole checkpoint" in verify(saved)
+    assert "not a whole checkpoint (" in (problem := verify(saved)) and str(saved) not in problem
     with pytest.raises(ValueError, match="step-5: "):
         Reader(saved).read("tables/a/weight")
+
+
+def test_what_is_wrong_with_a_file_of_facts_is_told_once_with_one_remedy(saved):
+    rewrite(saved, "state.json", [])
+    problem = verify(saved)
+    assert problem.startswith("not a whole checkpoint (state.json cannot be read (") and problem.endswith(
+        "or replaced)"
+    )
+    with pytest.raises(ValueError) as raised:
+        newest(saved.parent, on_corrupt="error")
+    assert str(raised.value).count("checkpoint /") == str(raised.value).count("restore it") == 1
 
 
 def test_what_is_read_is_a_copy_that_cannot_change_the_file(saved):
@@ -276,7 +287,10 @@ def test_forged_checkpoints_end_in_an_answer_or_one_line(tmp_path, capsys):
     """Some of the mutations of which ``tests.trainer.checkpoint.forging`` tries thousands."""
     pieces = [whole("tables/a/weight", table()), whole("tables/a/sum", table(6, 2), widths=(3, 1))]
     pieces += [whole("dense/b", torch.ones(3)), whole("dense/c", torch.tensor(2.0))]
-    facts = {"progress": {"step": 5, "epoch": 0}, "plan": [{"table": "a", "optimizer": "adagrad", "sharding": "row_wise"}]}
+    facts = {
+        "progress": {"step": 5, "epoch": 0},
+        "plan": [{"table": "a", "optimizer": "adagrad", "sharding": "row_wise"}],
+    }
     texts = {"data.json": json.dumps({"files": [["a.parquet", 10, [5, 5]]]}), "config.yaml": "a: 1\n"}
     path = commit(tmp_path / "step-7", pieces[:2], pieces[2:], facts=facts, texts=texts)
 
