@@ -19,12 +19,8 @@ SIGNATURE = "def __init__(self, schema, *, <hyperparameter>: <type> = <default>,
 TABLES = (EmbeddingBagCollection, EmbeddingCollection)
 
 
-def check_class(name: str, model_class: object) -> type[nn.Module]:
-    """Whether ``Model`` of the module ``name`` is a class of models whose constructor can be called. Raises ``ValueError``."""
-    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
-        raise ValueError(
-            f"model.name is {name!r}, whose 'Model' is {_kind(model_class)}: make it a class derived from torch.nn.Module"
-        )
+def check_class(name: str, model_class: type[nn.Module]) -> type[nn.Module]:
+    """Whether the constructor of ``Model`` of the module ``name`` can be called. Raises ``ValueError``."""
     parameters = inspect.signature(model_class.__init__).parameters
     for needed in ("schema", "device"):
         if needed not in parameters:

@@ -42,6 +42,8 @@ def test_no_module_runs_before_its_source_defines_a_model(tmp_path, monkeypatch)
         "tool": "x = 1",
         "wrong": "def Model(:",
         "fake": "Model = 1",
+        "function": "def Model(schema, *, device): ...",
+        "other": "class Model: ...",
     }.items():
         (tmp_path / "theirs" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -56,8 +58,9 @@ def test_no_module_runs_before_its_source_defines_a_model(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match=re.escape(expected)):
             load_model_class(name)
     (tmp_path / "theirs" / "__init__.py").write_text("")
-    with pytest.raises(ValueError, match="is no class of torch.nn.Module"):
-        load_model_class("theirs.fake")
+    for name in ("fake", "function", "other"):
+        with pytest.raises(ValueError, match="is no class of torch.nn.Module"):
+            load_model_class(f"theirs.{name}")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "models").mkdir(parents=True)
     (tmp_path / "mine" / "models" / "nfm.py").write_text("")
