@@ -10,7 +10,7 @@ from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import from_yaml
 from trainer.config import TrainConfig
-from trainer.distributed import Ranks, choose_device
+from trainer.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
 from trainer.rendezvous import process_group
 from trainer.state import ModelState
 
@@ -41,7 +41,9 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
     path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
     model = build.build_model(config.model, config.data.schema, config.seed)
     limits = config.timeout_seconds, config.rendezvous_timeout_seconds
-    with process_group(choose_device(config.device), *limits) as ranks:
+    if config.deterministic:
+        make_deterministic()
+    with process_group(choose_device(config.device), *limits) as ranks, unordered_operation_named():
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
         Checkpoints(path.parent, config.checkpoint, ModelState(built.task, built.optimizer), {}, ranks).load(path)
