@@ -86,23 +86,30 @@ def run(options: argparse.Namespace) -> None:
     with opened(options.run, options.checkpoint, options.overrides) as trained:
         data = trained.config.data
         from_first(lambda: check_apart_from_run(options, data))
-        columns = [*data.schema.columns(trained.layout), *options.keep]
-        if options.raw:
-            made = from_first(lambda: str(prepare_raw(data.prepared, options)))
-            options.input, options.root = [made], "."
-        manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
-        part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
+        if not options.raw:
+            return predict(trained, options)
         try:
-            write_part(trained, manifest, part)
-            parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
-            torch.distributed.barrier()
-            rows = from_first(lambda: merge(parts, manifest, options.keep, options.output))
+            options.input, options.root = [from_first(lambda: str(prepare_raw(data.prepared, options)))], "."
+            predict(trained, options)
         finally:
-            part.unlink(missing_ok=True)
-        if options.raw and trained.ranks.is_first:
-            shutil.rmtree(made)
-        if trained.ranks.is_first:
-            print(f"{rows:,} predictions written to {options.output}", flush=True)
+            if trained.ranks.is_first:
+                shutil.rmtree(prepared_beside(options.output), ignore_errors=True)
+
+
+def predict(trained: Trained, options: argparse.Namespace) -> None:
+    """From the Parquet input to the output."""
+    columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
+    manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
+    part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
+    try:
+        write_part(trained, manifest, part)
+        parts = [part.with_name(f".{options.output.name}.rank-{rank}") for rank in range(trained.ranks.world_size)]
+        torch.distributed.barrier()
+        rows = from_first(lambda: merge(parts, manifest, options.keep, options.output))
+    finally:
+        part.unlink(missing_ok=True)
+    if trained.ranks.is_first:
+        print(f"{rows:,} predictions written to {options.output}", flush=True)
 
 
 def is_predictions(path: Path) -> bool:
@@ -145,7 +152,7 @@ def check_apart_from_run(options: argparse.Namespace, data: DataConfig) -> None:
 
 
 def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
-    """The raw rows as training-ready Parquet, in a folder beside the output. Raises ``ValueError``."""
+    """The raw rows as training-ready Parquet, in the folder ``prepared_beside`` the output. Raises ``ValueError``."""
     if prepared is None:
         raise ValueError(
             "data.prepared is not set, so the vocabularies of the training data are not known: name the output folder of "
@@ -156,12 +163,16 @@ def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
     from data_loaders.prepare.prepared import Prepared
     from data_loaders.prepare.progress import Progress
 
-    folder = options.output.absolute().with_name(f".{options.output.name}.prepared")
+    folder = prepared_beside(options.output)
     wanted = Options(
         options.input[0], folder, memory_limit=options.memory_limit, threads=os.cpu_count() or 1, overwrite=True
     )
     transform(Prepared.open(prepared), wanted, Progress(), tuple(options.keep))
     return folder
+
+
+def prepared_beside(output: Path) -> Path:
+    return output.absolute().with_name(f".{output.name}.prepared")
 
 
 def write_part(trained: Trained, manifest: Manifest, path: Path) -> None:

@@ -141,6 +141,32 @@ def test_an_output_that_would_harm_a_file_is_refused_and_nothing_is_written(tmp_
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("where", ["prepare_raw", "predict"])
+def test_rows_prepared_from_raw_ones_go_whatever_happens(tmp_path, monkeypatch, where):
+    reads_everything(tmp_path, monkeypatch)
+
+    def fail(*_):
+        write(tmp_path / ".y.parquet.prepared" / "a.parquet", id=[1])
+        raise OSError("no space")
+
+    monkeypatch.setattr(predict, "prepare_raw", lambda *_: tmp_path / ".y.parquet.prepared")
+    monkeypatch.setattr(predict, where, fail)
+    before = listing(tmp_path)
+    options = predict.argparse.Namespace(
+        run=Path("run"),
+        checkpoint=None,
+        overrides=[],
+        raw=True,
+        keep=[],
+        input=["in"],
+        root=".",
+        output=Path("y.parquet"),
+    )
+    with pytest.raises(OSError, match="no space"):
+        predict.run(options)
+    assert listing(tmp_path) == before and not (tmp_path / ".y.parquet.prepared").exists()
+
+
 def test_an_earlier_output_is_replaced(tmp_path, monkeypatch):
     reads_everything(tmp_path, monkeypatch)
     assert predict.is_predictions(Path("earlier.parquet")) and not predict.is_predictions(Path(INPUT))
