@@ -71,6 +71,7 @@ def process_group(
 
 def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
     """The store of all ranks, once all of them are there."""
+    check_meeting_point()
     where = f"MASTER_ADDR:MASTER_PORT={':'.join(meeting_point())}"
     _meeting.begun = True
     try:
@@ -93,6 +94,19 @@ def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Stor
             "rendezvous_timeout_seconds"
         ) from None
     return store
+
+
+def check_meeting_point() -> None:
+    """Raises ``ValueError`` where there is a rank, but no place to meet the others."""
+    host, port = meeting_point()
+    missing = [name for name, value in (("MASTER_ADDR", host), ("MASTER_PORT", port)) if not value]
+    if missing:
+        raise ValueError(
+            f"RANK is set, but not {' and '.join(missing)}: start the ranks by launch.run or torchrun, set it, the same on all "
+            "ranks, or, for one process alone, unset RANK"
+        )
+    if not port.isdecimal():
+        raise ValueError(f"MASTER_PORT is {port!r}: give the number of a free port, the same on all ranks")
 
 
 def _await_listener(rank: int, seconds: float) -> None:

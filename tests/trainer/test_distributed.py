@@ -58,6 +58,22 @@ def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
     assert first_to_say("no store")
 
 
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"MASTER_PORT": ""}, "RANK is set, but not MASTER_PORT: start the ranks by launch.run or torchrun"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "but not MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http': give the number"),
+    ],
+)
+def test_a_rank_without_a_meeting_point_is_one_line(agent, monkeypatch, where, says):
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=says) as told:
+        _meet(2, 4, SOON)
+    assert is_user_error(told.value) and not is_retryable(told.value)
+
+
 def connect(rank, others, collective):
     """``_connect_gpus`` of one of three ranks, where the ``others`` have come."""
     store = dist.HashStore()
