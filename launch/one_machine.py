@@ -62,10 +62,15 @@ def register() -> None:
 
 
 def listen() -> TCPStore:
-    """A store that only this machine reaches."""
+    """A store that only this machine reaches. Raises ``OSError``."""
     listener = socket.socket()
-    listener.bind((LOOPBACK, 0))
-    listener.listen(socket.SOMAXCONN)
+    try:
+        listener.bind((LOOPBACK, 0))
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise OSError(
+            f"no port can be opened on {LOOPBACK}, {error.strerror}: the loopback interface must be up"
+        ) from None
     port = listener.getsockname()[1]
     return TCPStore(
         LOOPBACK,

@@ -6,11 +6,12 @@ the workers write straight to this terminal; a failure ends in one line that say
 SIGTERM, SIGINT and SIGUSR1 are passed on to the workers, which save and end; what has not ended after `--grace` seconds is
 killed. A second one ends them without saving. Where no worker could write how the run ended into status.json, this does.
 
-Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 130, 143 and 138 after SIGINT,
-SIGTERM and SIGUSR1; 1 for all else.
+Exit codes: 0; 2 for a mistake of the user's (a worker that ends with 2 has explained one); 128 + n after signal n; 1 for all
+else.
 """
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -26,11 +27,10 @@ from data_loaders.secrets import scrub
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
 from trainer import run_folder
+from trainer.config import RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-
-    from trainer.config import RunConfig, TrainConfig
 
 USER_ERROR = 2
 CPU_RANKS = 2
@@ -39,6 +39,7 @@ GRACE = "TRAINER_GRACE_SECONDS"  # tells the workers, who warn where a save take
 NONE_OF_ITS_OWN = "SIGURG"  # for the agent to handle: signals that matter come through launch.stop
 # Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EACCES)  # for the agent's own files
 REMEDIES = {
     "SIGKILL": "most often the kernel, out of memory (see dmesg): lower batch_size, the ranks, or the tables' rows",
     "SIGBUS": "most often shared memory or a disk is full: see df -h, /dev/shm included",
@@ -62,7 +63,7 @@ def start(argv: Sequence[str], stop: Stop) -> int:
         if options.grace < 0:
             raise ValueError(f"--grace is {options.grace}: give a number of seconds from 0")
         if options.multirun:
-            from launch.sweep import command
+            from launch.sweep import command  # only a sweep needs it
 
             return command.main(options, overrides)
         if "--print-config" in overrides:
@@ -80,8 +81,9 @@ def start(argv: Sequence[str], stop: Stop) -> int:
     os.environ[GRACE] = str(options.grace)
     try:
         return run(options.module, overrides, num_ranks, options.max_restarts, options.grace, stop, config)
-    except OSError as error:  # where the agent's own files go
-        print(f"error: the ranks cannot be started ({error}): make room, or set TMPDIR", file=sys.stderr)
+    except OSError as error:
+        remedy = ": make room, or set TMPDIR" if error.errno in NO_PLACE else ""
+        print(f"error: the ranks cannot be started ({error}){remedy}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -115,11 +117,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(list(argv))
 
 
-def compose_job(module: str, overrides: Sequence[str]) -> "TrainConfig | None":
+def compose_job(module: str, overrides: Sequence[str]) -> TrainConfig | None:
     """A training job's configuration; of another module nothing is known. Raises ``ValueError`` for what cannot work."""
     if module != "trainer.train":
         return None
-    from trainer.compose import compose
+    from trainer.compose import compose  # here, as PyTorch takes seconds to load
 
     config = compose(overrides).config
     config.check_addresses()
@@ -147,7 +149,7 @@ def choose_num_ranks(requested: str, device: str) -> int:
 
 
 def count_gpus() -> int:
-    import torch
+    import torch  # here, as it takes seconds to load
 
     return torch.cuda.device_count()
 
@@ -172,9 +174,10 @@ def run(
     max_restarts: int,
     grace: int,
     stop: Stop,
-    config: "TrainConfig | None",
+    config: TrainConfig | None,
 ) -> int:
     """Runs ``module`` on ``num_ranks`` ranks, at most 1 + ``max_restarts`` times. Returns the exit code."""
+    # Here, as PyTorch takes seconds to load.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -208,7 +211,7 @@ def run(
 class Outcome:
     """How a run ended, as its ``status.json`` has it. ``run``: None where the module is not the trainer."""
 
-    def __init__(self, run: "RunConfig | None", run_id: str) -> None:
+    def __init__(self, run: RunConfig | None, run_id: str) -> None:
         self.run, self.run_id = run, run_id
 
     def tell(self, state: str, **facts: Any) -> None:
@@ -235,6 +238,7 @@ def _run_once(
 ) -> None:
     """torchrun on one machine, beyond which nothing listens; signals are passed on. Raises ``ChildFailedError`` and
     ``SignalException``."""
+    # Here, as PyTorch takes seconds to load.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

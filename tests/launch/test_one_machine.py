@@ -31,6 +31,14 @@ def test_the_store_is_reached_on_loopback_alone():
     assert [where.ip for where in listening if where.port == store.port] == ["127.0.0.1"] and store.get("a") == b"b"
 
 
+def test_a_machine_without_loopback_is_told(monkeypatch):
+    monkeypatch.setattr(one_machine, "LOOPBACK", "192.0.2.1")  # of no machine
+    with pytest.raises(
+        OSError, match="no port can be opened on 192.0.2.1, Cannot assign .*: the loopback interface must be"
+    ):
+        one_machine.listen()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at other processes' sockets")
 def test_ranks_and_agent_listen_on_loopback_alone(tmp_path, monkeypatch):
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):

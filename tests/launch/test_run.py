@@ -1,5 +1,6 @@
 """The launcher: ranks, environment, exit codes, and one line for each kind of failure."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -153,6 +154,27 @@ def test_a_wrong_configuration_is_one_line_before_any_worker():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: model=deepfn: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "[Errno 28] No space left on device): make room, or set TMPDIR",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "[Errno 24] Too many open files)"),
+        (OSError("no port can be opened"), "no port can be opened)"),
+    ],
+)
+def test_ranks_that_cannot_be_started(monkeypatch, capsys, error, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(launcher, "run", fail)
+    monkeypatch.setattr(launcher.os, "environ", dict(os.environ))
+    assert launcher.main(["--module", "fake_worker", "--nproc-per-node", "1", "device=cpu"]) == 2
+    assert capsys.readouterr().err == f"error: the ranks cannot be started ({says}\n"
 
 
 def test_number_of_ranks(monkeypatch):
