@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from data_loaders.secrets import redact_override, scrub
 from data_loaders.state_files import read_json, write_json
 from launch.children import Children
@@ -202,9 +205,6 @@ def _map(facts: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def print_report(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title="Day by day: each day's rows scored by the model of the days before", title_justify="left")
     names = ("day", "rows", "AUC before", "log loss before", "NE", "calibration", "seconds")
     for name in names:

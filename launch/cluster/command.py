@@ -92,4 +92,4 @@ def call(program: list[str], text: str = "") -> int:
         raise ValueError(f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job")
     with Children() as children:
         code = children.call(program, text)
-    return 128 + children.stopped if children.stopped else int(code > 0)
+    return code if children.stopped else int(code > 0)
