@@ -12,7 +12,7 @@ import torch
 
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
-from trainer import predict
+from trainer import predict, trained
 from trainer.config import DataConfig
 
 
@@ -174,3 +174,25 @@ def test_an_earlier_output_is_replaced(tmp_path, monkeypatch):
         predict.check_output("--output", Path(output), [".parquet"], predict.is_predictions)
         for paths in (["in"], ["in/*"], ["./**/a.parquet"], [INPUT]):
             predict.check_apart(Path(output), "--input", paths, ".")
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_trained_run_is_scored_in_one_order_where_it_was_trained_so(tmp_path, monkeypatch, wanted):
+    """Asked for before the device is chosen, and so before a GPU is used."""
+    checkpoint, data = SimpleNamespace(restore_best=False), SimpleNamespace(schema=None)
+    config = SimpleNamespace(deterministic=wanted, checkpoint=checkpoint, model={}, data=data, seed=1, device="cpu")
+    config.timeout_seconds = config.rendezvous_timeout_seconds = 1.0
+    called = []
+
+    def process_group(*_):
+        raise OSError("enough")
+
+    monkeypatch.setattr(trained, "from_yaml", lambda *_: SimpleNamespace(config=config))
+    monkeypatch.setattr(trained, "_find", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(trained.build, "build_model", lambda *_: None)
+    monkeypatch.setattr(trained, "make_deterministic", lambda: called.append("one order"))
+    monkeypatch.setattr(trained, "choose_device", lambda _: called.append("device"))
+    monkeypatch.setattr(trained, "process_group", process_group)
+    with pytest.raises(OSError, match="enough"), trained.opened(tmp_path, None, []):
+        pass
+    assert called == (["one order"] if wanted else []) + ["device"]
