@@ -12,7 +12,7 @@ class Grid:
         self._trials = {}
         for number, values in enumerate(grid(dimensions)):
             folder = folder_of(root, number)
-            self._trials[number] = recorded(folder) or Trial(number, values, folder)
+            self._trials[number] = recorded(folder, values) or Trial(number, values, folder)
         self._waiting = [trial for trial in self._trials.values() if trial.state == "open"]
 
     def next(self) -> Trial | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.sweep.space import Dimension, number
-from launch.sweep.trials import Trial, lower_is_better
+from launch.sweep.trials import Trial, lower_is_better, without_secret
 
 MISSING = "no picture: it needs matplotlib (.venv/bin/pip install 'matplotlib>=3.9')"
 
@@ -55,7 +55,8 @@ def axis_of(dimension: Dimension, trials: Sequence[Trial]) -> Axis:
     if dimension.choices:
         last = max(len(dimension.choices) - 1, 1)
         places = {choice: place / last for place, choice in enumerate(dimension.choices)}
-        return Axis(dimension.key, [places[value] for value in values], [(h, c) for c, h in places.items()])
+        ticks = [(height, without_secret(dimension.key, choice)) for choice, height in places.items()]
+        return Axis(dimension.key, [places[value] for value in values], ticks)
     numbers = [number(value) or 0.0 for value in values]
     return _scaled(dimension.key, numbers, dimension.low, dimension.high, dimension.log)
 

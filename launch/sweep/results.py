@@ -27,7 +27,10 @@ def leave(
 ) -> None:
     """Writes all of it to ``root``, and says where."""
     trials = ranked(list(trials), metric)
-    write_json(root / "results.json", [{**asdict(trial), "folder": str(trial.folder)} for trial in trials])
+    write_json(
+        root / "results.json",
+        [{**asdict(trial), "values": trial.shown, "folder": str(trial.folder)} for trial in trials],
+    )
     print_table(trials, dimensions, metric)
     if any(trial.value is not None for trial in trials):
         try:
@@ -47,7 +50,7 @@ def print_table(trials: Sequence[Trial], dimensions: Sequence[Dimension], metric
     for name in ("trial", *(dimension.key for dimension in dimensions), metric, "state", "seconds"):
         table.add_column(name, justify="right" if name in (metric, "seconds", "trial") else "left")
     for trial in trials:
-        values = [_short(trial.values[dimension.key]) for dimension in dimensions]
+        values = [_short(trial.shown[dimension.key]) for dimension in dimensions]
         figure = "–" if trial.value is None else f"{trial.value:.5f}"
         state = f"{trial.state}: {trial.reason}" if trial.state == "failed" else trial.state
         table.add_row(

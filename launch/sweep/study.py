@@ -100,7 +100,8 @@ class Search:
         return [frozen for frozen in running if own or (folder_of(self.root, frozen.number) / RECORD).exists()]
 
     def _taken_up(self, frozen: Any) -> Trial:
-        return recorded(folder_of(self.root, frozen.number)) or self._trial(frozen)
+        trial = self._trial(frozen)
+        return recorded(folder_of(self.root, frozen.number), trial.values) or trial
 
     def _trial(self, frozen: Any) -> Trial:
         facts = frozen.user_attrs

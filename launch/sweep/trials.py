@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from data_loaders.secrets import redact_override
 from data_loaders.state_files import read_json, write_json
 from trainer.report.files import read_lines
 
@@ -13,7 +14,9 @@ LOWER_IS_BETTER = ("logloss", "ne")
 STATES = ("open", "complete", "pruned", "failed")
 RECORD, OUTPUT = "trial.json", "output.txt"
 
-UNDEFINED = "where valid's rows are all clicks or none, or no group has both, give it others, or sweep.metric=valid.logloss"
+UNDEFINED = (
+    "where valid's rows are all clicks or none, or no group has both, give it others, or sweep.metric=valid.logloss"
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,18 @@ class Trial:
     def overrides(self) -> list[str]:
         return [f"{key}={value}" for key, value in self.values.items()]
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """``values`` as they may be written down and printed."""
+        return {key: without_secret(key, value) for key, value in self.values.items()}
+
     def __str__(self) -> str:
-        return f"trial {self.number} ({' '.join(self.overrides)})"
+        return f"trial {self.number} ({' '.join(f'{key}={value}' for key, value in self.shown.items())})"
+
+
+def without_secret(key: str, value: str) -> str:
+    """A value as it may be written down and printed."""
+    return redact_override(f"{key}={value}").partition("=")[2]
 
 
 def lower_is_better(metric: str) -> bool:
@@ -61,15 +74,16 @@ def folder_of(root: Path, number: int) -> Path:
 def record(trial: Trial) -> None:
     """``trial.json`` in the run folder."""
     trial.folder.mkdir(parents=True, exist_ok=True)
-    facts = {name: getattr(trial, name) for name in ("number", "values", "state", "value", "reason", "seconds")}
-    write_json(trial.folder / RECORD, facts)
+    facts = {name: getattr(trial, name) for name in ("number", "state", "value", "reason", "seconds")}
+    write_json(trial.folder / RECORD, {**facts, "values": trial.shown})
 
 
-def recorded(folder: Path) -> Trial | None:
-    """What ``record`` has written; None where that is not there, or damaged."""
+def recorded(folder: Path, values: dict[str, str]) -> Trial | None:
+    """What ``record`` has written of the trial of ``values`` (a secret among them is not written); None where that is not
+    there, or damaged."""
     facts = read_json(folder / RECORD, {})
     whole = {field.name for field in fields(Trial)} == {*facts, "folder"} and facts["state"] in STATES
-    return Trial(folder=folder, **facts) if whole else None
+    return Trial(**{**facts, "folder": folder, "values": values}) if whole else None
 
 
 def evaluations(folder: Path, metric: str) -> list[float]:

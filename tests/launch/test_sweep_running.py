@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.sweep import space, trials
+from launch.sweep import picture, results, space, trials
 from launch.sweep.grid import Grid
 from launch.sweep.shares import Share
 from launch.sweep.trials import Trial
@@ -44,6 +44,21 @@ def test_failed_trials_are_recorded_and_end_nothing(tmp_path, capsys):
     assert [trial.number for trial in trials.ranked(search.trials(), "valid.auc")] == [0, 3, 1, 2]
     assert "trial 1 (lr=0.001): failed (batch_size is 7: no)" in capsys.readouterr().err
     assert fakes.signals_are_as_before()
+
+
+def test_a_secret_that_is_swept_is_written_nowhere_and_still_given_to_the_run(tmp_path, capsys):
+    for _ in range(2):
+        search = grid(tmp_path, "logging.api_key=hunter22,hunter23")
+        trial = search.next()
+        assert trial.overrides == ["logging.api_key=hunter22"] and "hunter" not in str(trial)
+        search.tell(trial)
+    assert json.loads((trial.folder / "trial.json").read_text())["values"] == {"logging.api_key": "<redacted>"}
+    done = [replace(trial, state="complete", value=0.7), replace(search.next(), state="complete", value=0.6)]
+    dimensions = space.parse(["logging.api_key=hunter22,hunter23"])[1]
+    results.leave(tmp_path, done, dimensions, [], None, "valid.auc")
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"]
+    assert not any(b"hunter" in content for content in [*written, capsys.readouterr().out.encode()])
+    assert [label for _, label in picture.axis_of(dimensions[0], done).ticks] == ["<redacted>"] * 2
 
 
 def test_the_same_sweep_again_runs_nothing_twice(tmp_path):
