@@ -3,6 +3,7 @@ only, as it speaks when nothing else can be imported."""
 
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -67,7 +68,19 @@ def remedy(package: str) -> str:
         return whole if package in ENGINE else f"pip install {package}"
     if (environment / "bin" / "python").exists() and not os.path.samefile(sys.prefix, environment):
         return f"this is {sys.executable}: start it by {environment / 'bin' / 'python'}, which `make setup` has made"
-    return "run `make setup`"
+    return "run `make setup`" if _is_pinned(package) else f"{sys.executable} -m pip install {package}"
+
+
+def _is_pinned(package: str) -> bool:
+    """Whether `make setup` installs it; what a user's own model needs it does not know."""
+    lines = (line for path in (ROOT / "requirements").glob("*.txt") for line in path.read_text().splitlines())
+    names = {re.split(r"[\s=<>!~;\[]", line, maxsplit=1)[0] for line in lines}
+    return _plain(package) in map(_plain, names)
+
+
+def _plain(name: str) -> str:
+    """As package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _of_import(error: ImportError) -> str | None:

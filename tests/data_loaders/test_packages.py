@@ -59,7 +59,9 @@ def test_the_remedy_is_that_of_the_place_it_runs_from(tmp_path, monkeypatch):
     assert packages.remedy("torchrec").startswith("pip install '.[cuda]'")
     (tmp_path / "requirements").mkdir()
     (tmp_path / "requirements" / "install.py").touch()
+    (tmp_path / "requirements" / "common.txt").write_text("NumPy==2.2  # arrays\n")
     assert packages.remedy("numpy") == "run `make setup`"
+    assert packages.remedy("nothing_of_ours") == f"{sys.executable} -m pip install nothing_of_ours"
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()

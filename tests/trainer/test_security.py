@@ -54,10 +54,14 @@ def test_no_module_runs_before_its_source_defines_a_model(tmp_path, monkeypatch)
         "theirs.absent": "there is no module theirs.absent: set PYTHONPATH to the folder that holds theirs/absent.py",
         "math.x": "there is no module math.x",
         "depfm": "did you mean deepfm",
+        "mine": "a module of your own is named with its package (my_package.my_model)",
     }.items():
         with pytest.raises(ValueError, match=re.escape(expected)):
             load_model_class(name)
     (tmp_path / "theirs" / "__init__.py").write_text("")
+    (tmp_path / "theirs" / "leaves.py").write_text("import sys\nsys.exit(0)\nclass Model: ...")
+    with pytest.raises(ValueError, match="theirs.leaves ends the process while it is imported"):
+        load_model_class("theirs.leaves")
     for name in ("fake", "function", "other"):
         with pytest.raises(ValueError, match="is no class of torch.nn.Module"):
             load_model_class(f"theirs.{name}")

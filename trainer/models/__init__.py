@@ -44,7 +44,13 @@ def load_model_class(name: str) -> type:
         raise ValueError(f"model.name is {name!r}: give a module's name, such as deepfm or my_package.my_model")
     module_name = name if "." in name else f"{OURS}{name}"
     _check_source(name, module_name)
-    model = getattr(importlib.import_module(module_name), "Model", None)
+    try:
+        model = getattr(importlib.import_module(module_name), "Model", None)
+    except SystemExit as ended:  # it would look like a run that has finished
+        raise ValueError(
+            f"model.name is {name!r}, and {module_name} ends the process while it is imported (exit code {ended.code}): leave "
+            "sys.exit to what runs it as a program"
+        ) from None
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
         raise ValueError(
             f"model.name is {name!r}, but 'Model' of {module_name} is no class of torch.nn.Module: see docs/add-a-model.md"
@@ -127,7 +133,8 @@ def _where_to_look(name: str) -> str:
     if is_ours(name):
         valid = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
         near = difflib.get_close_matches(name.removeprefix(OURS), valid, n=3, cutoff=0.5)
-        return (f"did you mean {' or '.join(near)}? " if near else "") + "see trainer/models/"
+        own = "; a module of your own is named with its package (my_package.my_model)" if "." not in name else ""
+        return (f"did you mean {' or '.join(near)}? " if near else "") + f"see trainer/models/{own}"
     file = Path(*name.split(".")).with_suffix(".py")
     near = next((path.relative_to(Path.cwd()) for path in sorted(Path.cwd().glob(f"*/{file}"))), None)
     if near is not None:
