@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from launch import one_machine
-from launch.run import run
-from launch.stop import Stop
+from tests.tiny import REPOSITORY
 
 RANK = """
 import datetime, json, os, pathlib, psutil, sys, torch
@@ -21,6 +20,7 @@ with process_group(torch.device("cpu"), 60.0) as ranks:
     found = [c.laddr.ip for pid in everyone for c in psutil.Process(pid).net_connections("tcp") if c.status == "LISTEN"]
     torch.distributed.barrier()  # all of them listen while each looks
     pathlib.Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps([total.item(), found]))
+    os._exit(0)
 """
 
 
@@ -45,7 +45,8 @@ def test_ranks_and_agent_listen_on_loopback_alone(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "listens.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run("listens", [str(tmp_path)], num_ranks=2, max_restarts=0, grace=30, stop=Stop(), config=None) == 0
+    words = ["--nproc-per-node", "2", "--module", "listens", str(tmp_path)]
+    assert subprocess.run([sys.executable, "-m", "launch.run", *words], cwd=REPOSITORY, check=False).returncode == 0
     for rank in range(2):
         total, found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert total == 2 and found and set(found) == {"127.0.0.1"}
