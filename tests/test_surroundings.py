@@ -83,17 +83,20 @@ def test_a_full_disk_ends_no_run_and_harms_no_checkpoint(click_log, tmp_path):
     """It fills up within the save of step 8, past the check of what is free, and there is room again later."""
     with small_disk(tmp_path / "disk", 64) as disk:
         run = disk / "run"
+        full, room = tmp_path / "full", tmp_path / "room"
         job = Job(click_log, run)
         process = job.start(
-            faults="rank=0,step=8,phase=during_write,action=sleep=3;phase=step_begin,step=10,action=sleep=4"
+            faults=f"rank=0,step=8,phase=during_write,action=wait={full};phase=step_begin,step=10,action=wait={room}"
         )
         parts = lambda: list((run / "checkpoints").glob(".tmp-step-8-*"))  # noqa: E731
         wait_for(parts, process)
         fill(disk / "ballast")
         before = {path: path.read_bytes() for path in (run / "checkpoints" / "step-4").iterdir()}
+        full.touch()
         wait_for(lambda: not parts(), process)
         job.reach(10, process, already=True)
         (disk / "ballast").unlink()
+        room.touch()
         end = job.end(process)
         assert end.code == 0 and end.status["state"] == "finished", end.stderr
         (told,) = re.findall(r"warning: checkpoint step-8 could not be written to .*", end.stdout)

@@ -7,8 +7,8 @@ hook costs a call and a look at an empty list.
 Phases: ``build`` (before the model is sharded), ``step_begin``, ``forward`` (before the guard's collective), ``evaluation``
 (before what is held out is scored at the end), ``before_snapshot``, ``during_write``,
 ``before_manifest``, ``before_rename``, ``before_fsync``, ``during_prune``, ``reader`` (before a batch is handed to the
-pipeline). Actions: ``kill9``; ``exit=CODE``; ``raise``; ``sleep=SECONDS``; ``enospc``; ``stop`` (SIGTERM to itself);
-``nan``, for the caller to carry out.
+pipeline). Actions: ``kill9``; ``exit=CODE``; ``raise``; ``sleep=SECONDS``; ``wait=PATH`` (until that file exists);
+``enospc``; ``stop`` (SIGTERM to itself); ``nan``, for the caller to carry out.
 """
 
 import errno
@@ -32,16 +32,16 @@ PHASES = (
     "during_prune",
     "reader",
 )
-ACTIONS = ("kill9", "exit", "raise", "sleep", "enospc", "stop", "nan")
+ACTIONS = ("kill9", "exit", "raise", "sleep", "wait", "enospc", "stop", "nan")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens (``action``, with ``amount`` where it takes one) and where; None: everywhere."""
+    """What happens (``action``, with ``argument`` where it takes one) and where; None: everywhere."""
 
     phase: str
     action: str
-    amount: float
+    argument: str
     rank: int | None
     step: int | None
     attempt: int | None
@@ -71,7 +71,7 @@ def at(phase: str, *, step: int | None = None, rank: int | None = None) -> bool:
 
 def _rule(part: str) -> Rule:
     pairs = dict(item.strip().partition("=")[::2] for item in part.split(","))
-    action, _, amount = pairs.pop("action", "").partition("=")
+    action, _, argument = pairs.pop("action", "").partition("=")
     phase = pairs.pop("phase", "")
     if phase not in PHASES or action not in ACTIONS or not set(pairs) <= {"rank", "step", "attempt"}:
         raise ValueError(
@@ -79,7 +79,7 @@ def _rule(part: str) -> Rule:
             f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}; rank, step and attempt may be left out"
         )
     rank, step, attempt = (int(pairs[name]) if name in pairs else None for name in ("rank", "step", "attempt"))
-    return Rule(phase, action, float(amount or 1), rank, step, attempt)
+    return Rule(phase, action, argument or "1", rank, step, attempt)
 
 
 def _act(rule: Rule, step: int | None) -> bool:
@@ -88,11 +88,14 @@ def _act(rule: Rule, step: int | None) -> bool:
         case "kill9":
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
-            os._exit(int(rule.amount))
+            os._exit(int(rule.argument))
         case "raise":
             raise RuntimeError(where)
         case "sleep":
-            time.sleep(rule.amount)
+            time.sleep(float(rule.argument))
+        case "wait":
+            while not os.path.exists(rule.argument):
+                time.sleep(0.01)
         case "enospc":
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({where})")
         case "stop":

@@ -148,6 +148,11 @@ def tries_again(folder, ranks):
         with pytest.raises(OSError, match=r"rank 1: .*No space left on device.*failure 3 in a row"):
             for step in range(2000, 3000):
                 checkpoints.maybe_save(Progress(step=step))
+        for asynchronous in (True, False):
+            config = CheckpointConfig(asynchronous=asynchronous, max_failures=2)
+            checkpoints = Checkpoints(folder, config, part, {}, ranks)
+            with pytest.raises(OSError, match=r"rank 1: .*No space left on device.*failure 2 in a row"):
+                checkpoints.save(Progress(step=3000))  # the last one of a run: nobody would retry later
     finally:
         saving_module.write_pieces = real
     torch.distributed.barrier()

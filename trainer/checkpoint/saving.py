@@ -150,7 +150,7 @@ class Checkpoints:
             if self._save is not None:
                 self._advance(wait=False)
             if self._is_due(progress.step):
-                self.begin(progress)
+                self._begin_or_save(progress)
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -189,7 +189,7 @@ class Checkpoints:
             if self._save is None and self._last_step == progress.step:
                 self._name_best()
             elif self._save is None or self._save.step != progress.step:
-                self.begin(progress)
+                self._begin_or_save(progress)
 
     def finish(self, *, last: bool = False) -> bool:
         """Waits for the save under way; whether it failed. ``last``: a failure is an error, since nobody would retry."""
@@ -273,6 +273,9 @@ class Checkpoints:
         except OSError as error:
             work.spoilt = error
         self._save = _Save(progress.step, attempt, facts, _Job(work))
+
+    def _begin_or_save(self, progress: Progress) -> None:
+        self.begin(progress)
         if not self.asynchronous:
             self.finish()
 
