@@ -30,7 +30,9 @@ class Children:
     def __exit__(self, *_: object) -> None:
         if not self.stopped:
             self._ask()  # after an error of ours: nothing is left behind
-        for process in self._running:  # our end, of which the kernel tells them, would be a second signal: it ends them unsaved
+        for (
+            process
+        ) in self._running:  # our end, of which the kernel tells them, would be a second signal: it ends them unsaved
             process.wait()
         for number, handler in self._old.items():
             signal.signal(number, handler)

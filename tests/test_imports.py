@@ -49,7 +49,15 @@ LEVELS = (
     ("trainer.job",),
     ("trainer.doctor", "trainer.evaluate", "trainer.plan", "trainer.predict", "trainer.train"),
     ("launch.stop",),
-    ("launch.child", "launch.children", "launch.folder", "launch.group", "launch.one_machine", "launch.pins", "launch.rank"),
+    (
+        "launch.child",
+        "launch.children",
+        "launch.folder",
+        "launch.group",
+        "launch.one_machine",
+        "launch.pins",
+        "launch.rank",
+    ),
     ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
     ("launch.cluster", "launch.incremental"),
 )

@@ -197,7 +197,9 @@ class DenseOptimizerConfig:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"optim.dense.clip_norm is {self.clip_norm}: give a positive norm, or null for none")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optim.dense.ema_decay is {self.ema_decay}: it is between 0 and 1, such as 0.999, or null")
+            raise ValueError(
+                f"optim.dense.ema_decay is {self.ema_decay}: it is between 0 and 1, such as 0.999, or null"
+            )
 
 
 @dataclass
@@ -302,7 +304,9 @@ class CheckpointConfig:
         if self.best is not None:
             one_of(self.best, BEST, "checkpoint.best")
         elif self.restore_best:
-            raise ValueError("checkpoint.restore_best=true, but checkpoint.best is null: say by what, such as valid.auc")
+            raise ValueError(
+                "checkpoint.restore_best=true, but checkpoint.best is null: say by what, such as valid.auc"
+            )
         one_of(self.on_corrupt, ON_CORRUPT, "checkpoint.on_corrupt")
 
 
@@ -530,7 +534,9 @@ class TrainConfig:
         gauc = [f"{name}.metric" for name, section in judged.items() if section.metric == "valid.gauc"]
         gauc += ["checkpoint.best"] if self.checkpoint.best == "valid.gauc" else []
         if gauc and not self.evaluation.group_by:
-            raise ValueError(f"{gauc[0]} is valid.gauc, but evaluation.group_by is null: name the column to group rows by")
+            raise ValueError(
+                f"{gauc[0]} is valid.gauc, but evaluation.group_by is null: name the column to group rows by"
+            )
         asked = [name for name, section in judged.items() if section.patience is not None]
         if asked and not self.data.valid:
             raise ValueError(f"{asked[0]} watches a metric of valid, but data.valid is empty: name valid's files")

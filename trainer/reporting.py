@@ -58,7 +58,9 @@ class Reporter:
         self.alerts = alerts
         self._early: list[dict[str, Any]] | None = None  # what the first step has told; None before it
         self.trackers = Trackers({})
-        self.further: Callable[[], Mapping[str, Any]] = dict  # what else a line of training metrics tells; all ranks call it
+        self.further: Callable[[], Mapping[str, Any]] = (
+            dict  # what else a line of training metrics tells; all ranks call it
+        )
 
     def begin(self) -> None:
         """Training begins: the time before, of building and loading, is none of it."""
@@ -138,9 +140,7 @@ class Reporter:
         self._window_rows = self._window_steps = 0
         self._window_started, self._window_wait = time.perf_counter(), self.loader.wait_seconds
 
-    def write(
-        self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader | None = None
-    ) -> None:
+    def write(self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader | None = None) -> None:
         """A line of ``metrics.jsonl``, and what it gives reason to warn of. ``loader``: of the rows that ``values`` are of,
         where they are not those trained. All ranks call it together."""
         self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}

@@ -112,10 +112,18 @@ def make_plan(
     Raises ``ValueError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
     that do not fit into memory (needed against available, table by table).
     """
+
     def search() -> ShardingPlan:
         found = find_plan(
-            model, config, optim, measured(device, local_world_size), batch_size=batch_size, device=device,
-            world_size=world_size, local_world_size=local_world_size, ids_per_row=ids_per_row,
+            model,
+            config,
+            optim,
+            measured(device, local_world_size),
+            batch_size=batch_size,
+            device=device,
+            world_size=world_size,
+            local_world_size=local_world_size,
+            ids_per_row=ids_per_row,
         )
         return found.plan
 
@@ -168,8 +176,12 @@ def ids_per_row(schema: Schema) -> dict[str, float]:
 
 
 def allowed_types(
-    table: EmbeddingTable, config: ShardingConfig, optimizer: TableOptimizerConfig, device: torch.device,
-    world_size: int, local_world_size: int,
+    table: EmbeddingTable,
+    config: ShardingConfig,
+    optimizer: TableOptimizerConfig,
+    device: torch.device,
+    world_size: int,
+    local_world_size: int,
 ) -> list[str]:
     """The sharding types the planner may choose from for a table. Raises ``ValueError`` when none is left: the table,
     what was asked for, and why each of that is impossible."""
@@ -206,9 +218,15 @@ def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> li
             held[rank] += table_bytes(table, optimizer, height, width)
         rows.append(
             {
-                "table": table.name, "module": table.module, "sharding": sharding.sharding_type,
-                "kernel": sharding.compute_kernel, "optimizer": optimizer.name, "rows": table.rows, "dim": table.dim,
-                "ranks": list(held), "bytes": {str(rank): size for rank, size in held.items()},
+                "table": table.name,
+                "module": table.module,
+                "sharding": sharding.sharding_type,
+                "kernel": sharding.compute_kernel,
+                "optimizer": optimizer.name,
+                "rows": table.rows,
+                "dim": table.dim,
+                "ranks": list(held),
+                "bytes": {str(rank): size for rank, size in held.items()},
             }
         )
     return rows
@@ -224,12 +242,21 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return list(SHARDING_TYPES)
 
     def shard(
-        self, module: EmbeddingBagCollection, params: dict[str, ParameterSharding], env: ShardingEnv,
-        device: torch.device | None = None, module_fqn: str | None = None,
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
         return ShardedBags(
-            module=module, table_name_to_parameter_sharding=params, env=env, fused_params=self.fused_params,
-            device=device, qcomm_codecs_registry=self.qcomm_codecs_registry, module_fqn=module_fqn,
+            module=module,
+            table_name_to_parameter_sharding=params,
+            env=env,
+            fused_params=self.fused_params,
+            device=device,
+            qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
         )
 
 
@@ -358,7 +385,8 @@ def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None
     with communication. TorchRec only logs it, and is slow from there on."""
     pipelined = {id(module) for module in pipeline._pipelined_modules}
     left = [
-        name for name, module in get_unwrapped_module(model).named_modules()
+        name
+        for name, module in get_unwrapped_module(model).named_modules()
         if isinstance(module, ShardedModule) and id(module) not in pipelined
     ]
     if left:
@@ -401,8 +429,13 @@ def gather_table(model: nn.Module, name: str) -> Tensor:
 
 
 def _constraints(
-    table: EmbeddingTable, config: ShardingConfig, optim: OptimConfig, device: torch.device, world_size: int,
-    local_world_size: int, ids_per_row: Mapping[str, float],
+    table: EmbeddingTable,
+    config: ShardingConfig,
+    optim: OptimConfig,
+    device: torch.device,
+    world_size: int,
+    local_world_size: int,
+    ids_per_row: Mapping[str, float],
 ) -> ParameterConstraints:
     optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
     types = allowed_types(table, config, optimizer, device, world_size, local_world_size)
@@ -498,7 +531,9 @@ class _Enumerator(EmbeddingEnumerator):
             option.output_dtype = DataType.FP32
         super().populate_estimates(sharding_options)
         for option in sharding_options:
-            option.output_dtype = None  # else it goes into the plan, and from there to FBGEMM, which has it from its default
+            option.output_dtype = (
+                None  # else it goes into the plan, and from there to FBGEMM, which has it from its default
+            )
             optimizer = self._optim.of_table(option.name, wide=is_wide_table(option.name))
             for part in option.shards:
                 size = state_bytes(optimizer, *part.size)
@@ -513,8 +548,14 @@ class _Enumerator(EmbeddingEnumerator):
 
 
 def _search(
-    model: nn.Module, tables: Sequence[EmbeddingTable], constraints: dict[str, ParameterConstraints],
-    optim: OptimConfig, topology: Topology, batch_size: int, device: torch.device, thorough: bool,
+    model: nn.Module,
+    tables: Sequence[EmbeddingTable],
+    constraints: dict[str, ParameterConstraints],
+    optim: OptimConfig,
+    topology: Topology,
+    batch_size: int,
+    device: torch.device,
+    thorough: bool,
 ) -> FoundPlan:
     enumerator = _Enumerator(topology, batch_size, constraints, optim)
     planner = EmbeddingShardingPlanner(
@@ -537,7 +578,9 @@ def _search(
 def dense_bytes(model: nn.Module) -> int:
     """What is set aside for the parameters that are not tables: ``DENSE_COPIES`` of them."""
     tables = {table.parameter for table in embedding_tables(model)}
-    return DENSE_COPIES * sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables)
+    return DENSE_COPIES * sum(
+        p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables
+    )
 
 
 def usable_memory(config: ShardingConfig, hardware: Hardware) -> float:
@@ -604,9 +647,7 @@ def _gpu_bandwidth(device: torch.device) -> float | None:
     return 2.0 * kilohertz * bits / 8 or None  # two transfers a clock; kHz x bytes are bytes per ms
 
 
-def _memory_report(
-    tables: Sequence[EmbeddingTable], optim: OptimConfig, topology: Topology, batch_size: int
-) -> str:
+def _memory_report(tables: Sequence[EmbeddingTable], optim: OptimConfig, topology: Topology, batch_size: int) -> str:
     needed = {}
     for table in tables:
         optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
@@ -634,9 +675,7 @@ def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int
     return [(weight.detach(), 0, 0)]
 
 
-def _fill(
-    values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues
-) -> None:
+def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues) -> None:
     if initial.std == 0:
         values.zero_()
         return

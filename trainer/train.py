@@ -152,7 +152,11 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
     grace = GraceCheck(job.checkpoints, grace_seconds(), ranks)
 
     check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
-    with Pace(watchdog, feed.loader, ranks) as pace, session.signals.deferred(), profiled(job, watchdog) as profile_step:
+    with (
+        Pace(watchdog, feed.loader, ranks) as pace,
+        session.signals.deferred(),
+        profiled(job, watchdog) as profile_step,
+    ):
 
         def before_step(step: int) -> None:
             profile_step(step)
@@ -242,7 +246,9 @@ def final_metrics(job: Job) -> dict[str, Any]:
         final["selected"] = selected
         if progress != job.progress and "valid" in held_out:
             keep = partial(job.record.scores, "valid", progress.step)
-            final["valid"] = evaluate(job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks, keep=keep)
+            final["valid"] = evaluate(
+                job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks, keep=keep
+            )
     if (wide := wide_weights(job.built.task, job.ranks)) is not None:
         final["wide"] = wide
     if "test" in held_out:

@@ -72,7 +72,9 @@ def test_a_signal_reaches_the_child_once_however_the_launcher_ends(number):
     said, _ = launcher.communicate(timeout=warm.PATIENCE)
     assert said == "heard 1\n"
     assert launcher.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:  # of a launcher that is killed it is the last step
+    while (
+        child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    ):  # of a launcher that is killed it is the last step
         assert number == signal.SIGKILL
         time.sleep(0.02)
 
@@ -87,7 +89,9 @@ def test_a_signal_that_the_launcher_was_started_to_ignore_stays_ignored():
 @pytest.mark.parametrize("stopped", [(), ("stopped",)])
 def test_an_error_of_the_launchers_asks_the_child_once_and_waits_for_it(stopped):
     """Also where one could not be started, and where a signal came before the error."""
-    launcher, child = start([sys.executable, "-c", FAILING, CHILD, *stopped], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    launcher, child = start(
+        [sys.executable, "-c", FAILING, CHILD, *stopped], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     if stopped:
         launcher.send_signal(signal.SIGTERM)
     said, error = launcher.communicate("go on\n", timeout=warm.PATIENCE)

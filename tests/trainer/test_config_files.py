@@ -89,7 +89,9 @@ def test_files_of_the_other_groups(tmp_path):
     }
     hiden = message(tmp_path, files, "model=mine", "data.root=x")
     assert "model/mine.yaml: model.hiden_units is not a hyperparameter of deepfm; did you mean hidden_units" in hiden
-    assert "optim/other.yaml: optim.dense.name: 'adm' is not known" in message(tmp_path, {}, "optim=other", "data.root=x")
+    assert "optim/other.yaml: optim.dense.name: 'adm' is not known" in message(
+        tmp_path, {}, "optim=other", "data.root=x"
+    )
     assert "conf/data/ml1m.yaml has the same name" in message(tmp_path, {}, "data=ml1m")
     assert "other.yml must be called other.yaml" in message(tmp_path, {}, "data=other")
     # What the command line gives is not the file's fault.

@@ -180,5 +180,7 @@ def test_the_rows_of_all_ranks_add_up_line_by_line():
     """Ranks add up in place: what this rank has seen stays its own."""
     judge, first, second = alerts(), sums(), sums(2000)
     for numbers in (first, first + second):
-        judge.consider("train", {"auc": None, "label_mean": 0.2, "rows": 500}, 1, 1, {}, lambda total: total.mul_(2), numbers)
+        judge.consider(
+            "train", {"auc": None, "label_mean": 0.2, "rows": 500}, 1, 1, {}, lambda total: total.mul_(2), numbers
+        )
     assert judge.facts()["numbers"]["at"]["rows"] == 2 * (1000 + 2000)

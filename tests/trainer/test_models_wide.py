@@ -42,7 +42,15 @@ def test_an_experiment_file_chooses_them(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tiny.yaml").write_text((tiny.CONF / "data" / "tiny.yaml").read_text())
     (tmp_path / "experiment" / "other.yaml").write_text(EXPERIMENT)
-    arguments = ["--config-dir", str(tmp_path), "data=tiny", "data.root=x", "batch_size=240", "model=lr", "experiment=other"]
+    arguments = [
+        "--config-dir",
+        str(tmp_path),
+        "data=tiny",
+        "data.root=x",
+        "batch_size=240",
+        "model=lr",
+        "experiment=other",
+    ]
     assert wide_features(compose(arguments).config) == CHANGED | {"hour_x_category"}
 
 

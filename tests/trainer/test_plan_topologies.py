@@ -70,7 +70,10 @@ def test_a_file_may_speak_of_this_machines_cpu(tmp_path):
     [
         ({"gpu": "H100", "gpus": 8}, "key: 'gpus' is not known"),
         ({"gpu": "H101"}, "'H101' is not known; did you mean 'H100'"),
-        ({key: value for key, value in OWN.items() if key != "between"}, "'MI300X' is in no table: give between as well"),
+        (
+            {key: value for key, value in OWN.items() if key != "between"},
+            "'MI300X' is in no table: give between as well",
+        ),
         ({key: value for key, value in OWN.items() if key != "gpu"}, "topology: GPU"),
         ({"machines": 2}, "topology: GPU"),
         ({"gpu": "H100", "machines": 1.5}, "machines and gpus_per_machine are [1.5, 1]: give whole numbers"),

@@ -292,7 +292,11 @@ DAMAGE = {
     "manifest of nothing": ("MANIFEST.json", lambda content: b"{}", "lists no index.json or state.json"),
     "deep manifest": ("MANIFEST.json", lambda content: b"[" * 100_000, "nested too deeply"),
     "repeated": ("MANIFEST.json", lambda content: b'{"a": 1, "a": 1}', "a key is repeated"),
-    "manifest of words": ("MANIFEST.json", lambda content: b'{"state.json": "fine"}', "state.json is 'fine', not an object"),
+    "manifest of words": (
+        "MANIFEST.json",
+        lambda content: b'{"state.json": "fine"}',
+        "state.json is 'fine', not an object",
+    ),
 }
 
 

@@ -79,7 +79,9 @@ def test_what_only_data_parallel_tables_have_is_refused_for_others(config: Table
 def test_adam_of_fp16_is_refused_before_its_first_step_fails() -> None:
     """FBGEMM 1.8, whose own message speaks of 'row_counter_dev'."""
     table = replace(embedding_tables(TwoCollections())[0], dtype=torch.float16)
-    with pytest.raises(ValueError, match="'user' has optimizer adam and rows of fp16.*dtype=fp32, or use rowwise_adagrad"):
+    with pytest.raises(
+        ValueError, match="'user' has optimizer adam and rows of fp16.*dtype=fp32, or use rowwise_adagrad"
+    ):
         _check_fused(table, TableOptimizerConfig("adam"), torch.device("cuda"))
     _check_fused(table, TableOptimizerConfig("adagrad"), torch.device("cuda"))
 
