@@ -109,7 +109,7 @@ def _of_loading(package: str, message: str) -> str:
             "it on a machine with a driver (in a container: --gpus all), or install with DEVICE=cpu"
         )
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no message")
-    check = "python -m launch.check_install says whether the packages fit"
+    check = "python -m trainer.doctor.check_install says whether the packages fit"
     return f"the package {package} does not load ({first[:200]}): {remedy(package)}; {check}"
 
 

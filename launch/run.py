@@ -43,8 +43,8 @@ NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EACCES)  # for the agent's own file
 REMEDIES = {
     "SIGKILL": "most often the kernel, out of memory (see dmesg): lower batch_size, the ranks, or the tables' rows",
     "SIGBUS": "most often shared memory or a disk is full: see df -h, /dev/shm included",
-    "SIGSEGV": "a crash in compiled code: `python -m launch.check_install` tests the installation",
-    "SIGILL": "compiled code needs another processor: `python -m launch.check_install` tests the installation",
+    "SIGSEGV": "a crash in compiled code: `python -m trainer.doctor.check_install` tests the installation",
+    "SIGILL": "compiled code needs another processor: `python -m trainer.doctor.check_install` tests the installation",
     "SIGABRT": "compiled code gave up: its message is above",
     "SIGTERM": "someone asked it to stop: the scheduler, or kill",
 }

@@ -58,9 +58,9 @@ pip had to build a package from source and found no working compiler (its messag
 NO_DRIVER = """
 Installed, but not checked: there is no NVIDIA driver on this machine (a docker build, a login node), and the CUDA build of
 FBGEMM loads only beside one. The next make on a machine with a driver checks it, or
-    .venv/bin/python -m launch.check_install --device cuda"""
+    .venv/bin/python -m trainer.doctor.check_install --device cuda"""
 UNCHECKED, INCOMPLETE = "unchecked", "incomplete"  # in .installed
-NOT_CHECKED = 3  # launch.check_install's exit code
+NOT_CHECKED = 3  # trainer.doctor.check_install's exit code
 DRIVER_LIBRARY = "libnvidia-ml.so.1"
 MOST_SHOWN = 5
 
@@ -112,7 +112,7 @@ def ensure(root: Path, device: str | None, torch_index: str) -> None:
 def check(root: Path, device: str) -> bool:
     """Whether what is installed has been checked: not on a machine without a driver. Raises ``InstallError``."""
     python = str(root / ".venv" / "bin" / "python")
-    code, _ = _run([python, "-m", "launch.check_install", "--device", device], root)
+    code, _ = _run([python, "-m", "trainer.doctor.check_install", "--device", device], root)
     if code not in (0, NOT_CHECKED):
         raise InstallError("the packages are installed, but cannot train: see above")
     if code == NOT_CHECKED:

@@ -58,7 +58,7 @@ LEVELS = (
         "launch.pins",
         "launch.rank",
     ),
-    ("launch.bars", "launch.check_install", "launch.run", "launch.sweep", "launch.compare"),
+    ("bench.bars", "trainer.doctor.check_install", "launch.run", "launch.sweep", "trainer.report.compare"),
     ("launch.cluster", "launch.incremental"),
 )
 

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 import conf
+from bench import bars
 from data_loaders.prepare import compose as recipes
-from launch import bars
 from trainer.build import build_model
 from trainer.compose import compose
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-from launch import bars
+from bench import bars
 
 RESULTS = bars.known()["results"]
 DATA = bars.known()["data"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from launch import compare
+from trainer.report import compare
 
 
 def write(folder, config, lines=(), metrics=None, state="finished"):

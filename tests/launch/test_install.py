@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import check_install, pins
-from trainer.doctor import installation
+from launch import pins
+from trainer.doctor import check_install, installation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("requirements_install", REPOSITORY / "requirements" / "install.py")
@@ -65,7 +65,7 @@ def test_a_fresh_machine_gets_torch_first_and_the_engine_without_dependencies(ma
         f"{PIP} -r requirements/cpu.txt",
         f"{PIP} --no-deps -r requirements/cpu-engine.txt",
         f"pip config --site set global.constraint {(environment / 'constraints.txt').as_uri()}",
-        "launch.check_install --device cpu",
+        "trainer.doctor.check_install --device cpu",
     ]
     constraints = (environment / "constraints.txt").read_text().splitlines()
     assert "torchrec==1.8.0" in constraints and not any(line.startswith(("-", "#")) for line in constraints)
@@ -97,7 +97,7 @@ def test_an_environment_is_kept_where_pip_fails_to_change_it(machine):
             machine.ensure()
         assert machine.commands[0] == "-m pip --version", "neither made anew nor of another device"
     machine.failure = None
-    assert "launch.check_install --device cuda" in machine.ensure()
+    assert "trainer.doctor.check_install --device cuda" in machine.ensure()
 
 
 def test_the_other_device_gets_a_new_environment_and_is_remembered(machine):
@@ -126,9 +126,9 @@ def test_what_is_installed_but_did_not_pass_the_check_is_only_checked_again(mach
     for _ in range(2):
         with pytest.raises((KeyboardInterrupt, installer.InstallError)):
             machine.ensure()
-    assert machine.commands == ["-m launch.check_install --device cpu"]
+    assert machine.commands == ["-m trainer.doctor.check_install --device cpu"]
     machine.failure = None
-    assert machine.ensure() == ["launch.check_install --device cpu"]
+    assert machine.ensure() == ["trainer.doctor.check_install --device cpu"]
     assert machine.ensure() == []
 
 
@@ -137,12 +137,12 @@ def test_without_a_driver_it_is_installed_and_checked_where_there_is_one(machine
     drivers = []
     monkeypatch.setattr(installer, "_has_driver", lambda device: bool(drivers))
     machine.failure = ("check_install", installer.NOT_CHECKED, "")
-    assert "launch.check_install --device cuda" in machine.ensure("cuda")
+    assert "trainer.doctor.check_install --device cuda" in machine.ensure("cuda")
     assert "Installed, but not checked: there is no NVIDIA driver" in capsys.readouterr().out
     assert machine.ensure() == [] and not (machine.root / ".venv" / ".unfinished").exists()
     drivers.append("580")
     machine.failure = None
-    assert machine.ensure() == ["launch.check_install --device cuda"]
+    assert machine.ensure() == ["trainer.doctor.check_install --device cuda"]
     assert machine.ensure() == []
 
 

@@ -57,6 +57,6 @@ def test_two_trials_of_a_search(click_log, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/metrics.json")}
     assert call("launch.run", *arguments).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in root.glob("*/metrics.json")} == before, "nothing runs twice"
-    compared = call("launch.compare", *(trial["folder"] for trial in results))
+    compared = call("trainer.report.compare", *(trial["folder"] for trial in results))
     assert compared.returncode == 0, compared.stderr
     assert "optim.dense.lr" in compared.stdout and f"{results[0]['value']:.5f}" in compared.stdout

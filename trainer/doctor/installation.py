@@ -11,7 +11,7 @@ from trainer.doctor.finding import Finding, failed, passed, warned
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 OLDEST = (3, 10)
-NOT_CHECKED = 3  # of launch.check_install
+NOT_CHECKED = 3  # of trainer.doctor.check_install
 
 
 def python() -> list[Finding]:
@@ -35,7 +35,7 @@ def versions() -> list[Finding]:
 def fits(device: str | None, seconds: float) -> list[Finding]:
     """torch, torchrec and fbgemm belong together, load, and look embeddings up right; in a process of its own, as a build
     for another torch may crash."""
-    command = [sys.executable, "-m", "launch.check_install", *(["--device", device] if device else [])]
+    command = [sys.executable, "-m", "trainer.doctor.check_install", *(["--device", device] if device else [])]
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""`python -m launch.check_install [--device cpu|cuda]`: do torch, torchrec and fbgemm load and work together?
+"""`python -m trainer.doctor.check_install [--device cpu|cuda]`: do torch, torchrec and fbgemm load and work together?
 
 Says in one line a mistake what is wrong and what to do about it. Exit codes: 0; 1 for a mistake; 3 where there is no NVIDIA
 driver, which FBGEMM's CUDA build needs to load at all: all else is well, but nothing was computed.
@@ -26,7 +26,7 @@ ANEW = "run `make clean setup` (with DEVICE=cuda for GPUs)"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.check_install", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trainer.doctor.check_install", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="what the installation is meant for")
     device = parser.parse_args().device
     can_load = loads_here()

@@ -63,7 +63,7 @@ class Line:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.bars", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.bars", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what is published")
     check_parser = commands.add_parser("check", help="whether a run reproduced it")

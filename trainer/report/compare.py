@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m launch.compare RUN RUN … [--metric valid.auc] [--picture compare.png]`.
+"""Runs side by side: `python -m trainer.report.compare RUN RUN … [--metric valid.auc] [--picture compare.png]`.
 
 What differs in their configurations, the metrics each ended with, and the course of one metric by rows trained, as a table
 and a picture. A run may still be going on. Exit code: 0, or 2 for a mistake in the command.
@@ -46,7 +46,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m trainer.report.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--metric", default="valid.auc", help="the course to show: split.name of metrics.jsonl")
     parser.add_argument("--picture", type=Path, help="where to draw the courses (a .png, .svg or .pdf)")
