@@ -21,7 +21,7 @@ from trainer import gpus
 TRIPLES = {"2.13": ("1.8", "1.8"), "2.11": ("1.6", "1.6")}
 FBGEMM = ("fbgemm-gpu", "fbgemm-gpu-cpu")
 NOT_CHECKED = 3
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ANEW = "run `make clean setup` (with DEVICE=cuda for GPUs)"
 
 
