@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +15,9 @@ from tests import warm
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = re.compile(r"^(https?:)?//")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SHOW_RESULTS = """<script>setTimeout(() => document.body.dataset.found =
+  document.querySelector(".md-search-result__meta").textContent, 8000)</script></body>"""
 
 
 class Fetched(HTMLParser):
@@ -82,6 +86,19 @@ def test_nothing_is_fetched_from_another_host(site):
         styles = path.read_text()
         asked = re.findall(r"url\(\s*['\"]?([^'\")]+)", styles) + re.findall(r"@import\s+['\"]([^'\"]+)", styles)
         assert [address for address in asked if ELSEWHERE.match(address)] == [], path.name
+    assert [path.name for path in site.rglob("*.js") if "unpkg" in path.read_text()] == []
+
+
+@pytest.mark.browser
+def test_the_search_works_from_disk(site, tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None) or pytest.skip("no browser is installed")
+    page = site / "probe.html"
+    page.write_text((site / "index.html").read_text().replace("</body>", SHOW_RESULTS))
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command += ["--virtual-time-budget=15000", "--dump-dom", f"{page.as_uri()}?q=rendezvous"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=warm.PATIENCE, stdin=subprocess.DEVNULL)
+    page.unlink()
+    assert re.search(r'data-found="\s*\d+ matching documents', done.stdout), done.stderr[-2000:]
 
 
 def test_the_readmes_links_lead_somewhere():
