@@ -41,11 +41,11 @@ from trainer import build, loop
 from trainer.compose import compose
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks, choose_device, peak_memory_mb
+from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
 from trainer.process import guarded
 from trainer.progress import Progress
 from trainer.rendezvous import process_group
-from trainer.task import ClickTask
 
 MODELS = ("wide_deep", "deepfm", "din")
 

@@ -29,7 +29,7 @@ if sys.version_info < (3, 10):
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from launch import pins  # noqa: E402 - standard library only
+from trainer.doctor import pins  # noqa: E402 - standard library only
 
 # pip's arguments, call by call. On a CPU torchrec and fbgemm come without dependencies (why: cpu-engine.txt).
 STEPS = {

@@ -16,17 +16,18 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
-from trainer import model_contract, sharding
-from trainer.batch_statistics import BatchStatistics
+from trainer import sharding
 from trainer.config import DataConfig, LossConfig, StreamConfig, TrainConfig
 from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
-from trainer.embeddings import initial_values_of_tables
 from trainer.models import load_model_class
-from trainer.modules import set_autocast
+from trainer.modules import contract
+from trainer.modules.embeddings import initial_values_of_tables
+from trainer.modules.head import set_autocast
+from trainer.modules.normalization import BatchStatistics
+from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.process import is_user_error
-from trainer.task import ClickTask
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 
@@ -46,9 +47,9 @@ def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Modul
     torch.manual_seed(seed)
     hyperparameters = {key: value for key, value in model.items() if key != "name"}
     model_class = load_model_class(model["name"])
-    with model_contract.explained(model["name"], model_class, is_user_error):
+    with contract.explained(model["name"], model_class, is_user_error):
         built = model_class(schema, **hyperparameters, device=torch.device("meta"))
-    model_contract.check_built(model["name"], built, schema)
+    contract.check_built(model["name"], built, schema)
     return built
 
 

@@ -24,9 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.typed import check, near
-from trainer import config_files, model_contract
+from trainer import config_files
 from trainer.config import TrainConfig
 from trainer.models import is_ours, load_model_class
+from trainer.modules import contract
 
 # Their keys are names of the user's own, so a new one is no mistake.
 SHORT = re.compile(r"^warm_start=")
@@ -141,7 +142,7 @@ def check_model(model: dict[str, Any]) -> dict[str, Any]:
     """Types and names of a model's hyperparameters, held against its constructor; defaults filled in."""
     if not model.get("name"):
         raise UserError("model.name is missing: choose a model, such as model=deepfm")
-    model_class = model_contract.check_class(model["name"], load_model_class(model["name"]))
+    model_class = contract.check_class(model["name"], load_model_class(model["name"]))
     hyperparameters = hyperparameter_class(model_class)
     given = {key: value for key, value in model.items() if key != "name"}
     valid = [f.name for f in dataclasses.fields(hyperparameters)]

@@ -19,7 +19,7 @@ from data_loaders.manifest import Manifest
 from trainer import faults
 from trainer.attempts import Attempts
 from trainer.distributed import Ranks, on_all_ranks
-from trainer.task import ClickTask
+from trainer.modules.task import ClickTask
 from trainer.watchdog import Watchdog
 
 NAMED_ROWS = 3  # rows that a message names

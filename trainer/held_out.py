@@ -11,8 +11,8 @@ from trainer.distributed import all_reduce_sum
 from trainer.grouped_metrics import GroupAUC, Groups, Slices
 from trainer.keyed_rows import KeyedRows
 from trainer.metrics import ClickMetrics, relative_improvement
+from trainer.modules.task import TaskOutput
 from trainer.ranking import Ranking
-from trainer.task import TaskOutput
 
 Texts = Callable[[str, list[int]], Mapping[int, str | None]]
 

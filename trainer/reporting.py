@@ -17,11 +17,11 @@ from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
 from trainer.metrics import ClickMetrics
+from trainer.modules.task import TaskOutput
 from trainer.progress import Progress
 from trainer.progress_line import ProgressLine
 from trainer.run_folder import append_json_line
 from trainer.sightings import Sightings
-from trainer.task import TaskOutput
 from trainer.trackers import Trackers
 
 WINDOW_BINS = 1 << 14

@@ -15,9 +15,9 @@ from trainer.config import EvaluationConfig
 from trainer.distributed import Ranks, from_first, sum_counters
 from trainer.held_out import HeldOutMetrics
 from trainer.metrics import ClickMetrics
+from trainer.modules.task import TaskOutput
 from trainer.progress import Progress
 from trainer.reporting import Reporter
-from trainer.task import TaskOutput
 
 
 def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOutput]:

@@ -61,7 +61,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from data_loaders.schema import Schema, one_of
 from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
 from trainer.distributed import from_first
-from trainer.embeddings import InitialValues, is_wide_table
+from trainer.modules.embeddings import InitialValues, is_wide_table
 from trainer.optim.tables import (
     EmbeddingTable,
     check_table_optimizers,

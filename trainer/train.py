@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, faults, loop, model_contract, run_folder, sharding, trackers
+from trainer import build, faults, loop, run_folder, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose, parse
@@ -39,6 +39,7 @@ from trainer.feed import open_feed
 from trainer.grace import GraceCheck
 from trainer.guard import Guard
 from trainer.job import Job, begin, make_job
+from trainer.modules import contract
 from trainer.pace import Pace
 from trainer.process import guarded, is_lost_peer, is_user_error
 from trainer.profiling.window import window
@@ -103,7 +104,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Builds and trains; returns what ``metrics.json`` holds; None for a dry run, and where it was asked to stop and has
     saved."""
-    explained = model_contract.explained(
+    explained = contract.explained(
         config.model["name"], type(model), lambda error: is_user_error(error) or is_lost_peer(error)
     )
     with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog, explained:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from trainer.distributed import Ranks, all_reduce_sum
-from trainer.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
+from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
 from trainer.optim.tables import embedding_tables
 from trainer.read_back import to_host
 

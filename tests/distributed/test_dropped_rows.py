@@ -14,9 +14,9 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
 from trainer import build, loop, sharding
 from trainer.distributed import all_reduce_sum
+from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
 from trainer.progress import Progress
-from trainer.task import ClickTask
 
 STEPS, BATCH, RATE = 6, 60, 0.2
 LOST_USERS = range(400, 500)  # named by bad rows only

@@ -24,8 +24,8 @@ from tests.distributed.helper import run_distributed
 from tests.rounding import Change, measured_tolerance, unchanged
 from tests.trainer.samples import Row, make_batch, one_dim_schema, random_rows, randomize, small_schema
 from trainer.models import dcn, dcn_v2, deepfm, din, dlrm, embedding_mlp, fm, fnn, lr, pnn, wide_deep
-from trainer.modules import Dice
-from trainer.task import ClickTask
+from trainer.modules.mlp import Dice
+from trainer.modules.task import ClickTask
 
 RATE = 0.1
 CASES = {

@@ -21,8 +21,8 @@ from tests.distributed.test_sharding import CPU, DIMS, ROWS, TinyModel, all_tabl
 from tests.distributed.test_tables import DENSE, Closed, Reference
 from trainer.checkpoint.piece import Piece
 from trainer.config import DenseOptimizerConfig, OptimConfig, ScheduleConfig, ShardingConfig, TableOptimizerConfig
-from trainer.dice import Dice
 from trainer.distributed import sum_with_gradient
+from trainer.modules.dice import Dice
 from trainer.optim.combined import CombinedOptimizer
 from trainer.pieces import model_pieces
 from trainer.sharding import gather_table

@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from data_loaders.batch import Batch, Cursor
 from tests.distributed.helper import run_distributed
 from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
-from trainer.embeddings import InitialValues, WideLookup
+from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.sharding import (

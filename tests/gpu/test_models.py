@@ -11,7 +11,7 @@ from tests import tiny
 from tests.trainer.samples import randomize
 from trainer import build
 from trainer.distributed import Ranks
-from trainer.task import ClickTask
+from trainer.modules.task import ClickTask
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 CPU = torch.device("cpu")

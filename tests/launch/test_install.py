@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import pins
-from trainer.doctor import check_install, installation
+from trainer.doctor import check_install, installation, pins
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("requirements_install", REPOSITORY / "requirements" / "install.py")

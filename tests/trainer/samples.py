@@ -20,7 +20,7 @@ import conf
 from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 from tests.rounding import BF16_ROUNDINGS, BF16_UNIT, ROUNDINGS, UNIT, model_tolerance
-from trainer.modules import set_autocast
+from trainer.modules.head import set_autocast
 
 Row = dict[str, Any]
 

@@ -16,8 +16,8 @@ from tests.trainer.samples import (
     small_schema,
     state,
 )
-from trainer.embeddings import wide_table
 from trainer.models.deepfm import Model
+from trainer.modules.embeddings import wide_table
 
 UNITS = {"hidden_units": [8, 4]}
 

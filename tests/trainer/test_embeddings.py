@@ -5,7 +5,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.schema import Feature, Schema, Table
 from tests.trainer.samples import keyed_jagged, small_schema
-from trainer.embeddings import (
+from trainer.modules.embeddings import (
     InitialValues,
     PooledGroups,
     WideLookup,

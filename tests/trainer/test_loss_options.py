@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.trainer.samples import make_batch, random_rows, small_schema
 from trainer.config import LossConfig
-from trainer.task import ClickTask, WeightedLogLoss
+from trainer.modules.task import ClickTask, WeightedLogLoss
 
 
 class Numbers(nn.Module):

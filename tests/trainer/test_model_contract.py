@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from data_loaders.schema import Feature, Schema, Table
-from trainer.embeddings import bag_configs, build_embedding_bags
-from trainer.model_contract import check_built, check_class, check_logits, explained
+from trainer.modules.contract import check_built, check_class, check_logits, explained
+from trainer.modules.embeddings import bag_configs, build_embedding_bags
 
 SCHEMA = Schema(embedding_dim=4, tables={"user": Table(10)}, features={"user": Feature("sparse", table="user")})
 META = torch.device("meta")

@@ -8,9 +8,9 @@ import torch
 
 import conf
 from tests.trainer.samples import check_model, one_dim_schema, randomize
-from trainer.batch_statistics import BatchNorm, LayerNorm
 from trainer.models import load_model_class
-from trainer.modules import MLP
+from trainer.modules.mlp import MLP
+from trainer.modules.normalization import BatchNorm, LayerNorm
 
 NAMES = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 

@@ -20,8 +20,8 @@ from tests.trainer.samples import (
     state,
 )
 from trainer.build import build_model
-from trainer.embeddings import wide_table
 from trainer.models import deepfm, embedding_mlp, fm, fnn, lr
+from trainer.modules.embeddings import wide_table
 
 CPU = torch.device("cpu")
 BAGS = "embedding_bags.embedding_bags"

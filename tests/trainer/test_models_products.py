@@ -9,9 +9,8 @@ import torch
 from data_loaders.schema import Feature, Schema, Table
 from tests.trainer.samples import check_dense_start, check_model, mlp, one_dim_schema, random_rows, small_schema
 from tests.trainer.test_models_linear import CPU, check_equals, field, logits, made, without_numbers
-from trainer.interactions import InnerProduct, OuterProduct
 from trainer.models import dlrm, pnn
-from trainer.modules import FactorizationMachine
+from trainer.modules.interactions import FactorizationMachine, InnerProduct, OuterProduct
 
 UNITS = {"hidden_units": [8, 4]}
 DLRM_UNITS = {"bottom_units": [6, 5], "hidden_units": [8, 4]}

@@ -7,22 +7,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.samples import mlp, randomize, state
-from trainer.dice import Dice
-from trainer.modules import (
-    MLP,
-    DenseFields,
-    FactorizationMachine,
-    Head,
-    Segments,
-    TargetAttention,
-    expand,
-    filled_up,
-    segment_mean,
-    segment_softmax,
-    segment_sum,
-    set_autocast,
-    token_linear,
-)
+from trainer.modules.attention import TargetAttention, filled_up, token_linear
+from trainer.modules.dice import Dice
+from trainer.modules.head import Head, set_autocast
+from trainer.modules.interactions import FactorizationMachine
+from trainer.modules.jagged import Segments, expand, segment_mean, segment_softmax, segment_sum
+from trainer.modules.mlp import MLP, DenseFields
 
 LENGTHS = [3, 0, 1, 5, 0]  # tokens of each sample
 OFFSETS = torch.tensor([0, 3, 3, 4, 9, 9])
@@ -81,7 +71,7 @@ def test_dense_fields():
 @pytest.mark.parametrize("masked", [False, True])
 def test_dice_equals_the_paper_with_gradients(masked, piece, monkeypatch):
     """Rows in one piece and in two."""
-    monkeypatch.setattr("trainer.batch_statistics.PIECE", piece)
+    monkeypatch.setattr("trainer.modules.normalization.PIECE", piece)
     module = Dice(4)
     randomize(module, std=1.0)
     valid = torch.tensor([1.0, 0.5, 0.0, 3.0, 0.0, 1.0]) if masked else None

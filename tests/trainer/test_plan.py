@@ -11,13 +11,13 @@ from tests import tiny, warm
 from trainer import build, sharding
 from trainer.compose import compose
 from trainer.distributed import Ranks
+from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
 from trainer.plan.advice import advice
 from trainer.plan.dense import DensePart, _batch, _measure, _small
 from trainer.plan.estimate import HELD, Planned
 from trainer.plan.smallest import cluster_sizes, smallest_cluster
 from trainer.plan.step import HOST_MS, LOOKUP, all_reduce_ms
-from trainer.task import ClickTask
 from trainer.topologies import GIB, Cluster, Hardware, parse_cluster
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)

@@ -5,7 +5,7 @@ from torch import nn
 from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
 from tests.trainer.samples import make_batch, random_rows, small_schema
-from trainer.task import ClickTask, WeightedLogLoss
+from trainer.modules.task import ClickTask, WeightedLogLoss
 
 
 class Linear(nn.Module):

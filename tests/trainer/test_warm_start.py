@@ -25,8 +25,8 @@ from trainer.checkpoint import read_facts, write_commit_files, write_pieces
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.config import TableOptimizerConfig
-from trainer.embeddings import is_wide_table
 from trainer.models import load_model_class
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.ftrl import ftrl_update
 from trainer.optim.tables import embedding_tables, state_names
 from trainer.warm_start import tables

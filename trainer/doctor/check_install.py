@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launch import pins
 from trainer import gpus
+from trainer.doctor import pins
 
 # torch -> (torchrec, fbgemm): what was released, and is tested here, together.
 TRIPLES = {"2.13": ("1.8", "1.8"), "2.11": ("1.6", "1.6")}

@@ -12,11 +12,12 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags
-from trainer.interactions import CrossNetwork
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules import MLP, Head, LogitLinear, check_least, check_units
+from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.interactions import CrossNetwork
+from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
 
 
 class DCN(nn.Module):

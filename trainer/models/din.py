@@ -15,9 +15,18 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema, one_of
-from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags, build_embeddings, embedding_configs
 from trainer.models import FeatureAxes
-from trainer.modules import MLP, Head, Segments, TargetAttention, check_units, segment_mean, segment_sum
+from trainer.modules.attention import TargetAttention
+from trainer.modules.embeddings import (
+    PooledGroups,
+    bag_configs,
+    build_embedding_bags,
+    build_embeddings,
+    embedding_configs,
+)
+from trainer.modules.head import Head
+from trainer.modules.jagged import Segments, segment_mean, segment_sum
+from trainer.modules.mlp import MLP, check_units
 
 POSITIONS = ("none", "learned")
 

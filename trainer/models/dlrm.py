@@ -15,11 +15,12 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import PooledGroups, bag_configs, build_embedding_bags
-from trainer.interactions import InnerProduct
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, pairs
-from trainer.modules import MLP, Head, check_units
+from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.interactions import InnerProduct
+from trainer.modules.mlp import MLP, check_units
 
 
 class DLRM(nn.Module):

@@ -13,10 +13,12 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, first_order
-from trainer.modules import DenseFields, FactorizationMachine, Head
+from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.interactions import FactorizationMachine
+from trainer.modules.mlp import DenseFields
 
 
 class FM(nn.Module):

@@ -18,10 +18,11 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, field_names, first_order
-from trainer.modules import MLP, DenseFields, Head, check_units
+from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.mlp import MLP, DenseFields, check_units
 
 
 class FNN(nn.Module):

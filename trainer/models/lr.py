@@ -13,9 +13,9 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
-from trainer.modules import Head
+from trainer.modules.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
 
 
 class LogisticRegression(nn.Module):

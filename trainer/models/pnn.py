@@ -14,11 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema, one_of
-from trainer.embeddings import DEFAULT_INIT_STD, PooledGroups, bag_configs, build_embedding_bags
-from trainer.interactions import InnerProduct, OuterProduct
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, field_names, pairs
-from trainer.modules import MLP, Head, build_normalization, check_units, normalize
+from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.interactions import InnerProduct, OuterProduct
+from trainer.modules.mlp import MLP, check_units
+from trainer.modules.normalization import build_normalization, normalize
 
 PRODUCTS = ("inner", "outer")
 

@@ -13,10 +13,11 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules import MLP, Head, check_units
+from trainer.modules.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.modules.head import Head
+from trainer.modules.mlp import MLP, check_units
 
 
 class WideDeep(nn.Module):

@@ -27,7 +27,7 @@ from torch.nn import functional
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 
 from trainer.config import TableOptimizerConfig
-from trainer.embeddings import WIDE_DIM, WideLookup, is_wide_table
+from trainer.modules.embeddings import WIDE_DIM, WideLookup, is_wide_table
 from trainer.optim.tables import fused_kernels
 
 GRADIENT_SLOT = 3

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.config import OptimConfig, ScheduleConfig, TableOptimizerConfig
-from trainer.embeddings import is_wide_table
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.dense import schedule_factor
 from trainer.optim.tables import EmbeddingTable, fused_kernels, fused_optimizer
 

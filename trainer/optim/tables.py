@@ -41,7 +41,7 @@ from torchrec.optim.optimizers import SGD, Adagrad, Adam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from trainer.config import OptimConfig, TableOptimizerConfig
-from trainer.embeddings import WIDE_DIM, is_wide_table
+from trainer.modules.embeddings import WIDE_DIM, is_wide_table
 
 _ORDINARY = {
     "sgd": torch.optim.SGD,

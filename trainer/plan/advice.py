@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from trainer import gpus
 from trainer.config import SHARDING_TYPES, OptimConfig, TrainConfig
-from trainer.embeddings import is_wide_table
+from trainer.modules.embeddings import is_wide_table
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.plan.step import exchanged_ms

@@ -15,8 +15,8 @@ from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
 from trainer.config import TrainConfig
 from trainer.models import load_model_class
-from trainer.modules import set_autocast
-from trainer.task import ClickTask
+from trainer.modules.head import set_autocast
+from trainer.modules.task import ClickTask
 
 ROWS = (32, 96)
 FEW = 8  # rows of a table

@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import ShardingOption, Topology
 
 from trainer import build, sharding
 from trainer.config import TrainConfig
-from trainer.embeddings import is_wide_table
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.embeddings import is_wide_table
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable
 from trainer.plan.estimate import Planned
 from trainer.sharding import allowed_types, column_width, dense_bytes, usable_memory

@@ -14,8 +14,8 @@ from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.typed import check as check_type
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece
-from trainer.embeddings import is_wide_table, wide_table
 from trainer.models import FeatureAxes, load_model_class
+from trainer.modules.embeddings import is_wide_table, wide_table
 
 PREFIX = "model."  # of the model's own names in the task's
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from data_loaders.schema import one_of
+
 PIECE = 2048  # rows; with 64 channels half a MB of float32
 
 
@@ -130,3 +132,17 @@ def pieces(rows: Tensor) -> Iterator[slice]:
 
 def _masked(values: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
     return values if mask is None else values.mul_(mask[rows].unsqueeze(1))
+
+
+NORMALIZATIONS = ("none", "batch", "layer")
+
+
+def build_normalization(name: str, channels: int) -> nn.Module:
+    one_of(name, NORMALIZATIONS, "model.normalization")
+    if name == "batch":
+        return BatchNorm(channels)
+    return LayerNorm(channels) if name == "layer" else nn.Identity()
+
+
+def normalize(normalization: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
+    return inputs if isinstance(normalization, nn.Identity) else normalization(inputs, valid)

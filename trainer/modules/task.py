@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_loaders.batch import Batch, Cursor
-from trainer.model_contract import check_logits
+from trainer.modules.contract import check_logits
 
 
 class TaskOutput(NamedTuple):
@@ -70,7 +70,7 @@ class Outcome(nn.Module):
 
 
 class LogitsCheck(nn.Module):
-    """Whether what a model of ``model_class`` returns are logits (``trainer.model_contract``)."""
+    """Whether what a model of ``model_class`` returns are logits (``trainer.modules.contract``)."""
 
     def __init__(self, model_class: type) -> None:
         super().__init__()

@@ -108,3 +108,15 @@ class LowRankCrossNetwork(nn.Module):
         stepped = torch.einsum("bkr,ksr->bks", narrow, self.middle[layer]).tanh()
         gates = functional.linear(inputs, self.gates[layer]).softmax(1)  # [B, K]
         return (gates.unsqueeze(2) * stepped).flatten(1)
+
+
+class FactorizationMachine(nn.Module):
+    """Second-order interactions, ``sum over i < j of <v_i, v_j>`` (Rendle, 2010, lemma 3.1):
+    ``0.5 * ((sum of v)^2 - sum of v^2)`` summed over D."""
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """``fields`` [B, F, D] -> [B] float32."""
+        fields = fields.float()
+        square_of_sum = fields.sum(1).square().sum(1)  # [B]
+        sum_of_squares = fields.square().sum((1, 2))  # [B]
+        return 0.5 * (square_of_sum - sum_of_squares)

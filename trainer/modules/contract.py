@@ -105,7 +105,7 @@ def _problems(model: nn.Module, schema: Schema) -> Iterator[str]:
         yield f"its layout names '{unknown[0]}', which data.schema does not declare as sparse, sequence or cross"
     tables = [module for module in model.modules() if isinstance(module, TABLES)]
     if not tables:
-        yield "it has no embedding tables: build them by trainer.embeddings.build_embedding_bags, or use model=lr"
+        yield "it has no embedding tables: build them by trainer.modules.embeddings.build_embedding_bags, or use model=lr"
     if type(model).forward is nn.Module.forward:
         yield "it has no forward: define forward(self, batch) -> logits [B]"
     rows = {id(parameter) for module in tables for parameter in module.parameters()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from trainer.batch_statistics import BatchStatistics, pieces
+from trainer.modules.normalization import BatchStatistics, pieces
 
 
 class Dice(BatchStatistics):

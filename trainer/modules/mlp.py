@@ -1,0 +1,110 @@
+"""The multilayer perceptron and its parts, and the layers of dense fields: tensors in, tensors out.
+
+Shapes: B rows of this rank, F fields, N rows or tokens, C channels.
+
+Under autocast the matrix products are in its type; statistics, softmax, sums and logits are in float32.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from data_loaders.schema import one_of
+from trainer.modules.dice import Dice
+from trainer.modules.normalization import build_normalization, normalize
+
+ACTIVATIONS = ("relu", "prelu", "dice", "tanh")
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by normalisation (none, batch or layer), an activation and dropout, then a linear
+    output layer of ``out_dim`` units. A layer before batch normalisation has no bias of its own: it would cancel.
+    ``linear``: the hidden layers' type.
+
+    Raises ``ValueError`` (``model.activation``, ``model.normalization``, ``model.dropout``) for values out of range.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_units: Sequence[int],
+        *,
+        activation: str = "relu",
+        normalization: str = "none",
+        dropout: float = 0.0,
+        out_dim: int,
+        linear: type[nn.Linear] = nn.Linear,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.dropout is {dropout}: give the share of units to drop, at least 0 and below 1")
+        dims = (in_dim, *hidden_units)
+        self.layers = nn.ModuleList(linear(*pair, bias=normalization != "batch") for pair in pairwise(dims))
+        self.normalizations = nn.ModuleList(build_normalization(normalization, dim) for dim in hidden_units)
+        self.activations = nn.ModuleList(build_activation(activation, dim) for dim in hidden_units)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(dims[-1], out_dim)
+
+    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """``inputs`` [N, in_dim], ``valid`` [N] (which rows count in statistics; None: all) -> [N, out_dim]
+        float32, the output layer also under autocast."""
+        hidden = inputs
+        for layer, normalization, activation in zip(self.layers, self.normalizations, self.activations, strict=True):
+            hidden = normalize(normalization, layer(hidden), valid)  # [N, C]
+            hidden = self.dropout(activate(activation, hidden, valid))
+        # Few operations, and bf16 would leave 3 digits of a logit: whole groups of rows would tie in a ranking.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.output(hidden.float())
+
+
+def check_units(units: Sequence[int], where: str) -> None:
+    """Raises ``ValueError`` unless ``units`` are the widths of one hidden layer or more."""
+    if not units or min(units) < 1:
+        raise ValueError(f"{where} is {list(units)}: give the width of each hidden layer, at least one, each positive")
+
+
+def check_least(value: int, least: int, where: str) -> None:
+    """Raises ``ValueError`` for a count below ``least``."""
+    if value < least:
+        raise ValueError(f"{where} is {value}: it must be at least {least}")
+
+
+def build_activation(name: str, channels: int) -> nn.Module:
+    one_of(name, ACTIVATIONS, "model.activation")
+    if name == "dice":
+        return Dice(channels)
+    if name == "prelu":
+        return nn.PReLU(channels)
+    return nn.Tanh() if name == "tanh" else nn.ReLU()
+
+
+def activate(activation: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
+    return activation(inputs, valid) if isinstance(activation, Dice) else activation(inputs)
+
+
+class LogitLinear(nn.Linear):
+    """A summand of the logits without a bias of its own: ``[N, in_dim] -> [N]`` in float32, also under autocast."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__(in_dim, 1, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return super().forward(inputs.float()).squeeze(1)
+
+
+class DenseFields(nn.Module):
+    """Numbers beside embedded ids in a factorization machine: a number x has the first-order term ``w * x`` and, as a
+    field, the vector ``x * v`` (Guo et al., 2017, section 2: a continuous field is represented by its value)."""
+
+    def __init__(self, num_features: int, dim: int, *, init_std: float) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(num_features))
+        self.vectors = nn.Parameter(torch.empty(num_features, dim))
+        nn.init.normal_(self.vectors, std=init_std)
+
+    def forward(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """``dense`` [B, F] -> first-order sum [B], fields [B, F, D]."""
+        return (dense * self.weights).sum(1), dense.unsqueeze(2) * self.vectors
