@@ -1,4 +1,4 @@
-"""What the README says there is to choose from is what there is."""
+"""What docs/train.md says there is to choose from is what there is."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from trainer.config import DENSE_OPTIMIZERS, TABLE_OPTIMIZERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-README = (REPOSITORY / "README.md").read_text()
+PAGE = (REPOSITORY / "docs" / "train.md").read_text()
 
 
 def row(key):
     """What the table of choices names behind ``key``, word by word."""
-    (found,) = re.findall(rf"^\| `{re.escape(key)}`[^|]*\|(.*)\|$", README, re.MULTILINE)
+    (found,) = re.findall(rf"^\| `{re.escape(key)}`[^|]*\|(.*)\|$", PAGE, re.MULTILINE)
     return re.findall(r"\b[a-z_0-9]+\b", found.replace("\\|", " "))
 
 
