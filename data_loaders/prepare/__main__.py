@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from data_loaders import example_log
 from data_loaders.prepare import compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
@@ -26,11 +27,13 @@ engine=duckdb      or spark
 memory_limit=4GB   of the whole process; what does not fit goes to disk
 threads=N          default: all cores
 extend=DIR         an earlier output: its ids and statistics stay, new values are appended
+example=DIR        in place of all others: write an example log there, four days of a hotel search (docs/tutorial.md)
 evict=N            with extend: values that N days in a row have not had lose their ids, and the others move together
 overwrite=true     replace an output that exists
 engine_options.K=V a setting of the engine's own (spark: engine_options.spark.executor.memory=8g)
 KEY.PATH=VALUE     anything in the recipe: split.hash.valid=0.1 schema.embedding_dim=32 …"""
-_OWN = ("recipe", "prepared", "input", "output", "engine", "memory_limit", "threads", "extend", "evict", "overwrite")
+_FOLDERS = ("prepared", "example", "input", "output", "extend")
+_OWN = ("recipe", *_FOLDERS, "engine", "memory_limit", "threads", "evict", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str], print_config: bool = False) -> None:
     own, overrides = _parse(arguments)
+    if own.get("example"):
+        return _write_example(Path(own["example"]))
     if own.get("prepared"):
         return _score(own, overrides)
     if "recipe" not in own:
@@ -71,6 +76,11 @@ def run(arguments: Sequence[str], print_config: bool = False) -> None:
     report = prepare(declaration, options, progress)
     rows = ", ".join(f"{name} {count:,}" for name, count in report["rows"].items())
     print(f"{options.output}: {rows} rows. Train on it: --config-dir {options.output} data={declaration.name}")
+
+
+def _write_example(folder: Path) -> None:
+    days = example_log.write(folder)
+    print(f"{folder}: the events of a hotel search, {len(days)} days. What to do with them: docs/tutorial.md")
 
 
 def _score(own: dict[str, Any], overrides: Sequence[str]) -> None:
