@@ -11,7 +11,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bench.train import Ours, machine
-from data_loaders.state_files import write_json
+from bench import harness
+from bench.train import Ours
 from trainer import build
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import compose
@@ -36,14 +35,12 @@ MINUTE = 60.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*")
+    parser = harness.parser(__doc__, "checkpoint.json", overrides=True)
     parser.add_argument("--model", default="deepfm")
     parser.add_argument("--user-rows", type=int, default=31_000_000)
     parser.add_argument("--steps", type=int, default=150, help="steps of a window")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="where checkpoints go; default: a temporary folder")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/checkpoint.json"))
     options = parser.parse_args()
     guarded(lambda: run(options))
 
@@ -59,27 +56,22 @@ def run(options: argparse.Namespace) -> None:
             if ranks.is_first:
                 shutil.rmtree(folder, ignore_errors=True)
         if ranks.is_first:
-            command = f"torchrun --standalone --nproc_per_node={ranks.world_size} -m bench.checkpoint"
-            result |= {"command": " ".join([command, *sys.argv[1:]]), "machine": machine()}
-            write_json(options.output, result)
+            harness.record(options.output, result)
             print(json.dumps(result, indent=2))
 
 
 def measure(config: TrainConfig, ranks: Ranks, folder: Path, steps: int, repeats: int) -> dict[str, Any]:
     build.ensure_synthetic(config.data)
     ours = Ours(config, ranks, steps)
-    ours()  # warm-up
+    ours(0)  # warm-up
     before = peak_memory_mb(ranks.device)
     reporter = Reporter(folder, ours.loader, 1, 10**9, ranks)
     reporter.close()
     state = TrainingState(ours.built.task, ours.built.optimizer, reporter, ours.built.plan_rows)
     checkpoints = Checkpoints(folder, CheckpointConfig(every_minutes=None), state, {}, ranks)
     window = _Window(ours, checkpoints, steps)
-    window(saves=True)  # the snapshot's memory is taken once
-    plain, saving = [], []
-    for _ in range(repeats):
-        plain.append(window(saves=False))
-        saving.append(window(saves=True))
+    sides = {"plain": lambda _: window(saves=False), "saving": lambda _: window(saves=True)}
+    plain, saving = harness.take_turns(sides, repeats).values()  # the warm-up takes the snapshot's memory
     lost = [b - a for a, b in zip(plain, saving)]
     return {
         "seconds_lost_per_checkpoint": round(statistics.median(lost), 3),

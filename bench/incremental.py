@@ -1,6 +1,6 @@
 """Day by day against beginning anew: slices of time, each scored before anything has seen it.
 
-    python -m bench.incremental [--data ml1m|drifting] [--raw ../shared/data/raw] [--slices 10] [--model deepfm] [overrides]
+    python -m bench.incremental [--data drifting|ml1m] [--data-root DIR] [--slices 10] [--model deepfm] [overrides]
 
 Three models are asked for each slice's AUC: one that has gone on from slice to slice (``launch.incremental``), one trained from
 scratch on all slices before it, and one trained from scratch on the last slice alone. All of it goes through
@@ -24,37 +24,33 @@ from typing import Any
 
 import duckdb
 
+from bench import harness
 from bench.drifting import RECIPE, make_days
-from bench.train import machine
-from data_loaders.state_files import write_json
 
 SIDES = ("daily", "all so far", "last only")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("ml1m", "drifting"), default="ml1m")
-    parser.add_argument("--raw", type=Path, default=Path("../shared/data/raw"))
+    parser = harness.parser(__doc__, "incremental_<data>.json", overrides=True)
+    parser.add_argument("--data", choices=("ml1m", "drifting"), default="drifting")
+    parser.add_argument(
+        "--data-root", help="of ml1m: the folder with ml1m.parquet and ml1m_user_last_timestamp.parquet"
+    )
     parser.add_argument("--slices", type=int, default=10)
     parser.add_argument("--model", default="deepfm")
     parser.add_argument("--folder", type=Path, default=None, help="default: a temporary folder")
-    parser.add_argument("--output", type=Path, default=None, help="default: bench/results/incremental_<data>.json")
-    parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-incremental-", dir=options.folder))
-    try:
-        result = measure(options, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    result |= {"command": " ".join(["python -m bench.incremental", *sys.argv[1:]]), "machine": machine()}
-    write_json(options.output or Path(f"bench/results/incremental_{options.data}.json"), result)
+    with tempfile.TemporaryDirectory(prefix="bench-incremental-", dir=options.folder) as folder:
+        result = measure(options, Path(folder))
+    harness.record(Path(str(options.output).replace("<data>", options.data)), result)
     print(json.dumps(result["mean"], indent=2))
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     best = None
     if options.data == "ml1m":
-        slices = cut(options.raw, folder / "slices", options.slices)
+        raw = harness.data_root(options.data_root, "ml1m.parquet and ml1m_user_last_timestamp.parquet")
+        slices = cut(Path(raw), folder / "slices", options.slices)
     else:
         slices, best = make_days(folder / "slices", options.slices)
         (folder / "drifting.yaml").write_text(RECIPE)

@@ -16,9 +16,7 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,11 +25,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-BATCH_SIZE = 8192
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+
+from bench.loader_data import BATCH_SIZE, DENSE, IDS, Data, criteo_schema
+from data_loaders.schema import Layout
+
 LIMIT_SECONDS = 3.0
 # aiohttp: without it Ray's threads fail now and then, as they import what needs it at the same time.
 REQUIREMENTS = ("torch-rechub==0.9.0", "fuxictr==2.3.10", "datasets==5.2.0", "aiohttp==3.14.5")
-KEPT = ("torch", "numpy", "pyarrow")  # shared with the environment of the bench, and so the same for all
 HF_BUFFER = 10_000  # rows; the library's default is 1000
 
 
@@ -60,13 +63,10 @@ class Peer:
     limit: float = LIMIT_SECONDS
 
 
-# The loaders. Imports are inside: each process has one library.
+# The loaders. Libraries are imported inside: each process has one.
 
 
 def ours(source: Source, **changes: Any) -> Iterable[Any]:
-    from bench.loader import IDS, Data, criteo_schema
-    from data_loaders.schema import Layout
-
     loader = Data(source.folder / "parquet", criteo_schema(), Layout(IDS)).loader(**changes)
     return Epochs(loader.epoch)
 
@@ -85,8 +85,6 @@ class Epochs:
 
 def arrow_batches(source: Source) -> Iterable[Any]:
     """What one writes without a library: pyarrow's record batches, each column a tensor over its memory."""
-    import pyarrow.parquet as pq
-    import torch
 
     def epoch(_: int) -> Iterable[Any]:
         for path in source.parquet:
@@ -111,7 +109,6 @@ def rechub_generator(source: Source) -> Iterable[Any]:
 
 def rechub_parquet(source: Source) -> Iterable[Any]:
     """torch-rechub's ``ParquetIterableDataset``, every column as float32."""
-    from torch.utils.data import DataLoader
     from torch_rechub.data.dataset import ParquetIterableDataset
 
     return DataLoader(ParquetIterableDataset(source.parquet, batch_size=BATCH_SIZE), batch_size=None)
@@ -121,8 +118,6 @@ def fuxictr(path: Path, data_format: str) -> Iterable[Any]:
     """FuxiCTR's ``RankDataLoader`` as its run_expid.py calls it; which loader it takes depends on path and format."""
     from fuxictr.features import FeatureMap
     from fuxictr.pytorch.dataloaders import RankDataLoader
-
-    from bench.loader import DENSE, IDS
 
     features = FeatureMap("bench", str(path.parent))
     features.features.update({name: {"type": "numeric"} for name in DENSE})
@@ -152,22 +147,16 @@ def hf(source: Source, **options: Any) -> Any:
 
 
 def hf_map(source: Source) -> Iterable[Any]:
-    from torch.utils.data import BatchSampler, DataLoader, RandomSampler
-
     rows = hf(source).with_format("torch")
     return DataLoader(rows, sampler=BatchSampler(RandomSampler(rows), BATCH_SIZE, drop_last=False), batch_size=None)
 
 
 def hf_streaming(source: Source) -> Iterable[Any]:
-    from torch.utils.data import DataLoader
-
     rows = hf(source, streaming=True).with_format("torch").shuffle(seed=1, buffer_size=HF_BUFFER)
     return DataLoader(rows.batch(BATCH_SIZE), batch_size=None)
 
 
 def hf_unshuffled(source: Source) -> Iterable[Any]:
-    from torch.utils.data import DataLoader
-
     return DataLoader(hf(source, streaming=True).with_format("torch").batch(BATCH_SIZE), batch_size=None)
 
 
@@ -206,8 +195,6 @@ ALONE, ALONE_REPEATS = ("FuxiCTR parquet",), 3
 
 
 def arrays(source: Source) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
     table = pq.read_table(source.folder / "parquet", use_threads=False)
     return {name: table[name].to_numpy() for name in table.column_names}
 
@@ -220,13 +207,9 @@ def serve() -> None:
     parser.add_argument("name", choices=list(PEERS))
     for option in ("--folder", "--small", "--cache"):
         parser.add_argument(option, type=Path, required=True)
-    parser.add_argument("--core", type=int, required=True)
     options = parser.parse_args()
-    os.sched_setaffinity(0, {options.core})  # before any library starts its threads
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    import torch
-
     torch.set_num_threads(1)
     peer = PEERS[options.name]
     say(answers, {"version": version(peer.package) if peer.package else ""})
@@ -283,8 +266,6 @@ def columns(batch: Any) -> dict[str, Any]:
 
 def sums(loader: Iterable[Any]) -> dict[str, int]:
     """What an epoch adds up to; label times value would change if rows were torn apart."""
-    import torch
-
     found = {"rows": 0, "columns": 0, "labels": 0, "labeled_values": 0}
     for batch in loader:
         named = {name: tensor.to(torch.int64) for name, tensor in columns(batch).items()}
@@ -313,18 +294,19 @@ class Found:
 class Process:
     """One peer's process."""
 
-    def __init__(self, name: str, python: str, source: Source, small: Source, core: int) -> None:
+    def __init__(self, name: str, python: Path | str, source: Source, small: Source, core: int) -> None:
         self.name = name
         self._log = source.cache / f"{name}.log"
         command = [python, "-m", "bench.loader_peers", name, "--folder", source.folder, "--small", small.folder]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [*map(str, command), "--cache", str(source.cache), "--core", str(core)],
+                [*map(str, command), "--cache", str(source.cache)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, **SETTINGS},
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # before any library starts its threads
             )
         self.version = self._answer()["version"]
 
@@ -358,7 +340,7 @@ class Process:
 SETTINGS = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def measure(source: Source, small: Source, peers_python: str | None, repeats: int) -> Found:
+def measure(source: Source, small: Source, peers_python: Path | None, repeats: int) -> Found:
     """All peers in turns; those that Ray would disturb, or be disturbed by, afterwards. Raises ``RuntimeError`` where one
     delivers other rows than the rest."""
     source.cache.mkdir(parents=True, exist_ok=True)
@@ -378,7 +360,7 @@ def measure(source: Source, small: Source, peers_python: str | None, repeats: in
 
 
 def prepare(
-    name: str, python: str | None, source: Source, small: Source, core: int, found: Found, stack: ExitStack
+    name: str, python: Path | str | None, source: Source, small: Source, core: int, found: Found, stack: ExitStack
 ) -> Process | None:
     """A process whose loader is ready and has made one pass; None, with the reason in ``found``, where that fails."""
     if python is None:
@@ -396,27 +378,6 @@ def prepare(
         raise RuntimeError(f"'{name}' delivers {delivered} of the small set, others {found.checked}")
     found.checked, found.versions[name] = delivered, process.version
     return process
-
-
-# Installation
-
-
-def set_up(folder: Path, requirements: Iterable[str] = REQUIREMENTS) -> None:
-    """Makes an environment with the peers that takes torch, NumPy and pyarrow from this one: pip finds them installed and
-    is held to their versions, so no CUDA build of torch is fetched."""
-    venv.create(folder, with_pip=True, clear=True)
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    (site / "bench.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    held = folder / "constraints.txt"
-    held.write_text("".join(f"{package}=={version(package)}\n" for package in KEPT))
-    pip = [python(folder), "-m", "pip", "install", "--disable-pip-version-check", "--constraint", str(held)]
-    subprocess.run([*pip, *requirements], check=True)
-
-
-def python(folder: Path | None) -> str | None:
-    """The interpreter of an environment that ``set_up`` made."""
-    path = None if folder is None else folder / "bin" / "python"
-    return str(path) if path is not None and path.exists() else None
 
 
 if __name__ == "__main__":

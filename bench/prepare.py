@@ -34,17 +34,16 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
 import pyarrow.parquet as pq
 
-from bench import loader_peers, prepare_logs, prepare_peers
-from bench.loader import Pass, Rates, Ratio, Section, made
-from bench.train import machine
+from bench import harness, prepare_logs, prepare_peers
+from bench.harness import Pass, Rates, Section, made
 
 ROOT = Path(__file__).parents[1]
 EVENTS_RECIPE = Path(__file__).with_name("prepare_events.yaml")
@@ -55,32 +54,24 @@ CORES, MACHINE_CORES = 2, 32  # of these measurements; of what one would use
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.sections_parser(__doc__, "prepare.json", SECTIONS, repeats=1)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "bench-prepare")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--rows", type=int, default=45_000_000, help="of the large Criteo log")
     parser.add_argument("--slice-rows", type=int, default=1_000_000, help="of the log that peers prepare, and Spark")
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--memory-limit", default="4GB")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--peers", type=Path, help="environment that --setup-peers made")
     parser.add_argument("--spark", type=Path, help="Python of an environment with pyspark")
-    parser.add_argument("--setup-peers", type=Path, metavar="DIR", help="only install the peers into DIR")
     parser.add_argument("--generate", action="store_true", help="only make the logs")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/results/prepare.json")
     options = parser.parse_args()
     if options.setup_peers:
-        loader_peers.set_up(options.setup_peers, prepare_peers.REQUIREMENTS)
+        harness.set_up_peers(options.setup_peers, prepare_peers.REQUIREMENTS)
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.generate:
         for log in (criteo_log(options.folder, options.rows), events_log(options.folder, options.events)):
             print(log)
         return
-    for name in options.only:
-        section = SECTIONS[name](options)
-        record(options, name, section)
-        print(f"\n## {name}\n\n{section.table()}", flush=True)
+    harness.run_sections(SECTIONS, options, "duckdb", "ibis-framework", "pyarrow")
 
 
 # What is measured of a command
@@ -163,7 +154,8 @@ class Watched:
             resident = shared = 0
             for process in processes:
                 try:
-                    memory, high_water = process.memory_info(), high_water_of(process.pid)
+                    memory = process.memory_info()
+                    high_water = harness.status_bytes("VmHWM", process.pid)
                 except (psutil.Error, OSError):
                     continue
                 resident, shared = resident + memory.rss, shared + memory.shared
@@ -190,15 +182,6 @@ def _family(pid: int) -> Iterator[psutil.Process]:
         yield from process.children(recursive=True)
     except psutil.Error:
         return
-
-
-def high_water_of(pid: int) -> int:
-    """Bytes of the most memory that a process has had so far (VmHWM). What wait4 tells of it (ru_maxrss) is at least what
-    the process that began it has, here half a gigabyte."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0  # a process that has ended and was not waited for yet
 
 
 def size_of(folder: Path) -> int:
@@ -291,31 +274,19 @@ def peer(name: str, python: str | Path, path: Path, rows: int, **settings: Any) 
     return Side(command, read_answer, rows, whole=False, **settings)
 
 
-def take_turns(sides: dict[str, Side], folder: Path, repeats: int) -> dict[str, list[Run]]:
-    """Runs of each side, in turns. The latest output of each stays, in a folder of the side's name."""
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for turn in range(repeats):
-        for name, side in sides.items():
-            print(f"{name}, {turn + 1} of {repeats} …", file=sys.stderr, flush=True)
-            runs[name].append(side.run(folder / name.replace(" ", "-")))
-    return runs
-
-
 def compare(sides: dict[str, Side], folder: Path, repeats: int) -> Section:
-    runs = take_turns(sides, folder, repeats)
+    """The latest output of each side stays, in a folder of the side's name."""
+    turns = {name: lambda _, name=name: sides[name].run(folder / name.replace(" ", "-")) for name in sides}
     section = Section()
-    for name, found in runs.items():
+    for name, found in harness.take_turns(turns, repeats, warm_up=False).items():
         side = sides[name]
         note = "the whole command" if side.whole else f"without its start; {found[-1].seconds:.1f} s with it"
         section.rates[name] = Rates.of(map(side.passed, found), note)
         section.rows[name] = max(found, key=lambda run: run.peak_mb).line()
         section.facts |= {f"versions, {name}": side.answer["versions"]} if "versions" in side.answer else {}
+    if {"scan", "ours"} <= set(sides):  # how often our command could have scanned the file in its time
+        section.ratios["passes: time of ours / scan"] = section.rates["scan"].over(section.rates["ours"])
     return section
-
-
-def passes(section: Section) -> Ratio:
-    """How often our command could have scanned the file in its time."""
-    return section.rates["scan"].over(section.rates["ours"])
 
 
 # Sections
@@ -328,7 +299,7 @@ def slice_of(options: argparse.Namespace) -> Section:
         "scan": peer("scan-criteo", sys.executable, log.path, log.rows),
         "ours": ours(log, options, "recipe=criteo_log2", "split.hash=null"),
     }
-    python = loader_peers.python(options.peers)
+    python = harness.peers_python(options.peers)
     skipped = {}
     if python is None:
         skipped = {"skipped": "pandas and FuxiCTR: not installed; see --setup-peers and --peers"}
@@ -337,13 +308,10 @@ def slice_of(options: argparse.Namespace) -> Section:
         sides["FuxiCTR"] = peer("fuxictr", python, with_header(log), log.rows, counts_cpu=False)
     section = compare(sides, options.folder / "runs", options.repeats)
     check_values(sides)
-    section.ratios = {
-        f"ours / {name}": section.rates["ours"].over(section.rates[name], 5)
-        for name in sides
-        if name in ("pandas", "FuxiCTR")
-    }
-    section.ratios["passes: time of ours / scan"] = passes(section)
-    section.facts |= {**described(log), "asked": "at least 5 times their rows/s", **skipped, **told(sides["ours"])}
+    for name in sides:
+        if name in ("pandas", "FuxiCTR"):
+            section.add_ratio(f"ours / {name}", 5)
+    section.facts |= {**described(log), "asked": "at least 5 times their rows/s", **skipped, **reported(sides["ours"])}
     shutil.rmtree(options.folder / "runs")
     return section
 
@@ -356,11 +324,10 @@ def criteo(options: argparse.Namespace) -> Section:
         "ours": ours(log, options, "recipe=criteo_log2"),
     }
     section = compare(sides, options.folder / "runs", options.repeats)
-    section.ratios = {"passes: time of ours / scan": passes(section)}
     section.facts |= {
         **described(log),
         "asked": f"peak memory within {options.memory_limit}, passes at most 4",
-        **told(sides["ours"]),
+        **reported(sides["ours"]),
     }
     shutil.rmtree(options.folder / "runs")
     return section
@@ -374,11 +341,10 @@ def histories(options: argparse.Namespace) -> Section:
         "ours": ours(log, options, f"recipe={EVENTS_RECIPE}"),
     }
     section = compare(sides, options.folder / "runs", options.repeats)
-    section.ratios = {"passes: time of ours / scan": passes(section)}
     section.facts |= {
         **described(log),
         "asked": f"peak memory within {options.memory_limit}",
-        **told(sides["ours"]),
+        **reported(sides["ours"]),
         **events_facts(log),
         "checked": check_histories(options.folder / "runs/ours/output"),
     }
@@ -409,7 +375,7 @@ def spark(options: argparse.Namespace) -> Section:
     }
     section = compare(sides, options.folder / "runs", 1)
     (logged,) = [path for path in events.rglob("*") if path.is_file()]
-    section.facts |= {**described(log), **told(sides["spark"]), "bytes": task_totals(logged)}
+    section.facts |= {**described(log), **reported(sides["spark"]), "bytes": task_totals(logged)}
     for folder in ("runs", "spark-events", "spark-local"):
         shutil.rmtree(options.folder / folder, ignore_errors=True)
     return section
@@ -417,7 +383,7 @@ def spark(options: argparse.Namespace) -> Section:
 
 def scale(options: argparse.Namespace) -> Section:
     """Criteo's 24 days, from what was measured: everything grows with the rows, but see docs/scale.md."""
-    known = json.loads(options.output.read_text())
+    known = harness.read(options.output)
     section = Section(facts={"rows": TERABYTE_ROWS})
     values = one_machine(known["criteo"]) | (on_spark(known["spark"]) if "spark" in known else {})
     section.rows = {name: {"value": value} for name, value in values.items()}
@@ -461,8 +427,8 @@ def described(log: Log) -> dict[str, int]:
     return {"rows": log.rows, "text_bytes": log.path.stat().st_size}
 
 
-def told(side: Side) -> dict[str, Any]:
-    """What our latest run said of itself."""
+def reported(side: Side) -> dict[str, Any]:
+    """Of the report of our latest run."""
     answer = dict(side.answer)
     vocabularies = sum(seconds for step, seconds in answer["steps"].items() if step.startswith("vocabulary "))
     steps = {step: seconds for step, seconds in answer["steps"].items() if not step.startswith("vocabulary ")}
@@ -489,8 +455,6 @@ def check_values(sides: dict[str, Side]) -> None:
 def check_histories(output: Path) -> str:
     """Raises ``RuntimeError`` unless the histories of the most active user and of some others are what a loop over their
     events finds. The output has all events, in the log's order."""
-    import duckdb
-
     files = f"read_parquet('{output}/train/*.parquet', filename = true, file_row_number = true)"
     users = (
         f"(SELECT user FROM {files} GROUP BY user ORDER BY count(*) DESC, user LIMIT 1) UNION "
@@ -562,8 +526,6 @@ def with_header(log: Log) -> Path:
 
 def events_facts(log: Log) -> dict[str, Any]:
     """How uneven the log is."""
-    import duckdb
-
     counts = f"SELECT user, count(*) AS events, count(DISTINCT time) AS times FROM read_csv('{log.path}') GROUP BY user"
     users, most, median, ties = duckdb.sql(
         f"SELECT count(*), max(events), median(events), 1 - sum(times) / sum(events) FROM ({counts})"
@@ -574,26 +536,6 @@ def events_facts(log: Log) -> dict[str, Any]:
         "median events of a user": median,
         "share of events of a time that the user has had": round(float(ties), 4),
     }
-
-
-# The results file
-
-
-def record(options: argparse.Namespace, name: str, section: Section) -> None:
-    """Writes one section's result, with the command (but for its folders) and the machine, beside what other sections
-    have written."""
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(options.output.read_text()) if options.output.exists() else {}
-    versions = {package: version(package) for package in ("duckdb", "ibis-framework", "pyarrow")}
-    sizes = {"slice": "slice_rows", "spark": "slice_rows", "criteo": "rows", "histories": "events"}
-    size = f" --{sizes[name].replace('_', '-')} {getattr(options, sizes[name])}" if name in sizes else ""
-    known[name] = {
-        **{key: value for key, value in asdict(section).items() if value},
-        "command": f"python -m bench.prepare --only {name}{size} --memory-limit {options.memory_limit} "
-        f"--repeats {options.repeats}",
-        "machine": machine() | versions,
-    }
-    options.output.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

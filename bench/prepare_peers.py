@@ -26,6 +26,8 @@ ANSWER = "answer.json"
 
 Answer = dict[str, Any]
 
+# Libraries are imported inside: each command has its own.
+
 
 def scan_criteo(path: Path, _: Path) -> Answer:
     columns = ", ".join(f"'{name}': '{kind}'" for name, kind in CRITEO_COLUMNS.items())

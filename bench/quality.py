@@ -1,21 +1,16 @@
 """Test metrics of experiments over seeds beside the best of other libraries: the rows of docs/results.md.
 
-    python -m bench.quality --data-root ../shared/data [--experiments deepfm_ml1m …] [--seeds 1 2 3] [--nproc-per-node 1] […]
+    python -m bench.quality --data-root DIR [--experiments deepfm_ml1m …] [--seeds 1 2 3] [--nproc-per-node 1] […]
 
 Each run is one `python -m launch.run experiment=… seed=…`, on two ranks unless told otherwise; results go to
 bench/results/quality.json, a run that is there already is not repeated.
 """
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from bench.train import machine
+from bench import harness
 
 # The best mean of the libraries compared on the same splits: AUC, gAUC by user, log loss. Without: for the order of models.
 PEERS: dict[str, tuple[float, float | None, float] | None] = {
@@ -39,27 +34,22 @@ PEERS: dict[str, tuple[float, float | None, float] | None] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--data-root", required=True)
+    parser = harness.parser(__doc__, "quality.json", overrides=True)
+    parser.add_argument("--data-root", help="the folder of the experiments' data")
     parser.add_argument("--config-dir", help="a folder with configuration of one's own, such as prepared data")
     parser.add_argument("--experiments", nargs="+", default=list(PEERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--nproc-per-node", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("bench/results/quality.json"))
     options = parser.parse_intermixed_args()
-    results = json.loads(options.output.read_text()) if options.output.exists() else {"machine": machine(), "runs": {}}
+    root = harness.data_root(options.data_root, "the experiments' data")
+    places = [*(["--config-dir", options.config_dir] if options.config_dir else []), f"data.root={root}"]
     for experiment in options.experiments:
-        names = []
+        runs = []
         for seed in options.seeds:
             overrides = [f"experiment={experiment}", f"seed={seed}", *options.overrides]
-            name = named(overrides, options.nproc_per_node)
-            if name not in results["runs"]:
-                results["runs"][name] = run(overrides, options.data_root, options.nproc_per_node, options.config_dir)
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.write_text(json.dumps(results, indent=2) + "\n")
-            names.append(name)
-        print(row(experiment, [results["runs"][name] for name in names]), flush=True)
+            make = partial(run, [*places, *overrides], options.nproc_per_node)
+            runs.append(harness.once(options.output, "runs", named(overrides, options.nproc_per_node), make))
+        print(row(experiment, runs), flush=True)
 
 
 def named(overrides: list[str], num_ranks: int) -> str:
@@ -67,20 +57,8 @@ def named(overrides: list[str], num_ranks: int) -> str:
     return " ".join(overrides if num_ranks == 2 else [*overrides, f"on {num_ranks} rank{'s' * (num_ranks != 1)}"])
 
 
-def run(overrides: list[str], data_root: str, num_ranks: int, config_dir: str | None = None) -> dict[str, Any]:
-    """Final metrics of one run; raises ``RuntimeError`` with the program's own words when it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks)]
-        command += [*(["--config-dir", config_dir] if config_dir else []), *overrides]
-        done = subprocess.run(
-            [*command, f"data.root={data_root}", f"run.dir={folder}/run"],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        final = json.loads((Path(folder) / "run" / "metrics.json").read_text())
+def run(arguments: list[str], num_ranks: int) -> dict[str, Any]:
+    final, _ = harness.trained(arguments, num_ranks)
     test = {key: final["test"].get(key) for key in ("auc", "gauc", "logloss", "ne", "calibration", "ece")}
     valid = {"valid_auc": final["valid"]["auc"], "valid_gauc": final["valid"].get("gauc")}
     return {**valid, **test, "rows_trained": final["train"]["rows_trained"]}

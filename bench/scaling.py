@@ -11,11 +11,10 @@ of a step on all W ranks, L of them a machine, D embedding_dim.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,12 +22,12 @@ from typing import Any
 
 import yaml
 
+from bench import harness
 from trainer.compose import compose
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.topologies import GIB, GPUS, PER_MACHINE, Cluster, of_ranks
 
-OUTPUT = Path("bench/results/scaling.json")
 DIM, FLOAT, NUMBERS, HISTORY = 128, 4, 13, 50
 LARGE, MIDDLE, SMALL, SMALL_ROWS = 8, 16, 16, 1000  # tables, and rows of a small one
 LARGE_SHARE, MIDDLE_SHARE = 0.12, 0.0025  # of all rows, each: 96 % and 4 % together
@@ -43,45 +42,28 @@ HBM, EXCHANGE, DENSE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    book = Book(options.output)
     cells, smallest = [], []
     for model, terabytes in product(options.models, options.terabytes):
         log = f"{model} {terabytes:g} TB"
         for gpus, batch in product(options.gpus, options.batches):
             cluster = of_ranks(GPUS[options.gpu], gpus)
             make = partial(cell, model, terabytes, cluster, batch, *options.overrides)
-            cells.append(book.once("cells", f"{log} {gpus}x{options.gpu} {batch}", make))
+            cells.append(harness.once(options.output, "cells", f"{log} {gpus}x{options.gpu} {batch}", make))
         make = partial(smallest_of, model, terabytes, options.gpu, options.batches[0], *options.overrides)
-        found = book.once("smallest", f"{log} {options.gpu} {options.batches[0]}", make)
+        found = harness.once(options.output, "smallest", f"{log} {options.gpu} {options.batches[0]}", make)
         smallest.append(f"{log}: {found}")
     print(markdown(cells))
     print(f"\nSmallest cluster that fits: {'; '.join(smallest)}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", help="key=value of the trainer; give them an --output of their own")
+    parser = harness.parser(__doc__, "scaling.json", overrides=True)
     parser.add_argument("--gpu", default="H100", choices=list(GPUS))
     parser.add_argument("--models", nargs="+", default=["deepfm", "din"])
     parser.add_argument("--terabytes", nargs="+", type=float, default=[0.1, 1, 10])
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 512])
     parser.add_argument("--batches", nargs="+", type=int, default=[65_536, 524_288])
-    parser.add_argument("--output", type=Path, default=OUTPUT)
     return parser.parse_intermixed_args(argv)
-
-
-class Book:
-    """Results in a file, by section and name, each made once and written at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries = json.loads(path.read_text()) if path.exists() else {"cells": {}, "smallest": {}}
-
-    def once(self, section: str, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self.entries[section]:
-            self.entries[section][name] = make()
-            self.path.write_text(json.dumps(self.entries, indent=1) + "\n")
-        return self.entries[section][name]
 
 
 def log_of(terabytes: float, history: bool) -> dict[str, Any]:

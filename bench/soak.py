@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from bench.train import machine
-from data_loaders.state_files import write_json
+from bench import harness
 from trainer.checkpoint import Reader, clean, committed, newest, verify
 
 SHORTEST, LONGEST = 5.0, 17.0  # seconds of a launch
@@ -48,21 +46,15 @@ JOB = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__, "soak.json", overrides=True)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=None, help="default: a temporary folder")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/soak.json"))
-    parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="soak-", dir=options.folder))
-    try:
-        result = soak(options, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    result |= {"command": " ".join(["python -m bench.soak", *sys.argv[1:]]), "machine": machine()}
-    write_json(options.output, result)
+    with tempfile.TemporaryDirectory(prefix="soak-", dir=options.folder) as folder:
+        result = soak(options, Path(folder))
+    harness.record(options.output, result)
     print(json.dumps(result, indent=2))
     return 0 if result["equal"] else 1
 

@@ -16,17 +16,11 @@ One model a process tree, so that peak memory is its own.
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -36,6 +30,8 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from bench import harness
+from bench.harness import Pass, Rates, take_turns
 from data_loaders.batch import Batch
 from trainer import build, loop
 from trainer.compose import compose
@@ -51,12 +47,10 @@ MODELS = ("wide_deep", "deepfm", "din")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*")
+    parser = harness.parser(__doc__, "train.json", overrides=True)
     parser.add_argument("--model", choices=MODELS, default="deepfm")
     parser.add_argument("--steps", type=int, default=40, help="steps a repeat")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("bench/results/train.json"))
     options = parser.parse_args()
     guarded(lambda: run(options))
 
@@ -66,42 +60,30 @@ def run(options: argparse.Namespace) -> None:
     with process_group(choose_device(config.device), config.timeout_seconds) as ranks:
         result = measure(config, ranks, options.steps, options.repeats)
         if ranks.is_first:
-            record(options.output, options.model, result)
+            harness.record(options.output, result, options.model)
+            print(json.dumps({options.model: result}, indent=2))
 
 
 def measure(config: TrainConfig, ranks: Ranks, steps: int, repeats: int) -> dict[str, Any]:
     build.ensure_synthetic(config.data)
     ours = Ours(config, ranks, steps)
-    ours()  # warm-up: the pipeline fills, the allocator settles, pages are mapped
+    ours(0)  # fills the pipeline, settles the allocator, maps pages
     peak = peak_memory_mb(ranks.device)
     batches = in_memory_batches(config, ranks, 8)
-    memory = Ours(config, ranks, steps, cycle(batches))
-    sides: dict[str, Callable[[], float]] = {
+    sides: dict[str, Callable[[int], Pass]] = {
         "ours": ours,
-        "memory": memory,
+        "memory": Ours(config, ranks, steps, cycle(batches)),
         "plain": plain_side(config, ranks, batches, steps),
         "dense": dense_side(config, ranks, batches, steps),
     }
-    for name in ("memory", "plain", "dense"):
-        sides[name]()
-    waits = []
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            dist.barrier()
-            before = ours.loader.wait_seconds
-            seconds[name].append(side())
-            if name == "ours":
-                waits.append((ours.loader.wait_seconds - before) / seconds[name][-1])
-    rates = {name: steps * config.batch_size / statistics.median(times) for name, times in seconds.items()}
+    rates = {name: Rates.of(passes) for name, passes in take_turns(sides, repeats).items()}
     return {
-        "samples_per_second": {name: round(rate) for name, rate in rates.items()},
-        "ours_over_plain": round(statistics.median(p / o for o, p in zip(seconds["ours"], seconds["plain"])), 3),
-        "memory_over_plain": round(statistics.median(p / m for m, p in zip(seconds["memory"], seconds["plain"])), 3),
-        "ours_over_dense_ceiling": round(
-            statistics.median(d / o for o, d in zip(seconds["ours"], seconds["dense"])), 3
-        ),
-        "input_wait_fraction": round(statistics.median(waits), 4),
+        "samples_per_second": {name: rate.rows_per_second for name, rate in rates.items()},
+        "cpu_seconds_per_million_rows": {name: rate.cpu_seconds_per_million_rows for name, rate in rates.items()},
+        "ours_over_plain": rates["ours"].over(rates["plain"]).value,
+        "memory_over_plain": rates["memory"].over(rates["plain"]).value,
+        "ours_over_dense_ceiling": rates["ours"].over(rates["dense"]).value,
+        "input_wait_fraction": round(statistics.median(ours.waits[-repeats:]), 4),
         "peak_memory_mb": peak,
         "batch_size": config.batch_size,
         "world_size": ranks.world_size,
@@ -112,21 +94,41 @@ def measure(config: TrainConfig, ranks: Ranks, steps: int, repeats: int) -> dict
     }
 
 
+def timed(step: Callable[[int], Any], steps: int, config: TrainConfig, ranks: Ranks) -> Pass:
+    """``steps`` steps of all ranks, which begin together; CPU seconds are those of this rank times their number."""
+
+    def work() -> int:
+        for number in range(steps):
+            step(number)
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize(ranks.device)
+        return steps * config.batch_size
+
+    dist.barrier()
+    found = harness.timed(work)
+    return Pass(found.rows, found.seconds, found.cpu_seconds * ranks.world_size)
+
+
 class Ours:
-    """Trains ``steps`` steps from Parquet (or ``batches``); a call returns the seconds they took."""
+    """Trains ``steps`` steps from Parquet (or ``batches``). ``waits``: by call, the share of its time spent on waiting for
+    batches."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, steps: int, batches: Iterator[Batch] | None = None) -> None:
         model = build.build_model(config.model, config.data.schema, config.seed)
         self.loader, _ = build.build_train_loader(config.data, model.layout, config.batch_size, config.seed, ranks)
         self.built = build.build(config, model, ranks, self.loader.local_batch_size, total_steps=10**6)
         self.batches = batches or loop.batches_from(self.loader, Progress(), 10**6)
-        self.steps, self.device = steps, ranks.device
+        self.config, self.ranks, self.steps = config, ranks, steps
+        self.waits: list[float] = []
 
-    def __call__(self) -> float:
-        return timed(lambda: [self.built.pipeline.progress(self.batches) for _ in range(self.steps)], self.device)
+    def __call__(self, _: int) -> Pass:
+        before = self.loader.wait_seconds
+        found = timed(lambda _: self.built.pipeline.progress(self.batches), self.steps, self.config, self.ranks)
+        self.waits.append((self.loader.wait_seconds - before) / found.seconds)
+        return found
 
 
-def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[], float]:
+def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
     model = build.build_model(config.model, config.data.schema, config.seed)
     task = build.build_task(model, config.precision, ranks.device, may_drop=False)
     for module in task.modules():
@@ -150,10 +152,10 @@ def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
         loss.backward()
         optimizer.step()
 
-    return lambda: timed(lambda: [step(batches[k % len(batches)]) for k in range(steps)], ranks.device)
+    return lambda _: timed(lambda k: step(batches[k % len(batches)]), steps, config, ranks)
 
 
-def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[], float]:
+def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
     """The head of the model on lookups made once, data-parallel over the ranks."""
     model = build.build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu").to(ranks.device)
     build.set_autocast(model, build.autocast_dtype(config.precision, ranks.device))
@@ -172,7 +174,7 @@ def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
         loss(head(*arguments), batch.labels, batch.weights, batch.normalizer).backward()
         optimizer.step()
 
-    return lambda: timed(lambda: [step(*inputs[k % len(inputs)]) for k in range(steps)], ranks.device)
+    return lambda _: timed(lambda k: step(*inputs[k % len(inputs)]), steps, config, ranks)
 
 
 def in_memory_batches(config: TrainConfig, ranks: Ranks, count: int) -> list[Batch]:
@@ -182,43 +184,6 @@ def in_memory_batches(config: TrainConfig, ranks: Ranks, count: int) -> list[Bat
     batches = list(islice(stream, count))
     stream.close()
     return batches
-
-
-def timed(action: Callable[[], Any], device: torch.device) -> float:
-    started = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def record(path: Path, model: str, result: dict[str, Any]) -> None:
-    """Adds one model's result to the file, with the command and the machine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known[model] = {**result, "command": command(), "machine": machine()}
-    path.write_text(json.dumps(known, indent=2) + "\n")
-    print(json.dumps({model: result}, indent=2))
-
-
-def command() -> str:
-    return f"torchrun --standalone --nproc_per_node={dist.get_world_size()} -m bench.train {' '.join(sys.argv[1:])}"
-
-
-def machine() -> dict[str, Any]:
-    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":")[1].strip() for line in described if line.startswith("model name")]
-    cpu = next(iter(models), platform.processor())
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory": memory,
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 if __name__ == "__main__":

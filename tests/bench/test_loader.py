@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from bench import loader, loader_peers
+from bench import loader, loader_data, loader_peers
 from data_loaders.schema import Layout
 
 
 @pytest.fixture
 def data(tmp_path):
     rng = np.random.default_rng(0)
-    table = loader.with_nulls(loader.criteo_table(rng, 20_000), rng)
+    table = loader_data.with_nulls(loader_data.criteo_table(rng, 20_000), rng)
     for number, (start, rows) in enumerate(((0, 12_000), (12_000, 8_000))):
-        loader.write(table.slice(start, rows), tmp_path / f"part-{number}.parquet", row_group_size=5000)
-    return loader.Data(tmp_path, loader.criteo_schema(fill=0.0), Layout(loader.IDS))
+        loader_data.write(table.slice(start, rows), tmp_path / f"part-{number}.parquet", row_group_size=5000)
+    return loader_data.Data(tmp_path, loader_data.criteo_schema(fill=0.0), Layout(loader_data.IDS))
 
 
 def test_what_the_loader_delivers_is_what_pyarrow_finds(data):
@@ -23,7 +23,7 @@ def test_what_the_loader_delivers_is_what_pyarrow_finds(data):
 
 
 def test_a_loader_that_leaves_rows_out_is_caught(data):
-    class Longer(loader.Data):
+    class Longer(loader_data.Data):
         """More files than the loader is given."""
 
         @property
@@ -43,16 +43,16 @@ def test_rows_torn_apart_are_caught(data):
 
 
 def test_quality_of_no_shuffle():
-    found = loader.Quality.of(np.arange(8 * loader.SMALL_ROW_GROUP))
+    found = loader.Quality.of(np.arange(8 * loader_data.SMALL_ROW_GROUP))
     assert found.rank_correlation == pytest.approx(1)
     assert found.displacement == 0
     assert found.batches == 1 / 8
-    assert found.spread == pytest.approx(loader.SMALL_ROW_GROUP / 12**0.5, rel=1e-3)
+    assert found.spread == pytest.approx(loader_data.SMALL_ROW_GROUP / 12**0.5, rel=1e-3)
     assert found.neighbours == pytest.approx(1 - 1 / loader.SMALL_BATCH, rel=1e-3)
 
 
 def test_quality_of_a_full_permutation():
-    size = 8 * loader.SMALL_ROW_GROUP
+    size = 8 * loader_data.SMALL_ROW_GROUP
     found = loader.mean_quality(np.random.default_rng(seed).permutation(size) for seed in range(3))
     assert found.rank_correlation < 0.02
     assert found.displacement == pytest.approx(size / 3, rel=0.02)
@@ -62,19 +62,19 @@ def test_quality_of_a_full_permutation():
 
 
 def test_neighbours_of_the_file_are_sought_in_training():
-    rows = np.arange(8 * loader.SMALL_ROW_GROUP)
+    rows = np.arange(8 * loader_data.SMALL_ROW_GROUP)
     even_then_odd = np.concatenate([rows[::2], rows[1::2]])
     assert loader.Quality.of(even_then_odd).neighbours == 0
 
 
 def test_the_loader_shuffles_numbered_rows(tmp_path):
-    data = loader.numbered_data(tmp_path, 8)
+    data = loader_data.numbered_data(tmp_path, 8)
     found = loader.mean_quality(loader.training_orders(data, {"batch_size": loader.SMALL_BATCH}))
     assert found.rank_correlation < 0.05 and found.batches == 1
 
 
 def test_zipf_has_every_rank_in_its_place():
-    ids = loader.zipf(np.random.default_rng(0), 200_000, 100)
+    ids = loader_data.zipf(np.random.default_rng(0), 200_000, 100)
     shares = np.sort(np.bincount(ids, minlength=100))[::-1] / len(ids)
     expected = np.log1p(1 / np.arange(1, 101)) / np.log(100)  # the k-th: log(1 + 1/k) / log(cardinality)
     np.testing.assert_allclose(shares[:10], expected[:10], rtol=0.05)
@@ -97,24 +97,3 @@ def test_a_pass_counts_a_whole_epoch():
 def test_a_pass_cut_off_leaves_its_first_batch_out():
     found = loader_peers.one_pass(FakeLoader(50), limit=0)
     assert (found["rows"], found["whole"]) == (20, False)
-
-
-def test_ratios_are_taken_turn_by_turn():
-    fast = loader.Rates.of([loader.Pass(100, 1, 0.5), loader.Pass(100, 4, 0.5), loader.Pass(100, 2, 0.5)])
-    slow = loader.Rates.of([loader.Pass(100, 2, 1), loader.Pass(100, 4, 1), loader.Pass(100, 8, 1)])
-    ratio = fast.over(slow, target=3)
-    assert fast.rows_per_second == 50
-    assert ratio.turns == pytest.approx([2, 1, 4], rel=0.1)
-    assert ratio.value == pytest.approx(2, rel=0.1) and ratio.in_cpu_time == pytest.approx(2)
-
-
-def test_data_that_were_not_finished_are_made_again(tmp_path):
-    def fail(folder):
-        folder.mkdir()
-        (folder / "half").touch()
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        loader.made(tmp_path / "data", fail)
-    folder = loader.made(tmp_path / "data", lambda path: path.mkdir())
-    assert list(folder.iterdir()) == []
