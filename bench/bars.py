@@ -8,7 +8,6 @@ those: rows, values with an embedding and, with ``data=`` (the folder of the raw
 import argparse
 import hashlib
 import importlib.resources
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders import safe_yaml
+from trainer.report.run_record import RunRecord
+from trainer.run_folder import METRICS as METRICS_FILE
 
 METRICS = ("gauc", "auc", "logloss")
 SPLITS = (
@@ -101,7 +102,8 @@ def show_list(bars: Mapping[str, Any]) -> int:
 def check(run: Path, raw: Path | None) -> int:
     """Prints the comparison. Raises ``ValueError`` for a folder that is no finished run of a published experiment, and for a
     metric it lacks; ``OSError`` for a raw file that cannot be read."""
-    config, metrics = _read(run / "config.yaml"), _read(run / "metrics.json")
+    record = RunRecord(run)
+    config, metrics = record.config, record.final
     bars = known()
     name = f"{config['model']['name']}_{config['data']['name']}"
     if name not in bars["results"]:
@@ -124,7 +126,7 @@ def compare_metrics(published: Mapping[str, Published], metrics: Mapping[str, An
         found = metrics.get("test", {}).get(name)
         if found is None:
             remedy = "set evaluation.group_by" if name == "gauc" else "evaluate it on data.test"
-            raise ValueError(f"{run / 'metrics.json'} has no {name} of test: {remedy}")
+            raise ValueError(f"{run / METRICS_FILE} has no {name} of test: {remedy}")
         difference = found - expected.mean
         agrees = abs(difference) <= expected.tolerance
         within = f"within {expected.tolerance:.4f}" if agrees else f"NOT within {expected.tolerance:.4f}"
@@ -186,17 +188,6 @@ def _data_folder(argument: str | None) -> Path | None:
     if key != "data" or not value:
         raise ValueError(f"{argument!r} is not known: give the raw files' folder as data=DIR")
     return Path(value).expanduser()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the folder of a finished run")
-    if path.suffix == ".yaml":
-        return safe_yaml.read(path) or {}
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from data_loaders.state_files import read_json, write_json
 from launch.children import Children
 from launch.folder import check_settings, locked
 from launch.rank import command as rank_command
+from trainer.report.run_record import RunRecord
 
 WIDTH = 120  # of a table that is not written to a terminal
 OWN = ("output", "data.days", "recipe", "evict")
@@ -139,7 +140,7 @@ def run(plan: Plan) -> int:
 
 
 def finished(plan: Plan, day: Day) -> bool:
-    return read_json(run_folder(plan, day) / "status.json", {}).get("state") == "finished"
+    return RunRecord(run_folder(plan, day)).status.get("state") == "finished"
 
 
 def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
@@ -184,7 +185,7 @@ def prepare_day(plan: Plan, day: Day, previous: Day | None) -> int:
 def facts_of(plan: Plan, day: Day) -> dict[str, Any]:
     """A day's row of the report."""
     folder = run_folder(plan, day)
-    metrics = read_json(folder / "metrics.json", {})
+    metrics = RunRecord(folder).final
     before, train = _map(metrics, "before"), _map(metrics, "train")
     row = {
         "day": day.name,

@@ -132,7 +132,7 @@ def test_rooms_import_from_rooms_above_them():
 
 def test_launch_knows_only_the_configuration():
     # Run folders and state files are how a launcher learns what became of a job.
-    allowed = ("launch", "trainer.compose", "trainer.config", "trainer.run_folder", "trainer.report.files")
+    allowed = ("launch", "trainer.compose", "trainer.config", "trainer.run_folder", "trainer.report")
     read = ("configuration", "output_files", "packages", "safe_yaml", "secrets", "state_files", "typed")
     allowed = (*allowed, "trainer.gpus", "trainer.distributed", *(f"data_loaders.{name}" for name in read))
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []

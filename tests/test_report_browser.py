@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny, warm
 from tests.faulty import SLOWLY, Job
-from trainer.report.files import read
+from trainer.report.run_record import RunRecord
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SMALL = ("model.hidden_units=[8]", "log_every_steps=2")
@@ -85,7 +85,7 @@ def test_the_probe_sees_a_figure_that_is_not_drawn(run, browser, tmp_path):
 
 
 def test_the_files_behind_the_report_agree_with_the_metrics(run):
-    final, found = json.loads((run / "metrics.json").read_text()), read(run)
+    final, found = json.loads((run / "metrics.json").read_text()), RunRecord(run)
     assert set(found.scores) == {"valid", "test"} and found.tables["step"] == 13 == found.scores["test"]["step"]
     for split in ("valid", "test"):
         scores, bins = found.scores[split]["scores"], found.scores[split]["calibration"]

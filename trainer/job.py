@@ -10,7 +10,7 @@ from torch import nn
 
 from data_loaders.schema import Layout
 from data_loaders.state_files import write_json
-from trainer import build, faults, inputs
+from trainer import build, faults, inputs, run_folder
 from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config import TrainConfig
@@ -61,7 +61,7 @@ def make_job(
     faults.at("build")
     built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
     if ranks.is_first:
-        write_json(folder / "plan.json", built.plan_rows)
+        write_json(folder / run_folder.PLAN, built.plan_rows)
         print_plan(built.plan_rows)
     ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)
@@ -77,7 +77,7 @@ def make_job(
         ranks,
         texts={
             inputs.DATA: feed.chosen.dumps(),
-            "config.yaml": yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+            run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
         },
         before_commit=ledger.flush,
     )

@@ -20,7 +20,7 @@ from trainer.metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
 from trainer.progress import Progress
 from trainer.progress_line import ProgressLine
-from trainer.run_folder import append_json_line
+from trainer.run_folder import LINES, append_json_line
 from trainer.sightings import Sightings
 from trainer.trackers import Trackers
 
@@ -44,7 +44,7 @@ class Reporter:
         ranks: Ranks,
         alerts: Alerts | None = None,
     ) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / LINES
         self.loader, self.every_steps, self.ranks = loader, every_steps, ranks
         self.window = ClickMetrics(num_bins=WINDOW_BINS, device=ranks.device)
         self.epoch = ClickMetrics(device=ranks.device)

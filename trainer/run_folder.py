@@ -1,7 +1,7 @@
 """The folder of a run: one a run whatever the number of ranks, chosen, locked and written by rank 0.
 
-``config.yaml``, ``plan.json``, ``metrics.jsonl``, ``metrics.json``, ``status.json``, ``attempts.txt``, ``checkpoints/``; and
-``stacks/`` after a hang.
+The names of its files are here; ``trainer.report.run_record`` reads them. Besides there are ``attempts.txt``, ``checkpoints/``,
+``tensorboard/``, and ``stacks/`` after a hang.
 """
 
 import contextlib
@@ -24,7 +24,14 @@ import yaml
 from data_loaders.state_files import finite, read_json, write_json, write_text
 from trainer.config import RunConfig
 
-LOCK, LOCK_ATTEMPTS, STATUS = "RUN.lock", 10, "status.json"
+LOCK, LOCK_ATTEMPTS = "RUN.lock", 10
+CONFIG, PLAN, STATUS = "config.yaml", "plan.json", "status.json"
+LINES, METRICS, BEFORE = (
+    "metrics.jsonl",
+    "metrics.json",
+    "before.json",
+)  # as they come; at the end; before the first step
+SCORES, TABLES, ENVIRONMENT, REPORT = "distributions.json", "tables.json", "environment.json", "report.html"
 
 
 def choose(run: RunConfig, launch: tuple[str, int]) -> Path:

@@ -81,7 +81,7 @@ def start(argv: Sequence[str]) -> None:
         with Session(folder, ranks) as session:
             final = train(config, composed.tree, model, session, ranks)
             if final is not None and ranks.is_first:
-                write_json(folder / "metrics.json", final)
+                write_json(folder / run_folder.METRICS, final)
                 session.close("finished", step=final["train"]["step"], **final.get("selected", {}))
                 print_summary(final, folder)
             if config.report and ranks.is_first:
@@ -128,7 +128,7 @@ def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: 
             job.built.optimizer, config.data, job.layout, config.batch_size, job.feed.chosen.manifest, ranks
         )
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
-        run_folder.write_yaml(job.folder / "config.yaml", tree)
+        run_folder.write_yaml(job.folder / run_folder.CONFIG, tree)
         job.record.environment()
     with trackers.opened(config.logging, job.folder, tree, job.progress.step, here=ranks.is_first) as opened:
         job.reporter.trackers = opened
@@ -208,7 +208,7 @@ def profiled(job: Job, watchdog: Watchdog) -> AbstractContextManager[Callable[[i
 def score_before(job: Job) -> dict[str, Any] | None:
     """Metrics of the rows to be trained, by the model as it is before the first step; a run that goes on has them from
     its beginning (``before.json``), or never had them."""
-    config, ranks, path = job.config, job.ranks, job.folder / "before.json"
+    config, ranks, path = job.config, job.ranks, job.folder / run_folder.BEFORE
     if not config.evaluation.before_training:
         return None
     if job.progress.step:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import build
+from trainer import build, run_folder
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.compose import from_yaml
@@ -37,7 +37,7 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
 
     Raises ``ValueError`` when there is no such run or checkpoint, or it is damaged.
     """
-    config = from_yaml(run / "config.yaml", overrides).config
+    config = from_yaml(run / run_folder.CONFIG, overrides).config
     path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
     model = build.build_model(config.model, config.data.schema, config.seed)
     limits = config.timeout_seconds, config.rendezvous_timeout_seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launch.cluster.job import Job, environment, torchrun, worker
 from launch.cluster.options import Slurm
+from trainer.run_folder import STATUS
 
 # Each node is known by the name Slurm has for it, whatever it calls itself; the first one holds the rendezvous.
 NODE = 'export PET_LOCAL_ADDR=$SLURMD_NODENAME PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)); exec "$@"'
@@ -55,7 +56,7 @@ def script(config: Slurm, job: Job, cwd: Path) -> str:
         worker="\n  ".join(shlex.quote(argument) for argument in worker(job.arguments)),
         srun=shlex.join(srun(config)),
         node=shlex.quote(NODE),
-        status=shlex.quote(str(job.folder / "status.json")),
+        status=shlex.quote(str(job.folder / STATUS)),
     )
 
 

@@ -1,13 +1,11 @@
 """A trial: its values, its run folder, and what became of it, read from what the run itself wrote."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from data_loaders.secrets import redact_override
 from data_loaders.state_files import read_json, write_json
-from trainer.report.files import read_lines
+from trainer.report.run_record import RunRecord
 
 LOWER_IS_BETTER = ("logloss", "ne")
 # ``open``: not at its end, so the same command goes on with it.
@@ -87,19 +85,16 @@ def recorded(folder: Path, values: dict[str, str]) -> Trial | None:
 
 
 def evaluations(folder: Path, metric: str) -> list[float]:
-    """The metric at each evaluation so far, as reports have them."""
-    split, _, name = metric.partition(".")
-    courses, _, _ = read_lines(folder / "metrics.jsonl", (name,))
-    found = courses[split].column(name).tolist() if split in courses and courses[split].lines else []
-    return [value for value in found if math.isfinite(value)]
+    """The metric at each evaluation so far."""
+    return [value for _, value in RunRecord(folder, (metric.partition(".")[2],)).curve(metric)]
 
 
 def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
     """The trial as its run folder tells it; ``code``: the exit code (None: it was not started), ``pruned``: we stopped it."""
-    status = read_json(trial.folder / "status.json", {})
-    state = status.get("state")
+    run = RunRecord(trial.folder)
+    state = run.status.get("state")
     if state == "finished" and (code in (None, 0) or pruned):
-        value = final_value(trial.folder, metric)
+        value = run.final_value(metric)
         if value is None:
             reason = f"metrics.json has no {metric}: {UNDEFINED}"
             return replace(trial, state="failed", reason=reason)
@@ -112,22 +107,15 @@ def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
         return replace(trial, state="pruned", value=course[-1] if course else None, reason=reason)
     if state == "preempted" or code in (130, 143, 138):
         return replace(trial, state="open", reason="someone asked it to stop")
-    return replace(trial, state="failed", reason=failure(trial.folder, status, code))
+    return replace(trial, state="failed", reason=failure(run, code))
 
 
-def final_value(folder: Path, metric: str) -> float | None:
-    split, _, name = metric.partition(".")
-    figures = read_json(folder / "metrics.json", {}).get(split)
-    value = figures.get(name) if isinstance(figures, dict) else None
-    return value if isinstance(value, (int, float)) else None
-
-
-def failure(folder: Path, status: dict[str, Any], code: int) -> str:
+def failure(run: RunRecord, code: int) -> str:
     """One line: what the run said last of an error."""
-    output = folder / OUTPUT
+    output = run.folder / OUTPUT
     lines = output.read_text(errors="replace").splitlines() if output.exists() else []
     said = [line.removeprefix("error: ") for line in lines if line.startswith(("error: ", "launch: rank "))]
     if said:
         return said[-1]
-    known = status.get("reason") if status.get("state") == "failed" else None
+    known = run.status.get("reason") if run.status.get("state") == "failed" else None
     return known or f"exit code {code}: see {output}"

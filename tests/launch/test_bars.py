@@ -124,7 +124,7 @@ def without(part, key):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (lambda f: [str(f / "absent")], "config.yaml does not exist: give the folder of a finished run"),
+        (lambda f: [str(f / "absent")], "absent has no config.yaml: give the folder of a run"),
         (lambda f: [fake_run(f / "r"), f"folder={f}"], "give the raw files' folder as data=DIR"),
         (lambda f: [fake_run(f / "r"), f"data={f}/none"], "No such file or directory"),
         (lambda f: [fake_run(f / "r", change=without("test", "gauc"))], "no gauc of test: set evaluation.group_by"),

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, what they ended with, and their courses, from run folders written by hand."""
+"""Runs side by side: what differs, what they ended with, and their curves, from run folders written by hand."""
 
 import json
 
@@ -46,8 +46,7 @@ def test_differences_of_the_configurations(runs):
 
 
 def test_metrics_at_the_end(runs):
-    figures = compare.figures(compare.read_all(runs))
-    assert figures == {
+    assert compare.final_metrics(compare.read_all(runs)) == {
         "valid.auc": [0.7, None],
         "valid.logloss": [0.5, None],
         "train.rows_trained": [12345, None],
@@ -55,31 +54,30 @@ def test_metrics_at_the_end(runs):
     }
 
 
-def test_courses_by_rows_trained(runs):
-    one, two = compare.read_all(runs)
-    assert one.course("valid.auc") == [(100, 0.5), (200, 0.65)]
-    assert two.course("valid.auc") == [(100, 0.55)]
-    assert compare.courses([one, two], "valid.auc") == {"100": ["0.50000", "0.55000"], "200": ["0.65000", "–"]}
+def test_curves_by_rows_trained(runs):
+    found = compare.read_all(runs)
+    assert [run.curve("valid.auc") for run in found.values()] == [[(100, 0.5), (200, 0.65)], [(100, 0.55)]]
+    assert compare.curves(found, "valid.auc") == {"100": ["0.50000", "0.55000"], "200": ["0.65000", "–"]}
 
 
-def test_a_long_course_is_thinned_to_its_ends_and_points_between(tmp_path):
+def test_a_long_curve_is_thinned_to_its_ends_and_points_between(tmp_path):
     lines = [valid(10 * number, number / 1000) for number in range(1, 101)]
-    table = compare.courses(compare.read_all([write(tmp_path / "run", {}, lines)]), "valid.auc")
+    table = compare.curves(compare.read_all([write(tmp_path / "run", {}, lines)]), "valid.auc")
     assert len(table) == compare.POINTS and list(table)[0] == "10" and list(table)[-1] == "1,000"
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path):
+def test_runs_of_one_name_are_distinguished(tmp_path):
     folders = [write(tmp_path / name / "same", {}) for name in ("x", "y")]
-    assert [run.name for run in compare.read_all(folders)] == ["x/same", "y/same"]
+    assert list(compare.read_all(folders)) == ["x/same", "y/same"]
 
 
 def test_the_command_prints_and_draws(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    assert compare.main([*map(str, runs), "--picture", str(tmp_path / "courses.png")]) == 0
+    assert compare.main([*map(str, runs), "--picture", str(tmp_path / "curves.html")]) == 0
     shown = capsys.readouterr().out
     for text in ("optim.dense.lr", "0.70000", "12,345", "running", "0.65000"):
         assert text in shown
-    assert (tmp_path / "courses.png").read_bytes()[:4] == b"\x89PNG"
+    page = (tmp_path / "curves.html").read_text()
+    assert page.count("<figure") == 1 and "valid.auc by rows trained" in page
     assert compare.main([str(runs[0])]) == 0
     assert "The configurations are the same." in capsys.readouterr().out
 
@@ -90,12 +88,11 @@ def test_the_command_prints_and_draws(runs, tmp_path, capsys):
         (["absent"], "absent has no config.yaml: give the folder of a run"),
         (["a", "a"], "is given twice"),
         (["a", "--metric", "valid.ac"], "--metric valid.ac: no run has it (valid: train.auc, valid.auc)"),
-        (["a", "--picture", "x.nonsense"], "nonsense"),
-        (["a", "--picture", "absent/x.png"], "absent/x.png"),
+        (["a", "--picture", "x.png"], "--picture x.png: only .html can be written"),
+        (["a", "--picture", "absent/x.html"], "there is no folder absent"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, runs, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     assert compare.main(arguments) == 2
     said = capsys.readouterr().err

@@ -118,7 +118,9 @@ def test_a_run_that_ended_before_its_sweep_could_tell_is_not_run_again(tmp_path)
 
 def test_evaluations_of_a_run_that_went_on_from_a_checkpoint(tmp_path):
     lines = [(10, "valid", 0.5), (15, "train", 0.9), (20, "valid", 0.6), (20, "valid", 0.61), (30, "valid", None)]
-    text = "".join(json.dumps({"step": s, "split": split, "auc": auc}) + "\n" for s, split, auc in lines)
+    text = "".join(
+        json.dumps({"step": s, "rows_trained": s, "split": split, "auc": auc}) + "\n" for s, split, auc in lines
+    )
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 40, "spl')
     assert trials.evaluations(tmp_path, "valid.auc") == [0.5, 0.61]
     assert trials.evaluations(tmp_path / "absent", "valid.auc") == []
@@ -142,7 +144,7 @@ def test_what_became_of_a_trial(state, code, pruned, expected, tmp_path):
     if state:
         (tmp_path / "status.json").write_text(json.dumps({"state": state, "reason": "no room"}))
     (tmp_path / "metrics.json").write_text('{"valid": {"auc": 0.7}}')
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "valid", "auc": 0.6}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "rows_trained": 1, "split": "valid", "auc": 0.6}\n')
     ended = trials.outcome(Trial(0, {}, tmp_path), "valid.auc", code, pruned)
     assert ended.state == expected
     assert ended.value == {"complete": 0.7, "pruned": 0.6}.get(expected)

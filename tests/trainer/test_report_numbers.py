@@ -6,11 +6,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from trainer.metrics import ClickMetrics
-from trainer.report.plan import segments
+from trainer.report.curves import kept_points
+from trainer.report.memory import segments
 from trainer.report.scores import wilson
 from trainer.report.slices import in_order, standard_error
 from trainer.report.table_statistics import sampled_rows
-from trainer.report.thinning import kept_points
 
 
 def sigmoid(logits):
@@ -132,7 +132,7 @@ def test_bars_of_the_plan_add_up_to_what_each_rank_holds():
         for rank in range(3):
             own = [part for part in parts if part["rank"] == rank]
             expected = sum(row["bytes"].get(str(rank), 0) for row in plan) / 1e6
-            assert sum(part["megabytes"] for part in own) == pytest.approx(expected)
+            assert sum(part["size"] for part in own) == pytest.approx(expected)
             assert [part["left"] for part in own] == pytest.approx([0, *(part["right"] for part in own[:-1])])
             assert own[-1]["right"] == pytest.approx(expected)
             kinds = [part["sharding"] for part in own]

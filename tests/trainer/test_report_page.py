@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
+from launch.sweep import trials
 from tests import warm
-from trainer.report import page, texts
+from trainer.report import compare, curves, page, texts
 from trainer.report.drawing import draw_or_warn
-from trainer.report.files import read
+from trainer.report.run_record import RunRecord
 
 NASTY = "<script>alert(1)</script>"
 MEGABYTE = 1e6
@@ -98,7 +99,10 @@ def nasty_run(folder):
 
 
 def test_what_comes_from_the_data_is_text(tmp_path):
-    plain, nasty = page.html(read(write(tmp_path / "plain", []))), page.html(read(nasty_run(tmp_path / "nasty")))
+    plain, nasty = (
+        page.html(RunRecord(write(tmp_path / "plain", []))),
+        page.html(RunRecord(nasty_run(tmp_path / "nasty"))),
+    )
     assert NASTY not in nasty and "&lt;script&gt;alert(1)&lt;/script&gt;" in nasty
     tags = parsed(nasty).tags
     assert tags.count("script") == 3, "Bokeh, its log level, its documents"
@@ -110,7 +114,7 @@ def test_what_comes_from_the_data_is_text(tmp_path):
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path):
-    found = parsed(page.html(read(nasty_run(tmp_path / "run"))))
+    found = parsed(page.html(RunRecord(nasty_run(tmp_path / "run"))))
     assert found.addresses == ["data:,"]
     assert not re.search(r"url\(|@import", "".join(found.styles))
 
@@ -129,11 +133,11 @@ def test_the_page_of_a_long_run_on_many_ranks_is_small(tmp_path):
     table |= {"missing_row": 0, "missing_row_trained": True}
     tables = {"step": 5, "tables": [table | {"table": f"t{n}"} for n in range(500)]}
     write(tmp_path / "run", lines, plan=plan, tables=tables)
-    run = read(tmp_path / "run")
+    run = RunRecord(tmp_path / "run")
     page.write(run.folder, tmp_path / "report.html")
     assert 1.2 * MEGABYTE < (tmp_path / "report.html").stat().st_size < 3 * MEGABYTE
-    assert len(run.courses["train"].lines) == 200_000
-    kept = page.curves.cards(run)[0].plot.renderers[0].data_source.data["value"]
+    assert len(run.histories["train"].lines) == 200_000
+    kept = curves.cards(run)[0].plot.renderers[0].data_source.data["value"]
     assert len(kept) <= 1000 and 77.125 in kept
 
 
@@ -142,30 +146,48 @@ def test_steps_that_were_trained_again_count_once_and_a_torn_line_not_at_all(tmp
     folder = write(tmp_path / "run", [line(split, step, auc=place) for place, (split, step) in enumerate(steps)])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"broken\n{"step": 25, "split": "tra')
-    run = read(folder)
-    assert run.courses["train"].column("step").tolist() == [10, 15, 20]
-    assert run.courses["train"].column("auc").tolist() == [0, 5, 6]
-    assert run.courses["valid"].lines == [] and run.unreadable == 1
+    run = RunRecord(folder)
+    assert run.histories["train"].column("step").tolist() == [10, 15, 20]
+    assert run.histories["train"].column("auc").tolist() == [0, 5, 6]
+    assert run.histories["valid"].lines == [] and run.unreadable == 1
     assert "1 lines of metrics.jsonl could not be read." in texts.remarks(run)
+
+
+def test_report_comparison_and_sweep_show_one_curve_of_a_run_that_was_resumed_from_an_earlier_step(tmp_path):
+    steps = [("train", 10), ("valid", 10), ("train", 20), ("valid", 20), ("train", 30), ("valid", 30)]
+    resumed = [("train", 20), ("valid", 20), ("train", 30)]  # from a checkpoint of step 15
+    lines = [line(split, step, auc=place / 10) for place, (split, step) in enumerate([*steps, *resumed])]
+    folder = write(tmp_path / "run", lines, status={"state": "running"})
+    expected = {"valid": [(2560, 0.1), (5120, 0.7)], "train": [(2560, 0.0), (5120, 0.6), (7680, 0.8)]}
+    (card,) = curves.cards(RunRecord(folder))
+    drawn = {r.data_source.data["name"][0]: r.data_source.data for r in card.plot.renderers}
+    for split, title in (("valid", "valid"), ("train", "training")):
+        assert list(zip(drawn[title]["rows"], drawn[title]["value"])) == expected[split]
+        runs = compare.read_all([folder])
+        (renderer, *_) = curves.comparison(runs, f"{split}.auc").plot.renderers
+        assert list(zip(renderer.data_source.data["rows"], renderer.data_source.data["value"])) == expected[split]
+        shown = compare.curves(runs, f"{split}.auc")
+        assert shown == {f"{rows:,}": [f"{value:.5f}"] for rows, value in expected[split]}
+        assert trials.evaluations(folder, f"{split}.auc") == [value for _, value in expected[split]]
 
 
 def test_a_run_that_goes_on_shows_its_last_lines_and_not_an_earlier_end(tmp_path):
     old = {"train": figures(0.9) | {"seconds": 1.0}, "valid": figures(0.9)}
     lines = [line("train", 10, **figures(0.1)), line("valid", 10, **figures(0.25))]
     folder = write(tmp_path / "run", lines, metrics=old, status={"state": "running"})
-    tiles = dict(texts.tiles(read(folder)))
+    tiles = dict(texts.tiles(RunRecord(folder)))
     assert tiles["valid AUC"] == "0.2500" and tiles["rows trained"] == "2,560" and "training time" not in tiles
-    assert texts.state(read(folder)) == "still going on at step 10"
+    assert texts.state(RunRecord(folder)) == "running at step 10"
     (folder / "status.json").write_text('{"state": "finished", "step": 10}')
-    assert dict(texts.tiles(read(folder)))["valid AUC"] == "0.9000"
-    page.html(read(folder))
+    assert dict(texts.tiles(RunRecord(folder)))["valid AUC"] == "0.9000"
+    page.html(RunRecord(folder))
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
-    text = page.html(read(write(tmp_path / "run", [])))
+    text = page.html(RunRecord(write(tmp_path / "run", [])))
     assert "deepfm on clicks" in text and "<figure" not in text
     one = [line("train", 1, auc=None, logloss=0.7)]  # a class is missing
-    assert page.html(read(write(tmp_path / "run", one))).count("<figure") == 1
+    assert page.html(RunRecord(write(tmp_path / "run", one))).count("<figure") == 1
 
 
 def test_the_command_draws_to_where_it_is_told_and_explains_a_mistake(tmp_path):
@@ -181,7 +203,7 @@ def test_the_command_draws_to_where_it_is_told_and_explains_a_mistake(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"[", b'{"step": "x", "tables": 5}', b'[{"table": 1}]'])
 def test_a_damaged_file_costs_its_own_section_alone(tmp_path, capsys, content):
     run = nasty_run(tmp_path / "run")
-    whole = page.html(read(run))
+    whole = page.html(RunRecord(run))
     assert capsys.readouterr().err == ""
     names = ("status", "metrics", "plan", "distributions", "tables", "environment")
     for name in names:

@@ -1,6 +1,5 @@
 """Three models trained for ``STEPS`` steps through the whole program, without a break and with a save and a resume half-way."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import torch
 from trainer.checkpoint import Reader, newest
 from trainer.doctor.finding import Finding, failed, passed, warned
 from trainer.doctor.installation import ROOT
+from trainer.report.run_record import RunRecord
 
 MODELS = ("wide_deep", "deepfm", "din")
 STEPS, BATCH, HELD_OUT = 200, 2048, 20_480
@@ -70,7 +70,7 @@ def train(model: str, ranks: int, folder: Path, name: str, stops: Sequence[int],
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             named = [line for line in said if line.startswith("error: ") or "Error" in line] or said
             raise TrainingError(f"exit code {done.returncode} before step {stop}: {named[0][:300]}")
-    return json.loads((run / "metrics.json").read_text())
+    return RunRecord(run).final
 
 
 def arguments(model: str, folder: Path, run: Path, stop: int) -> list[str]:

@@ -1,86 +1,61 @@
-"""Runs side by side: `python -m trainer.report.compare RUN RUN … [--metric valid.auc] [--picture compare.png]`.
+"""Runs side by side: `python -m trainer.report.compare RUN RUN … [--metric valid.auc] [--picture compare.html]`.
 
-What differs in their configurations, the metrics each ended with, and the course of one metric by rows trained, as a table
-and a picture. A run may still be going on. Exit code: 0, or 2 for a mistake in the command.
+What differs in their configurations, the metrics each ended with, and the curve of one metric by rows trained, as a table
+and a picture. A run need not have ended. Exit code: 0, or 2 for a mistake in the command.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from data_loaders.output_files import PICTURES, check_output, is_picture
-from trainer.report import files
+from data_loaders.errors import UserError
+from trainer.report.drawing import check_page, draw_comparison
+from trainer.report.run_record import RunRecord
 
 WIDTH = 160  # of a table that is not written to a terminal
-FIGURES = ("auc", "gauc", "auc_pr", "logloss", "ne", "calibration")
+METRICS = ("auc", "gauc", "auc_pr", "logloss", "ne", "calibration")
 SPEED = ("rows_trained", "samples_per_second", "seconds")
-POINTS = 8  # of a course, as a table
+POINTS = 8  # of a curve, as a table
 
-
-@dataclass(frozen=True)
-class Run:
-    """``config`` flat: dotted key -> value. ``metrics``: of ``metrics.json``; empty before the end. ``courses``: by split, as
-    the report has them."""
-
-    name: str
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    courses: dict[str, files.Course]
-    state: str
-
-    def course(self, metric: str) -> list[tuple[int, float]]:
-        """(rows trained, value) of ``split.name``."""
-        split, _, name = metric.partition(".")
-        course = self.courses.get(split)
-        if course is None or not course.lines or name not in course.names:
-            return []
-        pairs = zip(course.column("rows_trained").tolist(), course.column(name).tolist(), strict=True)
-        return [(int(rows), value) for rows, value in pairs if math.isfinite(value) and math.isfinite(rows)]
+Runs = Mapping[str, RunRecord]  # by name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.report.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--metric", default="valid.auc", help="the course to show: split.name of metrics.jsonl")
-    parser.add_argument("--picture", type=Path, help="where to draw the courses (a .png, .svg or .pdf)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders")
+    parser.add_argument("--metric", default="valid.auc", help="the curve to show: split.name of metrics.jsonl")
+    parser.add_argument("--picture", type=Path, help="draw the curves into this page (.html)")
     options = parser.parse_intermixed_args(argv)
     try:
         if options.picture:
-            check_output("--picture", options.picture, PICTURES, is_picture)
-        runs = read_all([Path(run).expanduser() for run in options.runs], options.metric)
+            check_page("--picture", options.picture)
+        runs = read_all([run.expanduser() for run in options.runs], options.metric)
         check_metric(runs, options.metric)
         show(runs, options.metric)
         if options.picture:
-            draw(options.picture, runs, options.metric)
+            draw_comparison(runs, options.metric, options.picture)
+            print(f"Picture: {options.picture}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def read_all(folders: Sequence[Path], metric: str = "valid.auc") -> list[Run]:
-    """Named by as much of their paths as tells them apart, with the courses of ``metric`` and ``FIGURES``. Raises
-    ``ValueError`` for what is no run folder."""
+def read_all(folders: Sequence[Path], metric: str = "valid.auc") -> dict[str, RunRecord]:
+    """Named by as much of their paths as distinguishes them, with the curves of ``metric`` and ``METRICS``."""
     paths = [folder.resolve() for folder in folders]
     if repeated := {path for path in paths if paths.count(path) > 1}:
-        raise ValueError(f"{min(repeated)} is given twice")
+        raise UserError(f"{min(repeated)} is given twice")
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
-    names = tuple(dict.fromkeys((*FIGURES, metric.partition(".")[2])))
-    return [read(folder, "/".join(path.parts[-depth:]), names) for folder, path in zip(folders, paths)]
-
-
-def read(folder: Path, name: str, names: Sequence[str]) -> Run:
-    run = files.read(folder, names)
-    return Run(name, flatten(run.config), run.ended, run.courses, str(run.status.get("state", "unknown")))
+    names = tuple(dict.fromkeys((*METRICS, metric.partition(".")[2])))
+    return {"/".join(path.parts[-depth:]): RunRecord(folder, names) for folder, path in zip(folders, paths)}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,76 +68,59 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differences(runs: Runs) -> dict[str, list[Any]]:
     """Keys whose values differ, with each run's (``–``: it has no such key). Where a run lies is no difference."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    table = {key: [run.config.get(key, "–") for run in runs] for key in keys if not key.startswith("run.")}
+    configs = [flatten(run.config) for run in runs.values()]
+    keys = dict.fromkeys(key for config in configs for key in config if not key.startswith("run."))
+    table = {key: [config.get(key, "–") for config in configs] for key in keys}
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+def final_metrics(runs: Runs) -> dict[str, list[float | None]]:
     """Metrics of ``metrics.json`` that some run has, each run's (None: it has not)."""
-    names = [("train", name) for name in SPEED]
-    names = [*((split, name) for split in ("valid", "test", "train") for name in FIGURES), *names]
-    table = {f"{split}.{name}": [_figure(run.metrics, split, name) for run in runs] for split, name in names}
+    names = [f"{split}.{name}" for split in ("valid", "test", "train") for name in METRICS]
+    names += [f"train.{name}" for name in SPEED]
+    table = {name: [run.final_value(name) for run in runs.values()] for name in names}
     return {name: values for name, values in table.items() if any(value is not None for value in values)}
 
 
-def check_metric(runs: Sequence[Run], metric: str) -> None:
-    """Raises ``ValueError`` where some run has lines, but none this metric."""
-    if any(run.courses for run in runs) and not any(run.course(metric) for run in runs):
-        known = {
-            f"{split}.{name}"
-            for run in runs
-            for split in run.courses
-            for name in FIGURES
-            if run.course(f"{split}.{name}")
-        }
-        raise ValueError(f"--metric {metric}: no run has it (valid: {', '.join(sorted(known))})")
+def check_metric(runs: Runs, metric: str) -> None:
+    """Raises ``UserError`` where some run has lines, but none this metric."""
+    known = {
+        f"{split}.{name}"
+        for run in runs.values()
+        for split, history in run.histories.items()
+        for name in history.names
+        if run.curve(f"{split}.{name}")
+    }
+    if any(run.histories for run in runs.values()) and metric not in known:
+        raise UserError(f"--metric {metric}: no run has it (valid: {', '.join(sorted(known))})")
 
 
-def show(runs: Sequence[Run], metric: str) -> None:
-    names = [run.name for run in runs]
+def show(runs: Runs, metric: str) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
     changed = differences(runs)
     if changed:
-        _print(console, "Configuration, where it differs", names, {k: list(map(str, v)) for k, v in changed.items()})
+        _print(console, "Configuration, where it differs", runs, {k: list(map(str, v)) for k, v in changed.items()})
     else:
         console.print("The configurations are the same.")
-    ended = {name: [_text(value) for value in values] for name, values in figures(runs).items()}
-    _print(console, "At the end", names, {"state": [run.state for run in runs], **ended})
-    _print(console, f"{metric} by rows trained", names, courses(runs, metric))
+    states = [str(run.status.get("state", "unknown")) for run in runs.values()]
+    ended = {name: [_text(value) for value in values] for name, values in final_metrics(runs).items()}
+    _print(console, "At the end", runs, {"state": states, **ended})
+    _print(console, f"{metric} by rows trained", runs, curves(runs, metric))
 
 
-def courses(runs: Sequence[Run], metric: str) -> dict[str, list[str]]:
-    """At ``POINTS`` of all rows at which some run was evaluated, the first and the last among them."""
-    by_run = [dict(run.course(metric)) for run in runs]
-    rows = sorted({number for course in by_run for number in course})
+def curves(runs: Runs, metric: str) -> dict[str, list[str]]:
+    """At ``POINTS`` of all numbers of rows at which some run was evaluated, the first and the last among them."""
+    by_run = [dict(run.curve(metric)) for run in runs.values()]
+    rows = sorted({number for curve in by_run for number in curve})
     if len(rows) > POINTS:
         rows = [rows[round(place * (len(rows) - 1) / (POINTS - 1))] for place in range(POINTS)]
-    return {f"{number:,}": [_text(course.get(number)) for course in by_run] for number in rows}
+    return {f"{number:,}": [_text(curve.get(number)) for curve in by_run] for number in rows}
 
 
-def draw(path: Path, runs: Sequence[Run], metric: str) -> None:
-    """Raises ``ValueError`` without matplotlib, and for a kind of picture it does not know."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("--picture needs matplotlib: .venv/bin/pip install 'matplotlib>=3.9'") from None
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    plot = figure.add_subplot()
-    for run in runs:
-        course = run.course(metric)
-        plot.plot([rows for rows, _ in course], [value for _, value in course], marker=".", label=run.name)
-    plot.set(xlabel="rows trained", ylabel=metric)
-    plot.grid(alpha=0.3)
-    plot.legend()
-    figure.savefig(path, dpi=110)
-    print(f"Picture: {path}")
-
-
-def _print(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+def _print(console: Console, title: str, names: Runs, rows: Mapping[str, Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in names:
@@ -170,12 +128,6 @@ def _print(console: Console, title: str, names: Sequence[str], rows: Mapping[str
     for name, cells in rows.items():
         table.add_row(name, *cells)
     console.print(table)
-
-
-def _figure(metrics: Mapping[str, Any], split: str, name: str) -> float | None:
-    figures = metrics.get(split)
-    value = figures.get(name) if isinstance(figures, dict) else None
-    return value if isinstance(value, (int, float)) else None
 
 
 def _text(value: float | None) -> str:

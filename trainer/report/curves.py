@@ -1,19 +1,18 @@
-"""Curves of training and of each evaluation by rows trained."""
+"""Curves by rows trained: of one run's training and evaluations, and of one metric of several runs."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from trainer.report.files import Course, Run
-from trainer.report.style import BLUE, DARK, GREY, ORANGE, Card, Key, hover, make_figure
-from trainer.report.thinning import kept_points
+from trainer.report.pictures import BLUE, COLORS, DARK, GREY, NAMES, ORANGE, Card, Key, hover, label, make_figure
+from trainer.report.run_record import History, RunRecord
 
 SPLITS = {"train": BLUE, "valid": ORANGE, "test": DARK}
-NAMES = {"train": "training", "valid": "valid", "test": "test"}
-# What is drawn: of ``metrics.jsonl``, its title, how numbers read, the value that would be perfect or useless, and what that is.
+# Metrics drawn: the title, how numbers read, the value that would be perfect or useless, and what that is.
 CURVES: tuple[tuple[str, str, str, float | None, str], ...] = (
     ("logloss", "Log loss", "0.0000", None, ""),
     ("auc", "AUC", "0.0000", None, ""),
@@ -24,16 +23,36 @@ CURVES: tuple[tuple[str, str, str, float | None, str], ...] = (
     ("input_wait_fraction", "Input wait", "0.[0]%", None, "share of the time that training waits for rows"),
 )
 FROM_ZERO = ("samples_per_second", "input_wait_fraction")
+MOST_POINTS = 1000
 POINTS_SHOWN, FEW = 60, 12  # of an evaluation, of training: as points, not only as a line
+DASHES = ("solid", "dashed", "dotted")  # of as many runs as there are colours each
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: RunRecord) -> list[Card]:
     return [card for curve in CURVES if (card := _card(run, *curve)) is not None]
 
 
-def _card(run: Run, name: str, title: str, number: str, reference: float | None, note: str) -> Card | None:
-    drawn = {split: run.courses[split] for split in SPLITS if split in run.courses}
-    drawn = {split: course for split, course in drawn.items() if not np.isnan(course.column(name)).all()}
+def comparison(runs: Mapping[str, RunRecord], metric: str) -> Card:
+    """``metric`` (split.name) of each run, by its name."""
+    tooltips = [("", "@name"), ("rows", "@rows{0,0}"), (metric, "@value{0.00000}")]
+    plot = make_figure(480, tooltips, x_axis_label="rows trained")
+    plot.xaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+    keys = []
+    for number, (name, run) in enumerate(runs.items()):
+        curve = run.curve(metric)
+        kept = kept_points(np.array([value for _, value in curve]))
+        rows, values = zip(*(curve[place] for place in kept)) if curve else ((), ())
+        source = ColumnDataSource({"rows": rows, "value": values, "name": [label(name)] * len(rows)})
+        color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+        plot.line("rows", "value", source=source, color=color, line_width=2, line_dash=dash)
+        hover(plot, plot.scatter("rows", "value", source=source, size=5, color=color))
+        keys.append(Key(color, name if dash == "solid" else f"{name} ({dash})"))
+    return Card(metric, plot, keys, wide=True)
+
+
+def _card(run: RunRecord, name: str, title: str, number: str, reference: float | None, note: str) -> Card | None:
+    drawn = {split: run.histories[split] for split in SPLITS if split in run.histories}
+    drawn = {split: history for split, history in drawn.items() if not np.isnan(history.column(name)).all()}
     if not drawn:
         return None
     tooltips = [
@@ -45,25 +64,25 @@ def _card(run: Run, name: str, title: str, number: str, reference: float | None,
     ]
     plot = make_figure(tooltips=tooltips, x_axis_label="rows trained")
     keys = []
-    for split, course in drawn.items():
-        _draw(plot, split, course, name)
-        keys.append(Key(SPLITS[split], f"{NAMES[split]} {_text(course.column(name)[-1], number)}"))
+    for split, history in drawn.items():
+        _draw(plot, split, history, name)
+        keys.append(Key(SPLITS[split], f"{NAMES[split]} {_text(history.column(name)[-1], number)}"))
     plot.xaxis.formatter, plot.yaxis.formatter = (
         NumeralTickFormatter(format="0.[0]a"),
         NumeralTickFormatter(format=number.replace(".0", ".[0") + "]" if ".0" in number else number),
     )
-    plot.x_range = Range1d(0, max(float(course.column("rows_trained").max()) for course in drawn.values()) * 1.03)
-    low, high = _limits({split: course.column(name) for split, course in drawn.items()}, reference, name in FROM_ZERO)
+    plot.x_range = Range1d(0, max(float(history.column("rows_trained").max()) for history in drawn.values()) * 1.03)
+    low, high = _limits({split: history.column(name) for split, history in drawn.items()}, reference, name in FROM_ZERO)
     plot.y_range = Range1d(low, high)
     if reference is not None:
         plot.add_layout(Span(location=reference, dimension="width", line_color=GREY, line_dash="dashed", line_width=1))
     return Card(title, plot, keys, note)
 
 
-def _draw(plot: figure, split: str, course: Course, name: str) -> None:
-    values = course.column(name)
+def _draw(plot: figure, split: str, history: History, name: str) -> None:
+    values = history.column(name)
     kept = kept_points(values)
-    columns = {"rows": course.column("rows_trained"), "step": course.column("step"), "epoch": course.column("epoch")}
+    columns = {"rows": history.column("rows_trained"), "step": history.column("step"), "epoch": history.column("epoch")}
     columns["value"] = values
     source = ColumnDataSource(
         {key: column[kept] for key, column in columns.items()} | {"name": [NAMES[split]] * len(kept)}
@@ -77,6 +96,21 @@ def _draw(plot: figure, split: str, course: Course, name: str) -> None:
     hover(
         plot, plot.scatter("rows", "value", source=source, size=5 if few else 3, color=color, alpha=1.0 if few else 0.0)
     )
+
+
+def kept_points(values: NDArray[np.float64], most: int = MOST_POINTS) -> NDArray[np.int64]:
+    """Ascending indices of at most ``most`` values: the first, the last, the smallest and the largest of each of ``most / 4``
+    stretches of equal length, so that no extreme is lost. NaN is no value, but where there is nothing else."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), max(most // 4, 1) + 1).astype(np.int64)
+    kept = []
+    for begin, end in zip(edges[:-1], edges[1:]):
+        part = values[begin:end]
+        kept += [begin, end - 1]
+        if not np.isnan(part).all():
+            kept += [begin + int(np.nanargmin(part)), begin + int(np.nanargmax(part))]
+    return np.unique(np.array(kept, np.int64))
 
 
 def _limits(values: dict[str, NDArray[np.float64]], reference: float | None, from_zero: bool) -> tuple[float, float]:

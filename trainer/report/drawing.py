@@ -1,32 +1,49 @@
-"""Draws a report; Bokeh, which takes a second to import, only then."""
+"""Draws pages; Bokeh, which takes a second to import, only then."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from data_loaders import packages
+from data_loaders.errors import UserError
+from data_loaders.output_files import check_output, head_of
+from trainer.report.run_record import RunRecord
+from trainer.run_folder import REPORT
 
-NAME = "report.html"
-GENERATOR = b"trainer.report"  # a page says so, and is replaced by another one
+GENERATOR = b'content="trainer.report"'  # in the head of a page, which may then be replaced by another one
+
+
+def check_page(option: str, path: Path) -> None:
+    """Raises ``UserError`` unless a page can be written to ``path``, which the user gave by ``option``."""
+    check_output(option, path, [".html"], lambda found: GENERATOR in head_of(found))
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
 
 
 def draw(folder: Path, output: Path) -> None:
-    """Of the run in ``folder`` into the file ``output``. Raises ``ValueError`` for what is no run folder, and without a package
-    that a report needs."""
+    """The report of the run in ``folder``. Raises ``UserError`` for what is no run folder, and where a package is missing."""
     try:
         from trainer.report import page
     except ImportError as error:
-        raise ValueError(f"no report: {packages.explanation(error) or error}") from None
+        raise UserError(f"no report: {packages.explanation(error) or error}") from None
     page.write(folder, output)
 
 
 def draw_or_warn(folder: Path) -> None:
     """At a run's end: what goes wrong here is no reason to fail it."""
     try:
-        draw(folder, folder / NAME)
+        draw(folder, folder / REPORT)
     except Exception as error:  # noqa: BLE001 - whatever it is, the model is trained
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         print(
-            f"warning: {folder / NAME} was not drawn ({reason}): python -m trainer.report {folder}",
+            f"warning: {folder / REPORT} was not drawn ({reason}): python -m trainer.report {folder}",
             file=sys.stderr,
             flush=True,
         )
+
+
+def draw_comparison(runs: Mapping[str, RunRecord], metric: str, output: Path) -> None:
+    """The curves of ``metric`` of several runs, by their names."""
+    from trainer.report import curves, template
+
+    template.write_picture(output, f"{metric} by rows trained", curves.comparison(runs, metric))

@@ -15,6 +15,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from data_loaders.state_files import write_json
+from trainer import run_folder
 from trainer.checkpoint.piece import Piece
 from trainer.config import TrainConfig
 from trainer.distributed import Ranks
@@ -33,19 +34,19 @@ class Record:
         self._scores: dict[str, Any] = {}
 
     def environment(self) -> None:
-        self._write("environment.json", environment(self.ranks))
+        self._write(run_folder.ENVIRONMENT, environment(self.ranks))
 
     def scores(self, split: str, step: int, distribution: Mapping[str, Any]) -> None:
         """How the model of ``step`` scores ``split`` (``trainer.distributions``); what was known of it before is forgotten."""
         self._scores[split] = {"step": step, **distribution}
-        self._write("distributions.json", self._scores)
+        self._write(run_folder.SCORES, self._scores)
 
     def tables(self, step: int, model: DistributedModelParallel, pieces: Sequence[Piece], config: TrainConfig) -> None:
         """A pass over all tables. ``pieces``: of the model and its optimizers. All ranks together."""
         statistics = table_statistics(
             embedding_tables(model), pieces, model.plan, config.optim, config.data.schema, self.ranks
         )
-        self._write("tables.json", {"step": step, "tables": statistics})
+        self._write(run_folder.TABLES, {"step": step, "tables": statistics})
 
     def _write(self, name: str, facts: Any) -> None:
         """By rank 0. A full disk is no reason to end a run: the report will lack it, and that is said."""

@@ -6,18 +6,23 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
 
-from trainer.report.curves import NAMES, SPLITS
-from trainer.report.files import Run
-from trainer.report.style import BLUE, GREY, ORANGE, Card, Key, hover, logit, make_figure, probability_axis
+from trainer.report.curves import SPLITS
+from trainer.report.pictures import BLUE, GREY, NAMES, ORANGE, Card, Key, hover, logit, make_figure, probability_axis
+from trainer.report.run_record import RunRecord
 
 SURE = 1.96  # of a normal distribution: 95 % lie within
 HEIGHT = 320
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: RunRecord) -> list[Card]:
     scores = {split: run.scores[split] for split in ("valid", "test") if split in run.scores}
     drawn = {split: found for split, found in scores.items() if found["calibration"]}
     return [_calibration(drawn), *(_spread(split, found["scores"]) for split, found in drawn.items())] if drawn else []
+
+
+def notes(run: RunRecord) -> list[str]:
+    steps = sorted({found["step"] for found in run.scores.values()})
+    return [f"At step {', '.join(f'{step:,}' for step in steps)}."] if steps else []
 
 
 def _calibration(scores: dict[str, Any]) -> Card:

@@ -5,18 +5,18 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Span
 
-from trainer.report.files import Run, last_with
-from trainer.report.style import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.run_record import RunRecord
 
 MOST_VALUES = 40  # those of most rows
 
 
-def cards(run: Run) -> list[Card]:
-    found = last_with(run, "slices")
+def cards(run: RunRecord) -> list[Card]:
+    found = run.last_with("slices")
     if found is None:
         return []
     split, columns = found
-    whole = run.figures[split]["auc"]
+    whole = run.metrics[split]["auc"]
     made = [_card(split, column, values, whole) for column, values in columns.items()]
     return [card for card in made if card is not None]
 

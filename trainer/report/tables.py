@@ -4,8 +4,9 @@ from typing import Any
 
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
 
-from trainer.report.files import Run
-from trainer.report.style import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.run_record import RunRecord
+from trainer.report.template import Table
 
 MOST_DRAWN = 40  # the largest
 MOST_LISTED = 300
@@ -13,7 +14,7 @@ LOW, MIDDLE, HIGH = 1, 3, 5  # of table_statistics.QUANTILES: 5, 50 and 95 %
 PARTS = {"trained": BLUE, "never_trained": GREY, "all": BLUE}
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: RunRecord) -> list[Card]:
     tables = run.tables.get("tables", [])[:MOST_DRAWN]
     return [_trained(tables), _norms(tables)] if tables else []
 
@@ -82,15 +83,13 @@ def _norms(tables: list[dict[str, Any]]) -> Card:
     return Card("Length of rows (L2 norm)", plot, drawn, "Point: median; bar: from 5 to 95 % of the rows.")
 
 
-def listed(run: Run) -> dict[str, Any] | None:
+def listed(run: RunRecord) -> list[Table]:
     """The same as text: a line a table."""
     tables = run.tables.get("tables", [])
-    if not tables:
-        return None
     sizes = {row["table"]: sum(row["bytes"].values()) for row in run.plan}
     head = ["table", "rows", "dim", "optimizer", "MB", "trained", "never seen", "row of missing ids", "mean norm"]
     lines = [_line(table, sizes.get(table["table"])) for table in tables[:MOST_LISTED]]
-    return {"title": f"{len(tables)} tables", "head": head, "lines": lines, "notes": _notes(run, tables)}
+    return [Table(head, lines, f"{len(tables)} tables")] if tables else []
 
 
 def _line(table: dict[str, Any], size: int | None) -> list[str]:
@@ -114,7 +113,10 @@ def _line(table: dict[str, Any], size: int | None) -> list[str]:
     ]
 
 
-def _notes(run: Run, tables: list[dict[str, Any]]) -> list[str]:
+def notes(run: RunRecord) -> list[str]:
+    tables = run.tables.get("tables", [])
+    if not tables:
+        return []
     notes = [f"At step {run.tables['step']:,}. A row counts as trained when its optimizer has state for it."]
     sampled = [table for table in tables if table["sampled"] < table["rows"]]
     if sampled:

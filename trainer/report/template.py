@@ -1,4 +1,68 @@
-"""The page around the pictures: Jinja2, every value escaped but the two that Bokeh makes."""
+"""Pages: sections of pictures, tables and text, each page one file that needs nothing else. Bokeh comes along with it, its core
+alone (1.3 MB). Jinja2 escapes every value but the two that Bokeh makes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bokeh.embed import components
+from bokeh.resources import Resources
+from jinja2 import Environment
+
+from data_loaders.state_files import write_text
+from trainer.report.pictures import Card
+
+
+@dataclass(frozen=True)
+class Table:
+    """``title``: it is folded away under this."""
+
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """``code``: a text shown as it is, folded away under ``code_title``."""
+
+    id: str
+    title: str
+    cards: Sequence[Card] = ()
+    texts: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    code: str = ""
+    code_title: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.cards or self.texts or self.tables or self.code)
+
+
+def render(title: str, subtitle: str, sections: Sequence[Section], **head: Any) -> str:
+    """The page's text. ``head``: ``tiles``, pairs of what and how much; ``alerts``."""
+    shown = [section for section in sections if not section.empty]
+    cards = [card for section in shown for card in section.cards]
+    script, divs = components([card.plot for card in cards]) if cards else ("", ())
+    bokeh = Resources(mode="inline", components=["bokeh"]).render_js() if cards else ""
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
+    return page.render(
+        title=title,
+        subtitle=subtitle,
+        sections=shown,
+        divs=dict(zip(map(id, cards), divs)),
+        id=id,
+        style=STYLE,
+        scripts=f"{bokeh}\n{script}",
+        **head,
+    )
+
+
+def write_picture(path: Path, title: str, card: Card) -> None:
+    """A page of one picture."""
+    write_text(path, render(title, "", [Section("picture", "", [card])]))
+
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -7,15 +71,15 @@ PAGE = """<!doctype html>
 <meta name="generator" content="trainer.report">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light">
-<title>{{ name }}: report</title>
+<title>{{ title }}</title>
 <link rel="icon" href="data:,">
 <style>{{ style|safe }}</style>
 {{ scripts|safe }}
 </head>
 <body>
 <header>
-  <h1>{{ name }}</h1>
-  <p class="state">{{ folder }} · {{ state }}</p>
+  <h1>{{ title }}</h1>
+  <p class="state">{{ subtitle }}</p>
   <dl class="tiles">{% for what, value in tiles %}<div><dt>{{ what }}</dt><dd>{{ value }}</dd></div>{% endfor %}</dl>
 </header>
 <main>
@@ -27,16 +91,17 @@ PAGE = """<!doctype html>
 </section>
 {% endif %}
 {% for section in sections %}
-<section id="{{ section.id }}"><h2>{{ section.title }}</h2>
+<section id="{{ section.id }}">{% if section.title %}<h2>{{ section.title }}</h2>{% endif %}
+
   {% for text in section.texts %}<p>{{ text }}</p>{% endfor %}
   {% if section.cards %}<div class="cards">
-  {% for id, card in section.cards %}
+  {% for card in section.cards %}
     <figure{% if card.wide %} class="wide"{% endif %}>
       <figcaption>{{ card.title }}</figcaption>
       <p class="keys">{% for key in card.keys %}
         <span><i style="background:{{ key.color }}"></i>{{ key.text }}</span>{% endfor %}
       </p>
-      {{ divs[id]|safe }}
+      {{ divs[id(card)]|safe }}
       {% if card.note %}<p class="note">{{ card.note }}</p>{% endif %}
     </figure>
   {% endfor %}</div>{% endif %}

@@ -1,13 +1,13 @@
-"""What a report says in words and numbers: its head, the final figures, the data's counters, the environment."""
+"""What a report says in words and numbers: its head, the metrics, the data's counters, the environment."""
 
 import datetime
-from dataclasses import dataclass
 from typing import Any
 
-from trainer.report.files import Run
+from trainer.report.pictures import NAMES
+from trainer.report.run_record import RunRecord
+from trainer.report.template import Table
 
 SPLITS = ("test", "valid", "train", "before")
-NAMES = {"train": "training", "before": "before training"}
 METRICS = (
     ("auc", "AUC", ".4f"),
     ("gauc", "GAUC", ".4f"),
@@ -23,28 +23,25 @@ METRICS = (
     ("samples_per_second", "samples/s", ",.0f"),
     ("seconds", "seconds", ",.1f"),
 )
-HEADLINE = ("auc", "logloss", "ne", "calibration")
+HEADLINE = {"auc": "AUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
+STATES = {
+    "running": "running",
+    "preempted": "stopped",
+    "killed": "killed",
+    "unknown": "state unknown",
+}
+NOTHING_DROPPED = "Every value fitted: nothing was null, out of range, cut or left out."
 
 
-@dataclass(frozen=True)
-class Table:
-    head: list[str]
-    lines: list[list[str]]
-    title: str = ""
-
-
-def tiles(run: Run) -> list[tuple[str, str]]:
-    """(what, how much) of the head: the figures of test, or what else there is, then rows and time."""
-    split = next((split for split in SPLITS[:3] if run.figures.get(split)), None)
-    values = run.figures.get(split, {}) if split else {}
-    where = f"{NAMES.get(split, split)} " if split else ""
-    short = {"ne": "NE"}
+def tiles(run: RunRecord) -> list[tuple[str, str]]:
+    """(what, how much) of the head: the metrics of test, or what else there is, then rows and time."""
+    split = next((split for split in SPLITS[:3] if run.metrics.get(split)), "")
+    values, forms = run.metrics.get(split, {}), {name: form for name, _, form in METRICS}
     found = [
-        (where + short.get(name, title), _shown(values.get(name), form))
-        for name, title, form in METRICS
-        if name in HEADLINE
+        (f"{NAMES.get(split, '')} {title}".strip(), _shown(values.get(name), forms[name]))
+        for name, title in HEADLINE.items()
     ]
-    train = run.figures.get("train", {})
+    train = run.metrics.get("train", {})
     found.append(("rows trained", f"{run.rows_trained:,}"))
     if "seconds" in train:
         since = " (last start)" if train.get("rows_trained", run.rows_trained) < run.rows_trained else ""
@@ -54,83 +51,74 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def state(run: Run) -> str:
-    """How the run stands, in a line."""
+def state(run: RunRecord) -> str:
+    """The run's state, in a line."""
     word = run.status.get("state", "unknown")
     step = run.status.get(
-        "step", max((course.last["step"] for course in run.courses.values() if course.last), default=None)
+        "step", max((history.last["step"] for history in run.histories.values() if history.last), default=None)
     )
-    words = {
-        "running": "still going on",
-        "preempted": "stopped",
-        "killed": "ended without a word",
-        "unknown": "state unknown",
-    }
     reason = f": {run.status['reason']}" if run.status.get("reason") else ""
-    return words.get(word, word) + (f" at step {step:,}" if step is not None else "") + reason
+    return STATES.get(word, word) + (f" at step {step:,}" if step is not None else "") + reason
 
 
-def results(run: Run) -> Table | None:
-    """A line a metric, a column a split."""
-    splits = [split for split in SPLITS if run.figures.get(split)]
-    if not splits:
-        return None
-    best = run.figures.get("best", {})
+def results(run: RunRecord) -> list[Table]:
+    """A line a metric, a column a split; the best possible value in a line of its own."""
+    splits = [split for split in SPLITS if run.metrics.get(split)]
+    best = run.metrics.get("best", {})
     lines = []
     for name, title, form in (*_ranking(run, splits), *METRICS):
-        values = [run.figures[split].get(name) for split in splits]
-        if any(value is not None for value in values):
-            possible = [(best.get(split) or {}).get(name) for split in splits]
-            cells = [
-                _shown(value, form) + (f" (best possible {_shown(p, form)})" if p else "")
-                for value, p in zip(values, possible)
-            ]
-            lines.append([title, *cells])
-    return Table(["", *(NAMES.get(split, split) for split in splits)], lines)
+        lines += _line(title, [run.metrics[split].get(name) for split in splits], form)
+        lines += _line(f"{title}, best possible", [(best.get(split) or {}).get(name) for split in splits], form)
+    return [Table(["", *(NAMES[split] for split in splits)], lines)] if lines else []
 
 
-def remarks(run: Run) -> list[str]:
-    """What belongs to the figures and is no figure of a split."""
+def _line(title: str, values: list[Any], form: str) -> list[list[str]]:
+    """None where no split has it."""
+    return [[title, *(_shown(value, form) for value in values)]] if any(value is not None for value in values) else []
+
+
+def remarks(run: RunRecord) -> list[str]:
+    """What belongs to the metrics and is no metric of a split."""
     found = []
-    if selected := run.figures.get("selected"):
-        stopped = f"; training stopped because {selected['stopped']}" if selected.get("stopped") else ""
+    if selected := run.metrics.get("selected"):
+        stopped = f"; early stopping: {selected['stopped']}" if selected.get("stopped") else ""
         found.append(
-            f"Figures of the best checkpoint, step {selected['best_step']:,}, by {selected['metric']}{stopped}."
+            f"Metrics of the best checkpoint, step {selected['best_step']:,}, by {selected['metric']}{stopped}."
         )
-    if wide := run.figures.get("wide"):
+    if wide := run.metrics.get("wide"):
         found.append(f"Linear part: {wide['nonzero']:,} of {wide['rows']:,} weights are not 0 ({wide['share']:.1%}).")
-    memory = (run.figures.get("train") or {}).get("peak_memory_mb")
-    if memory:
+    if memory := (run.metrics.get("train") or {}).get("peak_memory_mb"):
         found.append(
-            "Most memory of a rank: " + ", ".join(f"{size:,} MB {kind}" for kind, size in memory.items()) + "."
+            "Peak memory of a rank: " + ", ".join(f"{size:,} MB {kind}" for kind, size in memory.items()) + "."
         )
-    if memory:
         found.append("Training: rows of the last epoch, each scored before it was trained.")
+    if run.metrics.get("best"):
+        found.append("Best possible: what the true click probabilities reach (data.probability).")
     if run.unreadable:
         found.append(f"{run.unreadable:,} lines of metrics.jsonl could not be read.")
     return found
 
 
-def counters(run: Run) -> Table | None:
-    """What happened to values that do not fit, by column and split, and how much of the rows that is."""
-    splits = [split for split in SPLITS if (run.figures.get(split) or {}).get("data")]
-    names = sorted({name for split in splits for name in run.figures[split]["data"]})
-    if not names:
-        return None
+def counters(run: RunRecord) -> list[Table]:
+    """What happened to values that do not fit, by column and split."""
+    counts = {split: run.metrics[split]["data"] for split in SPLITS if (run.metrics.get(split) or {}).get("data")}
     lines = []
-    for name in names:
+    for name in sorted({name for split in counts.values() for name in split}):
         column, _, what = name.rpartition(".")
-        counts = [run.figures[split]["data"].get(name, 0) for split in splits]
-        lines.append([column, what.replace("_", " "), *(f"{count:,}" for count in counts)])
-    names = {"valid": "valid, all evaluations"} | NAMES
-    return Table(["column", "what", *(names.get(split, split) for split in splits)], lines)
+        lines.append([column, what.replace("_", " "), *(f"{split.get(name, 0):,}" for split in counts.values())])
+    titles = NAMES | {"valid": "valid, all evaluations"}
+    return [Table(["column", "what", *(titles[split] for split in counts)], lines)] if lines else []
 
 
-def environment(run: Run) -> Table | None:
-    facts = {name: value for name, value in run.environment.items() if value is not None}
+def clean(run: RunRecord) -> list[str]:
+    """Said where a run has ended without any of ``counters``."""
+    return [NOTHING_DROPPED] if run.metrics.get("train", {}).get("seconds") and not counters(run) else []
+
+
+def environment(run: RunRecord) -> list[Table]:
     started, updated = (when(run.status.get(name)) for name in ("started", "updated"))
-    facts = {"started": started, "last news": updated, "run folder": run.folder.resolve().name} | facts
-    return Table([], [[name, str(value)] for name, value in facts.items() if value])
+    facts = {"started": started, "last update": updated, "run folder": run.folder.resolve().name} | run.environment
+    return [Table([], [[name, str(value)] for name, value in facts.items() if value])]
 
 
 def when(stamp: str | None) -> str:
@@ -146,9 +134,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60:02} s" if minutes else f"{seconds:.1f} s"
 
 
-def _ranking(run: Run, splits: list[str]) -> list[tuple[str, str, str]]:
+def _ranking(run: RunRecord, splits: list[str]) -> list[tuple[str, str, str]]:
     """Metrics of requests, whose names depend on ``evaluation.top_k``."""
-    names = dict.fromkeys(name for split in splits for name in run.figures[split])
+    names = dict.fromkeys(name for split in splits for name in run.metrics[split])
     return [(name, name, ".4f") for name in names if name == "mrr" or name.startswith(("ndcg@", "hit_rate@"))]
 
 

@@ -17,7 +17,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, DARK, GREY = (
     "#222222",
     "#8A8F98",
 )
+COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, DARK, GREY)
 GRID, TEXT = "#E6E8EB", "#4A4F57"
+NAMES = {"train": "training", "valid": "valid", "test": "test", "before": "before training"}  # of splits
 MOST_LETTERS = 24
 # Of probabilities on an axis of logits, the most telling first; and where scores lie close together.
 TICKS = (0.5, 0.1, 0.9, 0.01, 0.99, 1e-3, 0.999, 0.2, 0.8, 0.05, 0.95, 1e-4, 0.9999, 0.02, 0.98, 0.3, 0.7, 1e-5, 1e-6)
@@ -76,11 +78,11 @@ def hover(plot: figure, renderer: Any) -> None:
         tool.renderers = [*tool.renderers, renderer]
 
 
-def label(text: Any) -> str:
-    """A name of the data's own on an axis: not too long, and nothing that Bokeh takes for TeX, for which it would load MathJax
+def label(text: Any, most: int = MOST_LETTERS) -> str:
+    """A name of the data's own in a picture: not too long, and nothing that Bokeh takes for TeX, for which it would load MathJax
     from elsewhere."""
     shown = str(text)
-    shown = shown if len(shown) <= MOST_LETTERS else f"{shown[: MOST_LETTERS - 1]}…"
+    shown = shown if len(shown) <= most else f"{shown[: most - 1]}…"
     return shown.replace("$", "$\u200b").replace("\\", "\\\u200b")
 
 
@@ -107,5 +109,9 @@ def probability_axis(axis: Any, low: float, high: float, most: int = 7) -> None:
         enough = number >= len(TICKS) and len(shown) >= FEWEST_TICKS
         if low <= place <= high and not near and not enough:
             shown.append(tick)
-    axis.ticker = FixedTicker(ticks=[logit(tick) for tick in shown])
-    axis.major_label_overrides = {logit(tick): f"{tick:.6%}".rstrip("0%").rstrip(".") + "%" for tick in shown}
+    fixed_ticks(axis, {logit(tick): f"{tick:.6%}".rstrip("0%").rstrip(".") + "%" for tick in shown})
+
+
+def fixed_ticks(axis: Any, texts: dict[float, str]) -> None:
+    axis.ticker = FixedTicker(ticks=list(texts))
+    axis.major_label_overrides = texts

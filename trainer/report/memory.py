@@ -1,13 +1,15 @@
 """What each rank holds: tables and their optimizer state, by the plan (``plan.json``)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter, NumeralTickFormatter, Range1d
+from bokeh.plotting import figure
 
-from trainer.report.files import Run
-from trainer.report.style import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure
+from trainer.report.pictures import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure
+from trainer.report.run_record import RunRecord
 
-COLORS = {
+KINDS = {
     "table_wise": BLUE,
     "row_wise": ORANGE,
     "column_wise": GREEN,
@@ -19,17 +21,29 @@ MOST_BARS = 3000  # parts of bars in the picture
 MEGABYTE = 1e6
 
 
-def cards(run: Run) -> list[Card]:
+def cards(run: RunRecord) -> list[Card]:
     return [_card(run.plan)] if run.plan else []
 
 
 def _card(plan: list[dict[str, Any]]) -> Card:
     ranks = 1 + max(int(rank) for row in plan for rank in row["bytes"])
     parts = segments(plan, max(1, MOST_BARS // ranks))
-    source = ColumnDataSource({key: [part[key] for part in parts] for key in parts[0]})
-    tooltips = [("rank", "@rank"), ("table", "@table"), ("sharding", "@sharding"), ("MB", "@megabytes{0,0.000}")]
+    tooltips = [("rank", "@rank"), ("table", "@table"), ("sharding", "@sharding"), ("MB", "@size{0,0.000}")]
+    plot = bars_by_rank(parts, ranks, tooltips, "MB of tables and optimizer state")
+    kinds = dict.fromkeys(part["sharding"] for part in parts)
+    sizes = {kind: sum(part["size"] for part in parts if part["sharding"] == kind) for kind in kinds}
+    keys = [Key(KINDS.get(kind, GREY), f"{kind.replace('_', ' ')} {size:,.1f} MB") for kind, size in sizes.items()]
+    return Card("Memory by rank", plot, keys, "A part of a bar is a table: point at it.", wide=True)
+
+
+def bars_by_rank(
+    parts: Sequence[dict[str, Any]], ranks: int, tooltips: Any, label: str, number: str = ",.1f"
+) -> figure:
+    """A bar a rank. ``parts``: each with ``rank``, its ends ``left`` and ``right``, its ``color``, and what tooltips show;
+    ``number``: how the total of a bar is written."""
     height = round(90 + ranks * min(40, max(4, 640 / ranks)))
-    plot = make_figure(height, tooltips, x_axis_label="MB of tables and optimizer state", y_axis_label="rank")
+    plot = make_figure(height, tooltips, x_axis_label=label, y_axis_label="rank")
+    source = ColumnDataSource({key: [part[key] for part in parts] for key in parts[0]})
     bars = plot.hbar(
         y="rank",
         left="left",
@@ -43,23 +57,14 @@ def _card(plan: list[dict[str, Any]]) -> Card:
     hover(plot, bars)
     totals = [max((part["right"] for part in parts if part["rank"] == rank), default=0.0) for rank in range(ranks)]
     if ranks <= 32:
-        plot.text(
-            totals,
-            list(range(ranks)),
-            [f"{total:,.1f}" for total in totals],
-            x_offset=5,
-            text_baseline="middle",
-            text_font_size="12px",
-        )
+        texts = [format(total, number) for total in totals]
+        plot.text(totals, list(range(ranks)), texts, x_offset=5, text_baseline="middle", text_font_size="12px")
     plot.x_range, plot.y_range = Range1d(0, max(totals) * 1.15 or 1.0), Range1d(ranks - 0.4, -0.6)
     plot.yaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
     plot.yaxis.formatter = CustomJSTickFormatter(code="return Number.isInteger(tick) ? String(tick) : ''")
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
     plot.ygrid.grid_line_color = None
-    kinds = dict.fromkeys(part["sharding"] for part in parts)
-    sizes = {kind: sum(part["megabytes"] for part in parts if part["sharding"] == kind) for kind in kinds}
-    keys = [Key(COLORS.get(kind, GREY), f"{kind.replace('_', ' ')} {size:,.1f} MB") for kind, size in sizes.items()]
-    return Card("Memory by rank", plot, keys, "A part of a bar is a table: point at it.", wide=True)
+    return plot
 
 
 def segments(plan: list[dict[str, Any]], most_tables: int) -> list[dict[str, Any]]:
@@ -81,6 +86,6 @@ def segments(plan: list[dict[str, Any]], most_tables: int) -> list[dict[str, Any
             ends[rank] = left + size / MEGABYTE
             found.append(
                 {"rank": rank, "table": name, "sharding": kind, "left": left, "right": ends[rank]}
-                | {"megabytes": size / MEGABYTE, "color": COLORS.get(kind, GREY)}
+                | {"size": size / MEGABYTE, "color": KINDS.get(kind, GREY)}
             )
     return found
