@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
-_HEADS = {".png": (b"\x89PNG",), ".pdf": (b"%PDF",), ".svg": (b"<?xml", b"<svg")}
-PICTURES = tuple(_HEADS)
 
 
 def check_output(option: str, path: Path, suffixes: Sequence[str], is_ours: Callable[[Path], bool]) -> None:
@@ -22,11 +20,6 @@ def check_output(option: str, path: Path, suffixes: Sequence[str], is_ours: Call
         raise ValueError(
             f"{option} {path} exists and is not what this command writes: choose another name, or move that file away"
         )
-
-
-def is_picture(path: Path) -> bool:
-    """Of the kind that its name says."""
-    return head_of(path).startswith(_HEADS[path.suffix])
 
 
 def head_of(path: Path) -> bytes:

@@ -4,42 +4,44 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from bokeh.models import ColumnDataSource, Span
+from bokeh.palettes import Viridis256
+
 from launch.sweep.space import Dimension, number
 from launch.sweep.trials import Trial, lower_is_better, without_secret
-
-MISSING = "no picture: it needs matplotlib (.venv/bin/pip install 'matplotlib>=3.9')"
+from trainer.report.pictures import TEXT, Card, fixed_ticks, hover, label, make_figure
+from trainer.report.template import write_picture
 
 
 def draw(path: Path, trials: Sequence[Trial], dimensions: Sequence[Dimension], metric: str) -> None:
-    """Trials that reached a value; pruned ones dashed. Raises ``ValueError`` without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError(MISSING) from None
-    from matplotlib.figure import Figure
-
+    """Trials that reached a value; pruned ones dotted."""
     shown = [trial for trial in trials if trial.value is not None]
     axes = [*(axis_of(dimension, shown) for dimension in dimensions), metric_axis(shown, metric)]
-    figure = Figure(figsize=(2.2 * len(axes) + 1.5, 5), layout="constrained")
-    plot = figure.add_subplot()
+    heights = list(zip(*(axis.heights for axis in axes)))
     # The best is bright, whichever way the metric goes.
-    colours = matplotlib.colormaps["viridis_r" if lower_is_better(metric) else "viridis"]
-    for trial, *heights in sorted(
-        zip(shown, *(axis.heights for axis in axes)), key=lambda row: row[0].state == "complete"
-    ):
-        style = "-" if trial.state == "complete" else ":"
-        plot.plot(range(len(axes)), heights, style, color=colours(heights[-1]), alpha=0.9, linewidth=1.6)
+    bright = [1 - places[-1] if lower_is_better(metric) else places[-1] for places in heights]
+    source = ColumnDataSource(
+        {
+            "x": [list(range(len(axes)))] * len(shown),
+            "y": [list(places) for places in heights],
+            "color": [Viridis256[round(255 * place)] for place in bright],
+            "dash": ["solid" if trial.state == "complete" else "dotted" for trial in shown],
+            "trial": [label(str(trial), 500) for trial in shown],
+            "value": [trial.value for trial in shown],
+        }
+    )
+    plot = make_figure(480, [("", "@trial"), (metric, "@value{0.000000}")], y_range=(-0.05, 1.05))
+    hover(plot, plot.multi_line("x", "y", source=source, color="color", line_dash="dash", line_width=2))
     for place, axis in enumerate(axes):
-        plot.axvline(place, color="black", linewidth=0.8)
-        for height, label in axis.ticks:
-            plot.text(
-                place + 0.02, height, label, fontsize=8, va="center", bbox={"color": "white", "alpha": 0.7, "pad": 1}
-            )
-    plot.set_xticks(range(len(axes)), [axis.name for axis in axes], rotation=15)
-    plot.set_yticks([])
-    plot.set_title(f"{len(shown)} trials by {metric}; dotted: stopped early")
-    plot.spines[:].set_visible(False)
-    figure.savefig(path, dpi=110)
+        plot.add_layout(Span(location=place, dimension="height", line_color=TEXT))
+        ys, texts = zip(*axis.ticks)
+        plot.text(
+            [place] * len(ys), ys, list(map(label, texts)), x_offset=4, text_baseline="middle", text_font_size="12px"
+        )
+    plot.x_range.end = len(axes) - 0.5  # room for the labels of the last one
+    fixed_ticks(plot.xaxis, {place: label(axis.name, 40) for place, axis in enumerate(axes)})
+    plot.yaxis.visible, plot.grid.visible = False, False
+    write_picture(path, f"{len(shown)} trials by {metric}", Card("Dotted: stopped early", plot, wide=True))
 
 
 class Axis:

@@ -1,7 +1,6 @@
 """What a sweep leaves: a table, `results.json`, a picture, and the best trial as an experiment."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from launch.sweep import experiment, picture
 from launch.sweep.space import Dimension
 from launch.sweep.trials import Trial, best, ranked
 
+PICTURE = "sweep.html"
 WIDTH = 160  # of a table that is not written to a terminal
 
 
@@ -33,11 +33,8 @@ def leave(
     )
     print_table(trials, dimensions, metric)
     if any(trial.value is not None for trial in trials):
-        try:
-            picture.draw(root / "sweep.png", trials, dimensions, metric)
-            print(f"Picture: {root / 'sweep.png'}")
-        except ValueError as error:
-            print(f"note: {error}", file=sys.stderr)
+        picture.draw(root / PICTURE, trials, dimensions, metric)
+        print(f"Picture: {root / PICTURE}")
     if (winner := best(trials, metric)) is not None:
         headline = f"Trial {winner.number} of {root}: {metric} {winner.value:.6f}"
         arguments = experiment.write(root, [*fixed, *winner.overrides], config_dir, headline)

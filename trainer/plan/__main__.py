@@ -11,15 +11,16 @@ from typing import TextIO
 import torch
 from rich.console import Console
 
-from data_loaders.output_files import PICTURES, check_output, is_picture
 from trainer import sharding
 from trainer.compose import compose
 from trainer.distributed import make_deterministic
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
-from trainer.plan.report import as_data, draw, show
+from trainer.plan.picture import draw
+from trainer.plan.report import as_data, show
 from trainer.plan.smallest import check_holdable, smallest_cluster
 from trainer.process import guarded, results_alone_on_stdout
+from trainer.report.drawing import check_page
 from trainer.topologies import Cluster, parse_cluster
 
 KEY = "topology="
@@ -41,8 +42,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
     cluster = sharing_this_machine(cluster)
     config.check_world_size(cluster.ranks)
     if options.picture is not None:
-        check_output("--picture", options.picture, PICTURES, is_picture)
-        check_can_draw(options.picture)
+        check_page("--picture", options.picture)
     job = Planned(config, cluster)
     check_holdable(job, cluster)
     estimate = job.estimate(cluster)
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", type=Path, help="draw memory by rank into this file (.png, .svg, .pdf)")
+    parser.add_argument("--picture", type=Path, help="draw memory by rank into this page (.html)")
     options, rest = parser.parse_known_args(list(argv))
     given = [argument.removeprefix(KEY) for argument in rest if argument.startswith(KEY)]
     if not given or not given[-1]:
@@ -93,16 +93,6 @@ def sharing_this_machine(cluster: Cluster) -> Cluster:
         return cluster
     here = sharding.measured(torch.device("cpu"), cluster.local)
     return Cluster(here, cluster.machines, cluster.local)
-
-
-def check_can_draw(path: Path) -> None:
-    """Raises ``ValueError`` before anything is computed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ValueError("--picture needs matplotlib, which is not installed: pip install matplotlib") from None
-    if not path.parent.is_dir():
-        raise ValueError(f"--picture {path}: there is no folder {path.parent}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""An estimate told: as plain data (JSON), as tables in the terminal, and as bars by rank in a picture."""
+"""An estimate as plain data (JSON) and as tables in the terminal."""
 
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -11,7 +10,6 @@ from trainer.plan.estimate import HELD, Estimate
 from trainer.topologies import GIB, Cluster
 
 MOST_TABLES, MOST_RANKS, MOST_REASONS = 40, 16, 10  # lines
-COLORS = ("#1f6f8b", "#e08e45", "#7a9e4e", "#b5526a", "#8d8d8d")  # of HELD, told apart also without colour vision
 
 
 def as_data(estimate: Estimate, smallest: Cluster | None, advice: list[str]) -> dict[str, Any]:
@@ -50,30 +48,6 @@ def show(data: dict[str, Any], console: Console) -> None:
     console.print(f"smallest cluster that fits: {data['smallest'] or 'none'}", highlight=False)
     for line in data["advice"]:
         console.print(f"- {line}", highlight=False, markup=False)
-
-
-def draw(data: dict[str, Any], path: Path) -> None:
-    """Bars by rank, GiB by kind, with the device's memory and the part of it that the plan may fill."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ranks = len(data["memory"])
-    figure, axes = pyplot.subplots(figsize=(min(24.0, 5 + 0.35 * ranks), 4.5), layout="constrained")
-    bottom = [0.0] * ranks
-    for kind, color in zip(HELD, COLORS, strict=True):
-        heights = [rank[kind] / GIB for rank in data["memory"]]
-        axes.bar(range(ranks), heights, bottom=bottom, color=color, label=kind.replace("_", " "))
-        bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
-    for name, style in (("memory", "-"), ("usable", "--")):
-        label = "device" if name == "memory" else "plan may fill"
-        axes.axhline(data["device"][name] / GIB, color="black", linestyle=style, linewidth=1, label=label)
-    axes.set(xlabel="rank", ylabel="GiB", title=f"{data['topology']}: {'fits' if data['fits'] else 'does not fit'}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def _memory(data: dict[str, Any]) -> Table:
