@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 
 from data_loaders.state_files import write_json
+from trainer.report.run_record import RunRecord
 
 RESULTS = Path("bench/results")
 SHARED_WITH_PEERS = ("torch", "numpy", "pyarrow")  # packages of this environment that a peer's uses too
@@ -264,18 +265,17 @@ def made(folder: Path, write_into: Callable[[Path], None]) -> Path:
     return folder
 
 
-def trained(arguments: Sequence[str], num_ranks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One run of the trainer in processes of its own: metrics.json and the lines of metrics.jsonl. Raises ``RuntimeError``
-    with its stderr where it fails."""
+def trained(arguments: Sequence[str], num_ranks: int) -> tuple[dict[str, Any], list[float]]:
+    """One run of the trainer in processes of its own: its final metrics, and valid.auc at each evaluation. Raises
+    ``RuntimeError`` with its stderr where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         started = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks), *arguments]
         started.append(f"run.dir={folder}/run")
         done = subprocess.run(started, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(started)} failed:\n{done.stderr}")
-        run = Path(folder, "run")
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        return json.loads((run / "metrics.json").read_text()), list(map(json.loads, lines))
+        run = RunRecord(Path(folder, "run"))
+        return run.final, [auc for _, auc in run.curve("valid.auc")]
 
 
 def status_bytes(key: str, pid: int | str = "self") -> int:

@@ -47,9 +47,9 @@ def combinations(grid: list[str]) -> list[tuple[str, ...]]:
 
 def run(arguments: list[str], num_ranks: int) -> dict[str, Any]:
     """Metrics of valid, and its AUC from evaluation to evaluation."""
-    metrics, lines = harness.trained(arguments, num_ranks)
-    valid, course = metrics["valid"], [round(line["auc"], 4) for line in lines if line.get("split") == "valid"]
-    return {**{key: valid[key] for key in METRICS if valid.get(key) is not None}, "course": course}
+    metrics, curve = harness.trained(arguments, num_ranks)
+    found = {key: metrics["valid"][key] for key in METRICS if metrics["valid"].get(key) is not None}
+    return {**found, "course": [round(auc, 4) for auc in curve]}
 
 
 def ranked(known: dict[str, Any], names: list[list[str]]) -> list[str]:
