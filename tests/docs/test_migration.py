@@ -56,8 +56,8 @@ def test_the_recipe_is_a_valid_declaration(mine):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes(command):
     words = shlex.split(command.replace("\\\n", " "))
-    assert words[:3] == ["python", "-m", "launch.run"]
-    assert compose(words[3:]).config.steps
+    assert words[:2] == ["clicktrainer", "train"]
+    assert compose(words[2:]).config.steps
 
 
 def test_what_is_said_of_weight_decay_and_initial_values_holds(mine):
