@@ -10,9 +10,9 @@ import torch.distributed as dist
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
 from tests.trainer.checkpoint.made import commit, whole
-from trainer.checkpoint import Reader, place, read_manifest, verification
+from trainer.checkpoint import Reader, local, read_manifest, verification
+from trainer.checkpoint.paths import Unreachable
 from trainer.checkpoint.piece import Piece
-from trainer.checkpoint.place import Unreachable
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole, shares, verify_together
 from trainer.config import CheckpointConfig
@@ -50,18 +50,18 @@ def saved(folder, step):
 
 def hashed_while(work):
     """(name, bytes) of every file that any rank has hashed meanwhile."""
-    real, mine = place._Local.chunks, []
+    real, mine = local.Local.chunks, []
 
     def chunks(self, path):
         for chunk in real(self, path):
             mine.append((f"{path.parent.name}/{path.name}", len(chunk)))
             yield chunk
 
-    place._Local.chunks = chunks
+    local.Local.chunks = chunks
     try:
         work()
     finally:
-        place._Local.chunks = real
+        local.Local.chunks = real
     return [portion for found in on_ranks(mine) for portion in found]
 
 
@@ -116,14 +116,14 @@ class _Unsendable(Exception):
 
 
 def one_rank_cannot_read(path, ranks):
-    real = place._Local.chunks
+    real = local.Local.chunks
 
     def failing(self, path):
         if ranks.rank == ranks.world_size - 1:
             raise error
         return real(self, path)
 
-    place._Local.chunks = failing
+    local.Local.chunks = failing
     try:
         error = OSError(5, "Input/output error")
         assert f"rank {ranks.world_size - 1}: " in (problem := verify_together(path, ranks))
@@ -136,7 +136,7 @@ def one_rank_cannot_read(path, ranks):
         with pytest.raises(RuntimeError, match="_Unsendable: "):
             verify_together(path, ranks)
     finally:
-        place._Local.chunks = real
+        local.Local.chunks = real
     assert verify_together(path, ranks) is None
 
 

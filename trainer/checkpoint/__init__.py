@@ -1,5 +1,5 @@
-"""Checkpoints: their files (``format``), the folder they lie in (``folder``), on disks and in object stores (``place``),
-saving and loading them (``saving``).
+"""Checkpoints: their files (``format``), the folder they lie in (``folder``), on disks (``local``) and in object stores
+(``store``; ``place`` chooses), saving and loading them (``saving``).
 
 ``Checkpoints`` is imported from ``saving``: it brings TorchRec along, without which a checkpoint opens sooner.
 """
@@ -27,7 +27,8 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     read_text,
 )
-from trainer.checkpoint.place import AnyPath, chosen, fresh, note, of_run, parse, place_of
+from trainer.checkpoint.paths import AnyPath
+from trainer.checkpoint.place import chosen, note, of_run, parse, place_of
 
 __all__ = [
     "AnyPath",
@@ -43,7 +44,6 @@ __all__ = [
     "chosen",
     "clean",
     "committed",
-    "fresh",
     "newest",
     "note",
     "of_run",

@@ -21,7 +21,8 @@ from rich.text import Text
 from trainer.checked_json import printable
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
-from trainer.checkpoint.place import AnyPath, parse
+from trainer.checkpoint.paths import AnyPath
+from trainer.checkpoint.place import parse
 
 WIDTH = 160  # of tables that go to a file
 MOST = 40  # lines of a list of tensors

@@ -32,8 +32,9 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     read_text,
 )
+from trainer.checkpoint.paths import AnyPath, Unreachable
 from trainer.checkpoint.piece import Piece
-from trainer.checkpoint.place import AnyPath, Unreachable, place_of
+from trainer.checkpoint.place import place_of
 from trainer.checkpoint.tensor_file import (
     CODES,
     LARGEST_SIZE,

@@ -10,7 +10,8 @@ from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.folder import committed
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.manifest import FACTS, INDEX, MANIFEST, read_facts, read_manifest
-from trainer.checkpoint.place import AnyPath, StorePath, of_run, place_of
+from trainer.checkpoint.paths import AnyPath, StorePath
+from trainer.checkpoint.place import of_run, place_of
 from trainer.checkpoint.tensor_file import SLAB_BYTES
 
 

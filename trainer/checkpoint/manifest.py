@@ -11,7 +11,8 @@ from typing import Any
 
 from trainer.checked_json import Mapped, Whole, check_form, parse_json
 from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
-from trainer.checkpoint.place import MANIFEST, AnyPath, Unreachable, place_of
+from trainer.checkpoint.paths import MANIFEST, AnyPath, Unreachable
+from trainer.checkpoint.place import place_of
 
 FACTS = "state.json"
 INDEX = "index.json"

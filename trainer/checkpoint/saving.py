@@ -25,8 +25,9 @@ from trainer import faults
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
+from trainer.checkpoint.paths import AnyPath, Attempt
 from trainer.checkpoint.piece import Piece
-from trainer.checkpoint.place import AnyPath, Attempt, place_of
+from trainer.checkpoint.place import place_of
 from trainer.checkpoint.tensor_file import place_tensors
 from trainer.checkpoint.verification import newest_whole, verify_together
 from trainer.config import CheckpointConfig

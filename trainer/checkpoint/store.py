@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data_loaders.storage import Storage, StorageError
-from trainer.checkpoint.place import COMMITTED, MANIFEST, Attempt, StorePath, Unreachable
+from trainer.checkpoint.paths import COMMITTED, MANIFEST, Attempt, StorePath, Unreachable
 from trainer.checkpoint.tensor_file import SLAB_BYTES, header_bytes, parse_header, stream_tensors
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from trainer.checkpoint.folder import committed, first_whole
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.manifest import hashing, read_manifest
-from trainer.checkpoint.place import AnyPath
+from trainer.checkpoint.paths import AnyPath
 from trainer.distributed import Ranks, from_first, on_ranks
 from trainer.verdict import for_all_ranks
 

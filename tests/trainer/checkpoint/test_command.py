@@ -128,7 +128,7 @@ def test_a_damaged_one_is_one_clear_line(run, capsys):
 
 
 def test_it_starts_without_the_heavy_libraries(run):
-    heavy = "('torchrec', 'fbgemm_gpu', 'hydra', 'omegaconf', 'pyarrow', 'duckdb')"
+    heavy = "('torchrec', 'fbgemm_gpu', 'hydra', 'omegaconf', 'duckdb')"
     code = (
         f"import sys; from trainer.checkpoint.__main__ import main; code = main(sys.argv[1:]); "
         f"sys.exit(code or ' '.join(name for name in {heavy} if name in sys.modules) or 0)"

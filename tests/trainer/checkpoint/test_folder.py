@@ -9,16 +9,16 @@ from tests.trainer.checkpoint.made import FILE, commit, table, whole
 from trainer.checkpoint import (
     clean,
     committed,
-    fresh,
+    local,
     newest,
-    place,
     place_of,
     prune,
     read_best,
     remove,
     write_best,
 )
-from trainer.checkpoint.place import Attempt
+from trainer.checkpoint.local import fresh
+from trainer.checkpoint.paths import Attempt
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_damaged_note_of_the_best_names_none(tmp_path, content):
 
 def test_a_removed_checkpoint_is_never_seen_in_half(checkpoints, monkeypatch):
     seen = []
-    monkeypatch.setattr(place.shutil, "rmtree", lambda path: seen.append((path.name, names(checkpoints))))
+    monkeypatch.setattr(local.shutil, "rmtree", lambda path: seen.append((path.name, names(checkpoints))))
     remove(checkpoints / "step-9")
     name, there = seen[0]
     assert re.fullmatch(r"\.trash-step-9-[0-9a-f]{8}", name) and there == [name, "step-10", "step-2"]
@@ -97,7 +97,7 @@ def test_cleaning_takes_away_what_saves_left_behind(checkpoints):
 
 
 def test_free_space_is_that_of_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(place.shutil, "disk_usage", lambda path: type("Usage", (), {"free": len(str(path))}))
+    monkeypatch.setattr(local.shutil, "disk_usage", lambda path: type("Usage", (), {"free": len(str(path))}))
     assert place_of(tmp_path).free_bytes(tmp_path) == len(str(tmp_path))
 
 

@@ -35,7 +35,7 @@ from trainer.checkpoint import (
     write_pieces,
 )
 from trainer.checkpoint.__main__ import main
-from trainer.checkpoint.place import StorePath, Unreachable
+from trainer.checkpoint.paths import StorePath, Unreachable
 from trainer.warm_start.start import source_checkpoint
 
 NUMBERS = itertools.count()
