@@ -77,6 +77,19 @@ class Columns:
             None if self.keys is None else self.keys[:, start:stop],
         )
 
+    def look_for_missing(self, ids: NDArray[np.integer]) -> None:
+        """``ids``: some that were just written."""
+        self.complete = self.complete and not (ids == NO_ID).any()
+
+    def drop(self, rows: slice, dropped: NDArray[np.bool_]) -> None:
+        """Those of ``rows`` where ``dropped``: no ids, and numbers that do no harm."""
+        if self.dropped is None:
+            self.dropped = np.zeros(self.num_rows, bool)
+        self.dropped[rows] = dropped
+        self.complete = False
+        self.numbers[:, rows][:, dropped] = 0
+        self.ids[:, rows][:, dropped] = NO_ID
+
     def fill(self, parts: list["Columns"], rows: NDArray[np.int64] | None, spare: NDArray[np.int64]) -> None:
         """Writes the rows of all parts, one after the other, in the order of ``rows``, a permutation of them (None: as they
         come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far."""

@@ -7,7 +7,6 @@ text, through another key, as a default. For that the resolver of ``oc.env`` is 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -29,26 +28,23 @@ _REFERENCE = re.compile(r"[\w.\[\]-]+")
 _ABSENT = "<no such variable>"
 
 
-@dataclass
-class _Answers:
-    """How often the environment has answered."""
+class _Environment:
+    """The resolver; ``answers``: how often it has been asked."""
 
-    count: int = 0
+    def __init__(self) -> None:
+        self.answers = 0
 
-
-_answers = _Answers()
-
-
-def _from_environment(name: str, *default: Any) -> Any:
-    _answers.count += 1
-    value = oc.env(name, _ABSENT)
-    if value == _ABSENT:
-        return oc.env(name, *default)
-    secrets.remember(name, value)
-    return value
+    def __call__(self, name: str, *default: Any) -> Any:
+        self.answers += 1
+        value = oc.env(name, _ABSENT)
+        if value == _ABSENT:
+            return oc.env(name, *default)
+        secrets.remember(name, value)
+        return value
 
 
-OmegaConf.register_new_resolver("oc.env", _from_environment, replace=True)
+_ENVIRONMENT = _Environment()
+OmegaConf.register_new_resolver("oc.env", _ENVIRONMENT, replace=True)
 
 
 def resolve(tree: DictConfig) -> dict[str, Any]:
@@ -157,10 +153,10 @@ def _recorded(node: DictConfig | ListConfig, raw: Any) -> Any:
 def _recorded_at(node: DictConfig | ListConfig, key: Any, raw: Any) -> Any:
     if not OmegaConf.is_interpolation(node, key):
         return _recorded(node[key], raw) if isinstance(raw, (dict, list)) else raw
-    before, value = _answers.count, node[key]
+    before, value = _ENVIRONMENT.answers, node[key]
     if isinstance(value, (DictConfig, ListConfig)):
         value = OmegaConf.to_container(value, resolve=True)
-    if _answers.count > before:
+    if _ENVIRONMENT.answers > before:
         return raw
     return value.replace("${", "\\${") if isinstance(value, str) else value  # the text itself, when it is read again
 

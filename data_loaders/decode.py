@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from data_loaders.column_decoders import (
     check_history,
 )
 from data_loaders.column_types import check_types
-from data_loaders.columns import NO_ID, Bags, Columns, concat_bags
+from data_loaders.columns import Bags, Columns, concat_bags
 from data_loaders.keys import check_key_types, keys_of
 from data_loaders.magnitudes import Magnitudes
 from data_loaders.plain import PlainColumns
@@ -118,7 +118,6 @@ class Decoder:
         ``purpose`` that are no longer in use.
         """
         columns = self.empty(count, purpose)
-        columns.complete = True
         bags: list[list[Bags]] = []
         stop = 0
         for table in _joined(tables):
@@ -129,8 +128,7 @@ class Decoder:
                 raise RowError(str(error), source.start + error.row) from error
             stop = source.stop
         assert stop == count, (stop, count)
-        columns.bags = [concat_bags(list(found)) for found in zip(*bags)] if bags else self._no_bags()
-        return columns
+        return replace(columns, bags=[concat_bags(list(found)) for found in zip(*bags)]) if bags else columns
 
     def empty(self, count: int, purpose: str) -> Columns:
         """Columns of ``count`` rows to write to, without bags."""
@@ -138,13 +136,15 @@ class Decoder:
         width = count + _PADDING
         numbers = self._buffers.empty(f"{purpose} numbers", (len(self._numbers), width), np.float32)
         ids = self._buffers.empty(f"{purpose} ids", (len(self._singles), width), self._dtype)
-        columns = Columns(self.num_dense, numbers[:, :count], ids[:, :count], self._no_bags())
-        if self._keys:
-            columns.keys = self._buffers.empty(f"{purpose} keys", (len(self._keys), width), np.int64)[:, :count]
-        return columns
-
-    def _no_bags(self) -> list[Bags]:
-        return [Bags(np.zeros(1, np.int64), np.empty(0, self._dtype)) for _ in self._bags]
+        keys = self._buffers.empty(f"{purpose} keys", (len(self._keys), width), np.int64) if self._keys else None
+        return Columns(
+            self.num_dense,
+            numbers[:, :count],
+            ids[:, :count],
+            [Bags(np.zeros(1, np.int64), np.empty(0, self._dtype)) for _ in self._bags],
+            complete=True,
+            keys=None if keys is None else keys[:, :count],
+        )
 
     def _decode(self, source: Source, columns: Columns) -> list[Bags]:
         """Writes the source's rows of both matrices, and returns its bags."""
@@ -154,8 +154,8 @@ class Decoder:
             if number not in done:
                 part = line[source.start : source.stop]
                 column.decode(source, part)
-                if part.dtype == self._dtype and columns.complete:
-                    columns.complete = not (part == NO_ID).any()
+                if part.dtype == self._dtype:
+                    columns.look_for_missing(part)
         for index in self._log1p:
             _log1p(columns.numbers[index, source.start : source.stop])
         self.magnitudes.look(columns.numbers[:, source.start : source.stop])
@@ -169,14 +169,8 @@ class Decoder:
         return bags if source.dropped is None else self._drop(source, source.dropped, columns, bags)
 
     def _drop(self, source: Source, dropped: NDArray[np.bool_], columns: Columns, bags: list[Bags]) -> list[Bags]:
-        """What is dropped has no ids, and numbers that do no harm."""
         self._counters.add("rows.dropped", dropped.sum())
-        if columns.dropped is None:
-            columns.dropped = np.zeros(columns.num_rows, bool)
-        columns.dropped[source.start : source.stop] = dropped
-        columns.complete = False
-        columns.numbers[:, source.start : source.stop][:, dropped] = 0
-        columns.ids[:, source.start : source.stop][:, dropped] = NO_ID
+        columns.drop(slice(source.start, source.stop), dropped)
         return [bag.without(dropped) for bag in bags]
 
 

@@ -52,17 +52,23 @@ _REASONS = (
 class _Loader(_FAST):
     """Scalars as in OmegaConf. A key is a word, even where YAML would take it for a truth value (``on: [user]``)."""
 
+    yaml_implicit_resolvers = {
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith((":timestamp", ":float"))]
+        for first, rules in _FAST.yaml_implicit_resolvers.items()
+    }
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        for key, _ in node.value:
-            if key.tag.endswith((":bool", ":null")):
-                key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep=deep)
+        self.flatten_mapping(node)  # first, as the keys that '<<' brings are words too
+        pairs = [(_word(key), value) for key, value in node.value]
+        return super().construct_mapping(yaml.MappingNode(node.tag, pairs, node.start_mark), deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if not tag.endswith((":timestamp", ":float"))]
-    for first, rules in _FAST.yaml_implicit_resolvers.items()
-}
+def _word(key: yaml.Node) -> yaml.Node:
+    if key.tag.endswith((":bool", ":null")):
+        return yaml.ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark)
+    return key
+
+
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -120,6 +126,13 @@ class _Open:
     children: int = 0
     keys: set[str] = field(default_factory=set)
 
+    def take(self, anchor: str | None, nodes: int, sizes: dict[str, int]) -> None:
+        """A child that is whole."""
+        self.nodes += nodes
+        self.children += 1
+        if anchor is not None:
+            sizes[anchor] = nodes
+
 
 def _check(text: str) -> None:
     """Raises ``_Refused``."""
@@ -129,7 +142,7 @@ def _check(text: str) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.CollectionEndEvent):
             done = path.pop()
-            _finish(path[-1], done.anchor, done.nodes, sizes)
+            path[-1].take(done.anchor, done.nodes, sizes)
             continue
         if isinstance(event, yaml.AliasEvent):
             size = sizes.get(event.anchor, 1)  # an alias of what is still open is refused by the constructor
@@ -139,13 +152,13 @@ def _check(text: str) -> None:
             if repeated > MAX_REPEATED:
                 raise _Refused(line, f"aliases such as *{event.anchor} repeat too much: write out what is meant")
             _take_key(path[-1], None, line)
-            _finish(path[-1], None, size, sizes)
+            path[-1].take(None, size, sizes)
         elif isinstance(event, yaml.NodeEvent):
             _check_tag(event, line)
             scalar = isinstance(event, yaml.ScalarEvent)
             _take_key(path[-1], event if scalar else None, line)
             if scalar:
-                _finish(path[-1], event.anchor, 1, sizes)
+                path[-1].take(event.anchor, 1, sizes)
                 continue
             path.append(_Open(isinstance(event, yaml.MappingStartEvent), event.anchor))
             if len(path) > MAX_DEPTH:
@@ -154,13 +167,6 @@ def _check(text: str) -> None:
 
 def _events(text: str) -> Iterator[yaml.Event]:
     return yaml.parse(text, _FAST)
-
-
-def _finish(parent: _Open, anchor: str | None, nodes: int, sizes: dict[str, int]) -> None:
-    parent.nodes += nodes
-    parent.children += 1
-    if anchor is not None:
-        sizes[anchor] = nodes
 
 
 def _take_key(parent: _Open, event: yaml.ScalarEvent | None, line: int) -> None:

@@ -55,13 +55,9 @@ class SharedRowGroups:
         if entry is None:
             return None
         with entry.lock:
-            if entry.columns is None:
-                entry.columns = self._decode(entry, handle)
-            first = entry.place(segment)
-            columns = entry.columns.between(first, first + segment.stop - segment.start)
+            columns = entry.part(segment, lambda: self._decode(entry, handle))
         with self._lock:
-            entry.rows_left -= columns.num_rows
-            if entry.rows_left == 0:
+            if entry.taken(columns.num_rows):
                 del self._entries[segment.row_group]
                 self._bytes -= entry.size
         return columns
@@ -95,7 +91,18 @@ class _Entry:
         self.rows_left = sum(segment.stop - segment.start for segment in rest)
         self.columns: Columns | None = None
 
-    def place(self, wanted: Segment) -> int:
+    def part(self, segment: Segment, decode: Callable[[], Columns]) -> Columns:
+        if self.columns is None:
+            self.columns = decode()
+        first = self._place(segment)
+        return self.columns.between(first, first + segment.stop - segment.start)
+
+    def taken(self, rows: int) -> bool:
+        """Whether these were the last."""
+        self.rows_left -= rows
+        return self.rows_left == 0
+
+    def _place(self, wanted: Segment) -> int:
         """Where a part of the rest begins in ``columns``."""
         before = 0
         for segment in self.rest:

@@ -45,6 +45,10 @@ class Skipped:
     rows: int = 0
     first: str | None = None
 
+    def add(self, rows: int, first: str | None) -> None:
+        self.rows += rows
+        self.first = self.first or first
+
 
 def good_lines(name: str, source: Source, file: TextFile, skipped: Skipped) -> Iterator[bytes]:
     """The lines of JSON that are as declared; counts the others in ``skipped``."""
@@ -57,8 +61,7 @@ def good_lines(name: str, source: Source, file: TextFile, skipped: Skipped) -> I
         if problem is None:
             yield line + b"\n"
             continue
-        skipped.rows += 1
-        skipped.first = skipped.first or f"'{file.name}', line {number:,}: {problem}"
+        skipped.add(1, f"'{file.name}', line {number:,}: {problem}")
 
 
 def find(name: str, file: TextFile, line: str) -> int | None:

@@ -236,9 +236,7 @@ class DuckDBEngine(Engine):
             found = self._copied(name, source, file, optional, unfinished)
             write_text(skipped, json.dumps(found))
             publish(unfinished, path)
-        rows, first = json.loads(skipped.read_text())
-        inputs = self.inputs[name]
-        inputs.bad_rows, inputs.first_bad = inputs.bad_rows + rows, inputs.first_bad or first
+        self.inputs[name].leave_out(*json.loads(skipped.read_text()))
         return str(path)
 
     def _copied(
@@ -315,7 +313,7 @@ class DuckDBEngine(Engine):
             f"COPY (SELECT * FROM {copy} WHERE {bad} IS NULL) TO {_quoted(str(good))} (FORMAT parquet, COMPRESSION snappy)"
         )
         os.replace(good, path)
-        skipped.rows, skipped.first = skipped.rows + rows, skipped.first or bad_rows.without_way_out(error, name)
+        skipped.add(rows, bad_rows.without_way_out(error, name))
 
     def _check_keys(self, name: str, source: Source, file: TextFile, path: Path, optional: frozenset[str]) -> None:
         """Raises ``ValueError`` for a declared column that the file has nowhere."""
@@ -350,10 +348,7 @@ class DuckDBEngine(Engine):
             found = bad_rows.explain(name, source, file, names, bad_rows.Hint(swallowed or first))
             if swallowed:
                 raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
-            skipped.rows, skipped.first = (
-                skipped.rows + rows,
-                skipped.first or bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}",
-            )
+            skipped.add(rows, bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}")
 
     def _drop_rejects(self) -> None:
         for table in (_REJECTS, _REJECTS_SCANS):

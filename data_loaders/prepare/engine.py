@@ -1,4 +1,4 @@
-"""The engine that runs the expressions: DuckDB on one machine, Spark on a cluster.
+"""What an engine does: the contract that ``duckdb_engine`` (one machine) and ``spark_engine`` (a cluster) fulfil.
 
 Every transformation of this package is an Ibis expression, written once. An engine only moves data: it reads raw files,
 stores intermediate tables, and writes the output. That is all that is written twice.
@@ -7,10 +7,9 @@ stores intermediate tables, and writes the output. That is all that is written t
 import fnmatch
 import hashlib
 import posixpath
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from data_loaders import footers
 from data_loaders.prepare import text_files
-from data_loaders.prepare.declaration import ENGINES, Source, is_file_name
+from data_loaders.prepare.declaration import Source, is_file_name
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.schema import one_of
 from data_loaders.secrets import scrub
@@ -48,6 +47,10 @@ class Inputs:
     ignored: int = 0
     bad_rows: int = 0
     first_bad: str | None = None
+
+    def leave_out(self, rows: int, first: str | None) -> None:
+        self.bad_rows += rows
+        self.first_bad = self.first_bad or first
 
     def notes(self, name: str) -> list[str]:
         """For people, one a line."""
@@ -149,7 +152,7 @@ class Engine(ABC):
                 f"sources.{name}.files: each of the {len(names)} file(s) is empty, such as '{names[0]}': check input= and "
                 f"sources.{name}.files"
             )
-        self.inputs[name].files, self.inputs[name].empty = len(files), len(names) - len(files)
+        self.inputs[name] = replace(self.inputs[name], files=len(files), empty=len(names) - len(files))
         return files
 
     def keep_words(self, error: Exception) -> str:
@@ -168,31 +171,6 @@ class Engine(ABC):
         name = f"rows_{id(self)}_{self._views}"
         self.backend.create_view(name, table, overwrite=True)
         return self.backend.sql(f"WITH rows AS (SELECT * FROM {name}) {select}", dialect="duckdb")
-
-
-def make_engine(name: str, work: Path, *, memory_limit: str, threads: int, options: dict[str, str]) -> Engine:
-    """``memory_limit``: such as 4GB, of the whole process. ``options``: settings of the engine's own. Raises ``ValueError``
-    for an engine that is not installed."""
-    one_of(name, ENGINES, "engine")
-    memory = parse_bytes(memory_limit)
-    if name == "duckdb":
-        from data_loaders.prepare.duckdb_engine import DuckDBEngine
-
-        return DuckDBEngine(work, memory, threads, options)
-    from data_loaders.prepare.spark_engine import SparkEngine
-
-    return SparkEngine(work, memory, threads, options)
-
-
-def parse_bytes(text: str) -> int:
-    """``4GB``, ``4GiB``, ``500MB`` -> bytes. Raises ``ValueError``."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([kKmMgGtT]?)(i?)[bB]?\s*", str(text))
-    try:
-        number = float(found.group(1))
-    except (AttributeError, ValueError):
-        raise ValueError(f"memory_limit={text}: write a size such as 4GB or 800MB") from None
-    base = 1024 if found.group(3) else 1000
-    return int(number * base ** " KMGT".index(found.group(2).upper() or " "))
 
 
 def file_name(text: str) -> str:

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
 from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
-from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine, make_engine
+from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine
+from data_loaders.prepare.engines import make_engine
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.prepare.references import check_columns, label_columns, mentioned, raw_columns

@@ -1,5 +1,6 @@
 """Text that an engine reads while it is decompressed and decoded here: through a named pipe, so that nothing lies on the disk."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ def beside(chunks: Iterator[bytes], path: str) -> Iterator[str]:
     try:
         yield path
     except BaseException:
-        feeder.stopped = True
+        feeder.stop()
         raise
     finally:
         feeder.join()
@@ -44,12 +45,12 @@ def beside(chunks: Iterator[bytes], path: str) -> Iterator[str]:
 
 
 class _Feeder(threading.Thread):
-    """Writes chunks to a pipe, or only takes them (``path`` None). ``stopped``: by who does not want the rest."""
+    """Writes chunks to a pipe, or only takes them (``path`` None)."""
 
     def __init__(self, chunks: Iterator[bytes], path: Path | None) -> None:
         super().__init__(name="chunks", daemon=True)
         self._chunks, self._path = chunks, path
-        self.stopped = False
+        self._stopped = False
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -63,9 +64,13 @@ class _Feeder(threading.Thread):
         except Exception as error:  # noqa: BLE001 - raised again by who waits for us
             self.error = error
 
+    def stop(self) -> None:
+        """The rest of the chunks is not wanted."""
+        self._stopped = True
+
     def end(self) -> None:
         """Waits for the end; a reader that gave up, or never opened the pipe, is stood in for meanwhile."""
-        self.stopped = True
+        self.stop()
         reader = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             while self.is_alive():
@@ -78,17 +83,13 @@ class _Feeder(threading.Thread):
     def _take(self, write: Callable[[memoryview], int]) -> None:
         for chunk in self._chunks:
             rest = memoryview(chunk)
-            while rest and not self.stopped:
+            while rest and not self._stopped:
                 rest = rest[write(rest) :]
-            if self.stopped:
+            if self._stopped:
                 return
 
 
 def _widen(descriptor: int) -> None:
     """A wider pipe means fewer changes between the two sides; the narrow one works too."""
-    try:
-        import fcntl
-
+    with suppress(OSError):
         fcntl.fcntl(descriptor, _SET_SIZE, _SIZE)
-    except (ImportError, OSError):
-        pass

@@ -15,6 +15,11 @@ from urllib.parse import quote
 
 import ibis
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
+from pyspark import TaskContext, cloudpickle
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from data_loaders.prepare import (
     bad_rows,
@@ -58,8 +63,7 @@ _SETTINGS = {
     "spark.sql.legacy.parquet.nanosAsLong": "true",
     "spark.log.level": "FATAL",
 }
-
-
+_ERRORS = (PySparkException, Py4JJavaError)
 _FIXED = tuple(key for key in _SETTINGS if key.startswith("spark.sql."))
 
 
@@ -94,13 +98,13 @@ class SparkEngine(Engine):
             parts = parquet_files.groups(name, source, files, root, optional, needed)
             table = parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
             return self._placed(source, self._frame(table), files, files)
-        except _spark_errors() as error:
+        except _ERRORS as error:
             raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.keep_words(error)})") from error
 
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
         try:
             return self._table(self._stored(name, lambda: self._frame(table)))
-        except _spark_errors() as error:
+        except _ERRORS as error:
             raise self.explain(error) from error
 
     def write(
@@ -124,7 +128,7 @@ class SparkEngine(Engine):
         return rows if rows else writer.write_file([], path, schema)
 
     def explain(self, error: Exception) -> Exception | None:
-        if not isinstance(error, _spark_errors()):
+        if not isinstance(error, _ERRORS):
             return None
         raised = re.search(r"ValueError: (.*?)(?: SQLSTATE: |$)", str(error), re.MULTILINE)  # ours, in an executor
         known = raised.group(1) if raised else engine_words.sentence(error)
@@ -164,8 +168,6 @@ class SparkEngine(Engine):
 
     def _group(self, name: str, source: Source, group: parquet_files.Group) -> ibis.Table:
         """Raw Parquet files of one schema, each column as declared, with ``__file`` and ``__place``."""
-        from pyspark.sql import functions as F
-
         frame = self.session.read.option("mergeSchema", "false").parquet(*group.names)
         chosen = [_moments(group, column, dict(frame.dtypes)).alias(column) for column in group.columns]
         place = F.col("_metadata.row_index").alias("__place")
@@ -208,8 +210,7 @@ class SparkEngine(Engine):
             sync_below(path)
             write_text(counts, json.dumps(found))
         shutil.rmtree(self.work / "text" / name, ignore_errors=True)
-        inputs = self.inputs[name]
-        inputs.bad_rows, inputs.first_bad = json.loads(counts.read_text())
+        self.inputs[name].leave_out(*json.loads(counts.read_text()))
         return self._numbered(source, self.session.read.parquet(str(path)), paths, [file.name for file in files])
 
     def _columns(self, name: str, source: Source, files: list[TextFile], optional: frozenset[str]) -> list[str]:
@@ -242,7 +243,7 @@ class SparkEngine(Engine):
         lines = spark_text.Lines(self.session, source, names, headers, _TYPES, self._converter(source))
         try:
             lines.frame(paths).write.parquet(str(path))
-        except _spark_errors() as error:
+        except _ERRORS as error:
             raise self._bad_files(name, source, files, names, error) from error
         seen = lines.seen()
         if seen["zero"]:
@@ -264,8 +265,6 @@ class SparkEngine(Engine):
         self, name: str, source: Source, files: list[TextFile], paths: list[str], optional: frozenset[str]
     ) -> None:
         """Raises ``ValueError`` for a declared column of JSON that a file has nowhere."""
-        from pyspark.sql import functions as F
-
         columns = [column for column in source.columns if column not in optional]
         counts = [F.count(F.col(_identifier(column))).alias(f"c{number}") for number, column in enumerate(columns)]
         stored = self.session.read.parquet(str(self.work / "raw" / name))
@@ -311,8 +310,6 @@ class SparkEngine(Engine):
     def _numbered(self, source: Source, stored: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """Places in the file, from ids that grow within each block of a file: a block's first row comes after all rows of
         the file's earlier blocks."""
-        from pyspark.sql import functions as F
-
         blocks = stored.groupBy("__file", "__block").agg(
             F.min("__place").alias("__first"), F.count(F.lit(1)).alias("__rows")
         )
@@ -331,8 +328,6 @@ class SparkEngine(Engine):
 
     def _placed(self, source: Source, frame: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """``__row`` from the file (``__file``, one of ``paths``, which stand for ``files``) and the place in it (``__place``)."""
-        from pyspark.sql import functions as F
-
         named = enumerate(zip(paths, files))
         uris = [(uri, file, number) for number, (path, file) in named for uri in _uris(path)]
         known = self.session.createDataFrame(uris, "`__file` string, `__origin` string, `__number` bigint")
@@ -345,12 +340,6 @@ class SparkEngine(Engine):
 
 
 def _session(memory: int, threads: int, options: dict[str, str]) -> tuple[Any, bool]:
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise ValueError(
-            "engine=spark needs the package pyspark (pip install 'pyspark>=4,<4.1') and Java 17; engine=duckdb needs neither"
-        ) from None
     active = SparkSession.getActiveSession()
     builder = SparkSession.builder
     if active is None and "spark.master" not in options:
@@ -361,7 +350,7 @@ def _session(memory: int, threads: int, options: dict[str, str]) -> tuple[Any, b
     try:
         session = builder.getOrCreate()
         if active is None and session.sparkContext.master.startswith("local"):
-            session.sparkContext.pythonExec = sys.executable  # workers on this machine run the same Python
+            session.sparkContext.pythonExec = sys.executable  # for workers; else the environment alone says it
         return session, active is None
     except Exception as error:
         if "JAVA" in str(error).upper():
@@ -382,8 +371,6 @@ def _check_option(option: str) -> None:
 
 def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> Any:
     """A column; times in UTC, and those of nanoseconds, which Spark reads as numbers, as times."""
-    from pyspark.sql import functions as F
-
     kind, value = group.schema.field(column).type, F.col(_identifier(column))
     if pa.types.is_timestamp(kind) and kind.unit == "ns" and kinds[column] == "bigint":
         return F.timestamp_micros(F.expr(f"{_identifier(column)} div 1000")).cast("timestamp_ntz")
@@ -397,14 +384,9 @@ def _identifier(name: str) -> str:
 def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:
     """A function for ``mapInArrow``: each partition writes files of its own, or the one file ``name``. Partitions are
     numbered in the rows' order."""
-
-    from pyspark import cloudpickle
-
     cloudpickle.register_pickle_by_value(writer)  # executors need pyarrow, but not us
 
     def write_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
-
         number = TaskContext.get().partitionId()
         wanted = pa.ipc.read_schema(pa.py_buffer(schema))
         if name is None:
@@ -416,21 +398,12 @@ def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -
     return write_partition
 
 
-def _spark_errors() -> tuple[type, ...]:
-    from py4j.protocol import Py4JJavaError
-    from pyspark.errors import PySparkException
-
-    return (PySparkException, Py4JJavaError)
-
-
 def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
     return next(file for file, path in zip(files, paths) if uri in _uris(path))
 
 
 def _unknown_file() -> Any:
     """An error, in a column's place, for a row whose ``__file`` is none of ours: it would be lost, or have no place."""
-    from pyspark.sql import functions as F
-
     told = "ValueError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
     return F.raise_error(F.concat(F.lit(told), F.col("__file"))).cast("string")
 

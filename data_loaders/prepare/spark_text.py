@@ -8,6 +8,10 @@ does not fit is *bad*, and counted while the rows are stored.
 from collections.abc import Callable
 from typing import Any
 
+from pyspark import cloudpickle
+from pyspark.sql import Observation
+from pyspark.sql import functions as F
+
 from data_loaders.prepare import csv_rows, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
@@ -55,9 +59,6 @@ class Lines:
 
     def frame(self, paths: list[str]) -> Any:
         """The good rows: the declared columns, ``__file``, ``__block`` and a growing ``__place``."""
-        from pyspark.sql import Observation
-        from pyspark.sql import functions as F
-
         self._seen = Observation()
         text = self._session.read.text(paths).select(
             F.col("value").alias("__line"),
@@ -88,13 +89,9 @@ class Lines:
         return self._seen.get
 
     def _is_header(self) -> Any:
-        from pyspark.sql import functions as F
-
         return (F.col("__block") == 0) & F.col("__line").isin(self._headers) if self._headers else F.lit(False)
 
     def _csv(self, text: Any) -> Any:
-        from pyspark.sql import functions as F
-
         source = self._source
         options = {
             "sep": source.separator,
@@ -119,8 +116,6 @@ class Lines:
     def _quotes_fit(self) -> Any:
         """Whether each quote that opens a field is closed right before a separator or the end. Most lines tell by a split at the
         quotes; the others go through the rules one letter after the other."""
-        from pyspark.sql import functions as F
-
         quote, separator, escape = self._source.quote, self._source.separator, self._source.escape
         if not quote:
             return F.lit(True)
@@ -138,8 +133,6 @@ class Lines:
         )
 
     def _json(self, text: Any) -> Any:
-        from pyspark.sql import functions as F
-
         options = {"mode": "PERMISSIVE", "allowSingleQuotes": "false"}
         # As a list: a second object in the line is then an error, or a second element.
         parsed = text.withColumn(
@@ -155,8 +148,6 @@ class Lines:
 
     def _typed(self, parsed: Any, raw: dict[str, Any], broken: Any) -> Any:
         """The declared columns by their types; a row is bad where it is ``broken``, or where a value has another type."""
-        from pyspark.sql import functions as F
-
         bad, texts = broken, []
         for name, value in raw.items():
             kind = self._source.columns[name]
@@ -179,8 +170,6 @@ class Lines:
 
     def _text_of(self, value: Any, kind: str) -> Any:
         """A text, or a list of them."""
-        from pyspark.sql import functions as F
-
         if kind.startswith("list<"):
             return F.from_json(value, "array<string>")
         if kind != "string" and self._source.format == "json":
@@ -194,9 +183,6 @@ def _identifier(name: str) -> str:
 
 def _quote_check(source: Source) -> Any:
     """A function of columns: whether a line's quotes are closed. It runs where Spark's executors have Python but not us."""
-    from pyspark import cloudpickle
-    from pyspark.sql import functions as F
-
     cloudpickle.register_pickle_by_value(csv_rows)
     marks = (source.separator, source.quote, source.escape)
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.arrow import flat, is_list, null_mask, numbers, type_kind
-from data_loaders.decode import NO_ID, Counters, Decoder, check_types
+from data_loaders.columns import NO_ID
+from data_loaders.decode import Counters, Decoder, check_types
 from data_loaders.hashing import hash_ids
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest

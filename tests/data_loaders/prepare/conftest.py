@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from data_loaders.prepare.engine import make_engine
+from data_loaders.prepare.engines import make_engine
 
 MISSING = {
     "pyspark is not installed (pip install 'pyspark>=4,<4.1')": lambda: importlib.util.find_spec("pyspark") is None,

@@ -11,7 +11,8 @@ import pytest
 
 from data_loaders.prepare import parquet_files
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import make_engine, parse_bytes, raw_files
+from data_loaders.prepare.engine import raw_files
+from data_loaders.prepare.engines import make_engine, parse_bytes
 
 COLUMNS = {"id": "int64", "name": "string", "price": "float64"}
 ROWS = [(1, "ä", 1.5), (2, None, None), (-3, "", -2.0), (2**60, 'a "b", c', 0.25)]

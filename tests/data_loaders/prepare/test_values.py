@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_loaders.prepare import spark_engine, values
+from data_loaders.prepare import values
 from data_loaders.prepare.declaration import Source
 
 DAY, NIL = datetime.date(2024, 1, 2), None
@@ -135,7 +135,7 @@ def test_parquet_of_unlike_schemas_is_read_by_what_is_declared(engine, tmp_path)
 def test_spark_loses_no_row_of_a_file_whose_name_it_spells_in_another_way(engine, tmp_path, monkeypatch):
     if engine.name != "spark":
         pytest.skip("DuckDB numbers its files itself")
-    monkeypatch.setattr(spark_engine, "_uris", lambda file: [f"other:{file}"])
+    monkeypatch.setattr("data_loaders.prepare.spark_engine._uris", lambda file: [f"other:{file}"])
     for files in ({"day=1/a.parquet": parquet(u=[1])}, {"a.parquet": parquet(u=[1])}):
         columns = dict.fromkeys(("u", "day") if "day=1/a.parquet" in files else ("u",), "int64")
         with pytest.raises(ValueError, match=r"spells a file's name in a way of its own: .*a\.parquet$"):
