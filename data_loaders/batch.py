@@ -35,8 +35,8 @@ class Batch(Pipelineable):
     float32 [B]. Padding and dropped rows have weight 0 and no ids. ``normalizer`` float32 []: its mean over ranks is the
     number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
     mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may
-    drop rows: then it is this rank's own number of rows. ``keys`` int64 [B, G]: G columns' raw values as 64-bit keys
-    (``data_loaders.keys``), where the loader was asked for them; 0 in padding."""
+    drop rows: then it is this rank's own number of rows. ``group_ids`` int64 [B, G]: of G columns
+    (``data_loaders.group_ids``), where the loader was asked for them; 0 in padding."""
 
     dense: Tensor
     sparse: KeyedJaggedTensor
@@ -45,7 +45,7 @@ class Batch(Pipelineable):
     weights: Tensor
     normalizer: Tensor
     cursor: Cursor
-    keys: Tensor | None = None
+    group_ids: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._movable()}
@@ -59,5 +59,5 @@ class Batch(Pipelineable):
             getattr(self, name).record_stream(stream)
 
     def _movable(self) -> tuple[str, ...]:
-        names = ("dense", "sparse", "sequence", "labels", "weights", "normalizer", "keys")
+        names = ("dense", "sparse", "sequence", "labels", "weights", "normalizer", "group_ids")
         return tuple(name for name in names if getattr(self, name) is not None)

@@ -66,7 +66,7 @@ class Collator:
             weights=torch.from_numpy(weights),
             normalizer=torch.tensor(normalizer, dtype=torch.float32),
             cursor=cursor,
-            keys=self._keys(pieces, rows),
+            group_ids=self._group_ids(pieces, rows),
         )
 
     def _dense(self, pieces: list[Piece], num_dense: int, rows: int) -> torch.Tensor:
@@ -92,13 +92,13 @@ class Collator:
             np.concatenate([p.columns.numbers[line, p.start : p.stop] for p in pieces], out=column[:rows])
         return column
 
-    def _keys(self, pieces: list[Piece], rows: int) -> torch.Tensor | None:
-        if pieces[0].columns.keys is None:
+    def _group_ids(self, pieces: list[Piece], rows: int) -> torch.Tensor | None:
+        if pieces[0].columns.group_ids is None:
             return None
-        keys = self._buffers.empty("keys", (self._batch_size, len(pieces[0].columns.keys)), np.int64)  # [B, G]
-        keys[rows:] = 0
-        np.concatenate([p.columns.keys[:, p.start : p.stop].T for p in pieces], out=keys[:rows])
-        return torch.from_numpy(keys)
+        ids = self._buffers.empty("groups", (self._batch_size, len(pieces[0].columns.group_ids)), np.int64)  # [B, G]
+        ids[rows:] = 0
+        np.concatenate([p.columns.group_ids[:, p.start : p.stop].T for p in pieces], out=ids[:rows])
+        return torch.from_numpy(ids)
 
     def _jagged(self, name: str, keys: list[str], pieces: list[Piece], rows: int) -> KeyedJaggedTensor:
         slots = [self._slots[key] for key in keys]

@@ -50,8 +50,8 @@ class Bags:
 class Columns:
     """R decoded rows: ``numbers`` float32 [D + 0 … 2, R], the dense features, then label and weight where they are
     read; ``ids`` int32 or int64 [S, R], ``NO_ID`` where there is none (nowhere, if ``complete``); ``bags``: one each of J
-    keys; ``dropped`` bool [R]: rows that a policy left out, which have no ids (None: none); ``keys`` int64 [G, R]: raw
-    values as keys (``data_loaders.keys``)."""
+    keys; ``dropped`` bool [R]: rows that a policy left out, which have no ids (None: none); ``group_ids`` int64 [G, R]
+    (``data_loaders.group_ids``)."""
 
     num_dense: int
     numbers: NDArray[np.float32]
@@ -59,7 +59,7 @@ class Columns:
     bags: list[Bags]
     dropped: NDArray[np.bool_] | None = None
     complete: bool = False
-    keys: NDArray[np.int64] | None = None
+    group_ids: NDArray[np.int64] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,7 +74,7 @@ class Columns:
             [bag.between(start, stop) for bag in self.bags],
             None if self.dropped is None else self.dropped[start:stop],
             self.complete,
-            None if self.keys is None else self.keys[:, start:stop],
+            None if self.group_ids is None else self.group_ids[:, start:stop],
         )
 
     def look_for_missing(self, ids: NDArray[np.integer]) -> None:
@@ -93,7 +93,7 @@ class Columns:
     def fill(self, parts: list["Columns"], rows: NDArray[np.int64] | None, spare: NDArray[np.int64]) -> None:
         """Writes the rows of all parts, one after the other, in the order of ``rows``, a permutation of them (None: as they
         come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far."""
-        for name in ("numbers", "ids") if self.keys is None else ("numbers", "ids", "keys"):
+        for name in ("numbers", "ids") if self.group_ids is None else ("numbers", "ids", "group_ids"):
             lines = getattr(self, name)
             natural = spare.view(lines.dtype)[: self.num_rows]
             for index, line in enumerate(lines):

@@ -27,7 +27,7 @@ from data_loaders.column_decoders import (
 )
 from data_loaders.column_types import check_types
 from data_loaders.columns import Bags, Columns, concat_bags
-from data_loaders.keys import check_key_types, keys_of
+from data_loaders.group_ids import check_group_types, group_ids_of
 from data_loaders.magnitudes import Magnitudes
 from data_loaders.plain import PlainColumns
 from data_loaders.schema import Layout, Schema
@@ -50,7 +50,7 @@ class Decoder:
     weight.
 
     ``types``: the Arrow type of each column (widths may differ in the tables). ``labeled``: without it neither label
-    nor weight are read. ``keys``: columns whose raw values come as keys. What is missing, truncated, replaced or dropped
+    nor weight are read. ``group_by``: columns whose group ids come along. What is missing, truncated, replaced or dropped
     is added to ``counters``.
 
     Raises ``ValueError`` at once for a type that a feature cannot use, and ``RowError`` when decoding for a value that
@@ -65,12 +65,12 @@ class Decoder:
         counters: Counters,
         *,
         labeled: bool = True,
-        keys: Sequence[str] = (),
+        group_by: Sequence[str] = (),
     ) -> None:
         check_types(schema, layout, types, labeled=labeled)
-        check_key_types(keys, types)
+        check_group_types(group_by, types)
         self._counters = counters
-        self._keys = tuple(keys)
+        self._group_by = tuple(group_by)
         self.num_dense = len(schema.dense)
         self._log1p = [index for index, name in enumerate(schema.dense) if schema.features[name].log1p]
         self._numbers: list[Single] = [Dense(name, schema, counters) for name in schema.dense]
@@ -109,7 +109,7 @@ class Decoder:
     @property
     def is_light(self) -> bool:
         """Whether most of the work is one copy: plain columns only, no hashing, no lists."""
-        return not self._bags and not self._keys and all(line.plain for line in (*self._numbers, *self._singles))
+        return not self._bags and not self._group_by and all(line.plain for line in (*self._numbers, *self._singles))
 
     def __call__(self, tables: Iterable[pa.Table], count: int, purpose: str = "") -> Columns:
         """The ``count`` rows of all tables, one table after the other.
@@ -136,14 +136,14 @@ class Decoder:
         width = count + _PADDING
         numbers = self._buffers.empty(f"{purpose} numbers", (len(self._numbers), width), np.float32)
         ids = self._buffers.empty(f"{purpose} ids", (len(self._singles), width), self._dtype)
-        keys = self._buffers.empty(f"{purpose} keys", (len(self._keys), width), np.int64) if self._keys else None
+        groups = self._buffers.empty(f"{purpose} groups", (len(self._group_by), width), np.int64)
         return Columns(
             self.num_dense,
             numbers[:, :count],
             ids[:, :count],
             [Bags(np.zeros(1, np.int64), np.empty(0, self._dtype)) for _ in self._bags],
             complete=True,
-            keys=None if keys is None else keys[:, :count],
+            group_ids=groups[:, :count] if self._group_by else None,
         )
 
     def _decode(self, source: Source, columns: Columns) -> list[Bags]:
@@ -159,8 +159,8 @@ class Decoder:
         for index in self._log1p:
             _log1p(columns.numbers[index, source.start : source.stop])
         self.magnitudes.look(columns.numbers[:, source.start : source.stop])
-        for index, name in enumerate(self._keys):
-            columns.keys[index, source.start : source.stop] = keys_of(source.array(name))
+        for index, name in enumerate(self._group_by):
+            columns.group_ids[index, source.start : source.stop] = group_ids_of(source.array(name))
         lists = {bag.name: lists_of(source.array(bag.column)) for bag in self._bags}
         found = [bag.decode(source, lists[bag.name], self._dtype) for bag in self._bags]
         bags, removed = [bags for bags, _ in found], {bag.name: rows for bag, (_, rows) in zip(self._bags, found)}

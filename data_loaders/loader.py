@@ -31,7 +31,7 @@ from data_loaders.column_decoders import Counters, RowError
 from data_loaders.column_types import check_types
 from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
-from data_loaders.keys import check_key_types, texts_of_keys
+from data_loaders.group_ids import check_group_types, texts_of_group_ids
 from data_loaders.manifest import Manifest
 from data_loaders.order import EpochOrder, Order, Segment, Unit
 from data_loaders.reader import RowGroups, TableStream
@@ -49,8 +49,8 @@ class Loader:
     ones padded; over all ranks every row comes once. ``shuffle=False`` gives time order: step k is rows [k · batch_size,
     (k + 1) · batch_size) of the files as they lie. ``contiguous=True``, with a shard a rank, gives rank r the r-th part
     of the files instead, which saves reading them on every rank (evaluation, prediction). ``labeled=False`` does without
-    label and weight columns; ``record_origin`` says in each cursor which rows came; ``keys`` names columns, features or
-    not, whose raw values come with each batch as ``Batch.keys``.
+    label and weight columns; ``record_origin`` says in each cursor which rows came; ``group_by`` names columns, features or
+    not, whose raw values come hashed with each batch as ``Batch.group_ids``.
 
     ``counters`` count, since construction, values that were null, out of range, non-finite or truncated, by
     ``<feature>.<what>``, in rows of this rank, and ``rows.dropped``. ``wait_seconds`` is how long the consumer has
@@ -79,7 +79,7 @@ class Loader:
         labeled: bool = True,
         contiguous: bool = False,
         record_origin: bool = False,
-        keys: Sequence[str] = (),
+        group_by: Sequence[str] = (),
     ) -> None:
         if world_size > shards:
             enough = next((n for n in range(world_size, batch_size + 1) if batch_size % n == 0), None)
@@ -104,11 +104,11 @@ class Loader:
         self._counters = Counters()
         self.wait_seconds = 0.0
         self._manifest = manifest
-        self._key_texts: dict[tuple[str, int], str | None] = {}
-        columns = list(dict.fromkeys((*_columns(schema, layout, labeled), *keys)))
-        self._decoder = _decoder(manifest, schema, layout, columns, self._counters, labeled, keys)
+        self._group_texts: dict[tuple[str, int], str | None] = {}
+        columns = list(dict.fromkeys((*_columns(schema, layout, labeled), *group_by)))
+        self._decoder = _decoder(manifest, schema, layout, columns, self._counters, labeled, group_by)
         self._collator = Collator(layout, self._decoder.slots, self._local_batch_size, may_drop=schema.may_drop)
-        self._row_groups = RowGroups(manifest, columns, _hashed_columns(schema, layout) | set(keys))
+        self._row_groups = RowGroups(manifest, columns, _hashed_columns(schema, layout) | set(group_by))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,14 +133,14 @@ class Loader:
         """How large the numbers of this rank's rows are (``data_loaders.magnitudes``)."""
         return self._decoder.magnitudes.snapshot()
 
-    def key_texts(self, column: str, keys: Iterable[int]) -> dict[int, str | None]:
-        """The values of ``column`` that have these keys, as text (None for null)."""
-        keys = list(keys)
-        unknown = [key for key in keys if (column, key) not in self._key_texts]
+    def group_texts(self, column: str, ids: Iterable[int]) -> dict[int, str | None]:
+        """The values of ``column`` that have these group ids, as text (None for null)."""
+        ids = list(ids)
+        unknown = [each for each in ids if (column, each) not in self._group_texts]
         if unknown:
-            found = texts_of_keys(self._manifest, column, unknown)
-            self._key_texts.update({(column, key): text for key, text in found.items()})
-        return {key: self._key_texts[column, key] for key in keys}
+            found = texts_of_group_ids(self._manifest, column, unknown)
+            self._group_texts.update({(column, each): text for each, text in found.items()})
+        return {each: self._group_texts[column, each] for each in ids}
 
     def epoch(self, epoch: int, start_step: int = 0) -> "BatchIterator":
         """Batches from step ``start_step`` to the epoch's end: those that a run not interrupted would have seen."""
@@ -403,10 +403,10 @@ def _decoder(
     columns: list[str],
     counters: Counters,
     labeled: bool,
-    keys: Sequence[str],
+    group_by: Sequence[str],
 ) -> Decoder:
     try:
-        manifest.check_columns(keys)
+        manifest.check_columns(group_by)
     except ValueError as error:
         raise ValueError(f"a column of evaluation.group_by, request or slices: {error}") from error
     manifest.check_columns(columns)
@@ -414,12 +414,12 @@ def _decoder(
     for path, found in manifest.types(columns):
         try:
             check_types(schema, layout, found, labeled=labeled)
-            check_key_types(keys, found)
+            check_group_types(group_by, found)
         except ValueError as error:
             raise ValueError(f"'{path}': {error}") from error
         # A column of nulls only says nothing about whether it holds lists; another file may.
         types.update({name: kind for name, kind in found.items() if name not in types or pa.types.is_null(types[name])})
-    return Decoder(schema, layout, types, counters, labeled=labeled, keys=keys)
+    return Decoder(schema, layout, types, counters, labeled=labeled, group_by=group_by)
 
 
 def _hashed_columns(schema: Schema, layout: Layout) -> set[str]:

@@ -137,12 +137,12 @@ def build_ordered_loader(
     ranks: Ranks,
     *,
     labeled: bool = True,
-    keys: Sequence[str] = (),
+    group_by: Sequence[str] = (),
 ) -> Loader:
-    """File order, each rank a contiguous part: for evaluation and prediction. ``keys``: columns to group rows by."""
+    """File order, each rank a contiguous part: for evaluation and prediction. ``group_by``: columns to group rows by."""
     whole = -(-batch_size // ranks.world_size) * ranks.world_size
     order = {"batch_size": whole, "shards": ranks.world_size, "shuffle": False, "contiguous": True, "seed": 0}
-    return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled, keys=keys)
+    return _build_loader(manifest, schema, layout, stream, ranks, **order, labeled=labeled, group_by=group_by)
 
 
 def _build_loader(

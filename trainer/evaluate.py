@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, report: TextIO) -> None:
         manifest = build.scan(data, options.split, trained.layout)
         batch_size = config.evaluation.batch_size or config.batch_size
         loader = build.build_ordered_loader(
-            manifest, data.schema, trained.layout, batch_size, data.stream, ranks, keys=config.evaluation.columns
+            manifest, data.schema, trained.layout, batch_size, data.stream, ranks, group_by=config.evaluation.columns
         )
         values = evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
         if ranks.is_first:

@@ -80,7 +80,7 @@ def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str
             batch_size,
             data.stream,
             ranks,
-            keys=config.evaluation.columns,
+            group_by=config.evaluation.columns,
         )
         for split in ("valid", "test")
         if getattr(data, split)

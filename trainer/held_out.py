@@ -30,7 +30,7 @@ class HeldOutMetrics:
     def update(self, outputs: TaskOutput) -> None:
         self._sums.update(outputs.logits, outputs.labels, outputs.weights)
         if self._rows is not None:
-            self._rows.update(outputs.logits, outputs.labels, outputs.weights, outputs.keys)
+            self._rows.update(outputs.logits, outputs.labels, outputs.weights, outputs.group_ids)
 
     def compute(self) -> dict[str, Any]:
         """Raises ``ValueError``, on every rank alike, when a logit was NaN."""

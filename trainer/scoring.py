@@ -50,14 +50,14 @@ def evaluate(
     under_way: bool = True,
     keep: Callable[[dict[str, Any]], None] = lambda distribution: None,
 ) -> dict[str, Any]:
-    """Metrics and speed on all rows of ``loader``, which has the keys of ``options.columns``; the same on every rank.
+    """Metrics and speed on all rows of ``loader``, which has the group ids of ``options.columns``; the same on every rank.
     ``keep`` is given the distribution of the scores (``trainer.distributions``).
 
     A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """
 
     def texts(column: str, keys: list[int]) -> dict[int, str | None]:
-        return from_first(lambda: loader.key_texts(column, keys))
+        return from_first(lambda: loader.group_texts(column, keys))
 
     metrics = HeldOutMetrics(options, ranks.device, texts)
     started = time.perf_counter()

@@ -221,7 +221,7 @@ def score_before(job: Job) -> dict[str, Any] | None:
         batch_size,
         data.stream,
         ranks,
-        keys=config.evaluation.columns,
+        group_by=config.evaluation.columns,
     )
     values = evaluate(job.built.pipeline, loader, config.evaluation, ranks, under_way=False)
     job.reporter.outside(values["seconds"])

@@ -18,7 +18,7 @@ from trainer.modules.contract import check_logits
 
 class TaskOutput(NamedTuple):
     """What a step leaves for metrics and progress: ``loss`` [] is this rank's, its mean over ranks that of the global
-    batch; ``logits``, ``labels``, ``weights`` [B] (weight 0: padding); ``keys`` [B, G] as in the batch. Nothing here
+    batch; ``logits``, ``labels``, ``weights`` [B] (weight 0: padding); ``group_ids`` [B, G] as in the batch. Nothing here
     keeps the graph alive."""
 
     loss: Tensor
@@ -26,7 +26,7 @@ class TaskOutput(NamedTuple):
     labels: Tensor
     weights: Tensor
     cursor: Cursor
-    keys: Tensor | None = None
+    group_ids: Tensor | None = None
 
 
 class WeightedLogLoss(nn.Module):
@@ -66,7 +66,7 @@ class Outcome(nn.Module):
 
     def forward(self, loss: Tensor, logits: Tensor, batch: Batch) -> TaskOutput:
         logits = logits.detach() if self.training else logits.detach() + self.correction
-        return TaskOutput(loss.detach(), logits, batch.labels, batch.weights, batch.cursor, batch.keys)
+        return TaskOutput(loss.detach(), logits, batch.labels, batch.weights, batch.cursor, batch.group_ids)
 
 
 class LogitsCheck(nn.Module):

@@ -1,4 +1,4 @@
-"""Raw values as 64-bit keys: equal where the values are, whatever their type and layout, and with each batch its own."""
+"""Raw values as 64-bit group ids: equal where the values are, whatever their type and layout, and with each batch its own."""
 
 import datetime
 import decimal
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.arrow import flat
-from data_loaders.keys import check_key_types, keys_of, texts_of_keys
+from data_loaders.group_ids import check_group_types, group_ids_of, texts_of_group_ids
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
@@ -19,47 +19,47 @@ LAYOUT = SCHEMA.layout()
 NAMES = ["ä", "", "a name that is longer than eight bytes", None]
 
 
-def keys(array):
-    return keys_of(flat(pa.chunked_array([array]))).tolist()
+def ids(array):
+    return group_ids_of(flat(pa.chunked_array([array]))).tolist()
 
 
-def test_equal_values_of_any_type_have_equal_keys():
+def test_equal_values_of_any_type_have_equal_group_ids():
     numbers = [3, -1, None, 0, 3]
     same = [pa.array(numbers, kind) for kind in ("int8", "int64", "float32", "float64", pa.decimal128(9, 2))]
     same += [pa.array(numbers).dictionary_encode(), pa.array([7, *numbers])[1:]]
-    (first, *others) = map(keys, same)
+    (first, *others) = map(ids, same)
     assert all(other == first for other in others)
     assert first[0] == first[4] and len(set(first)) == 4
-    assert keys(pa.array([True, False, None])) == keys(pa.array([1, 0, None]))
+    assert ids(pa.array([True, False, None])) == ids(pa.array([1, 0, None]))
     text = ["x", None, "", "x", "a longer text"]
     kinds = ("string", "large_string", "binary", pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
-    found = [keys(pa.array(text).cast(kind)) for kind in kinds]
+    found = [ids(pa.array(text).cast(kind)) for kind in kinds]
     assert all(other == found[0] for other in found) and len(set(found[0])) == 4
-    assert found[0][1] == first[2] == keys(pa.nulls(1))[0], "null is the same value in every column"
+    assert found[0][1] == first[2] == ids(pa.nulls(1))[0], "null is the same value in every column"
 
 
 def test_times_and_fractions():
     day = datetime.datetime(2024, 1, 2)
-    found = keys(pa.array([day, None], "timestamp[ms]"))
-    assert found == keys(pa.array([day, None], "timestamp[ns]")) == keys(pa.array([day.date(), None], "date32"))
+    found = ids(pa.array([day, None], "timestamp[ms]"))
+    assert found == ids(pa.array([day, None], "timestamp[ns]")) == ids(pa.array([day.date(), None], "date32"))
     values = [0.5, -0.5, 0.0, -0.0, float("nan"), float("inf"), 1e300, 2.0**63, None]
-    assert keys(pa.array(values))[2] == keys(pa.array(values))[3]
-    assert len(set(keys(pa.array(values)))) == len(values) - 1
+    assert ids(pa.array(values))[2] == ids(pa.array(values))[3]
+    assert len(set(ids(pa.array(values)))) == len(values) - 1
     other_nan = np.array([0x7FF8000000000001], np.int64).view(np.float64)
-    assert keys(pa.array(other_nan)) == keys(pa.array([float("nan")], from_pandas=False))
+    assert ids(pa.array(other_nan)) == ids(pa.array([float("nan")], from_pandas=False))
 
 
 def test_lists_are_refused():
     with pytest.raises(ValueError, match=r"grouped by column 'tags' of type list.*single values"):
-        check_key_types(["tags"], {"tags": pa.list_(pa.string())})
-    check_key_types(["a", "b"], {"a": pa.decimal128(4, 1), "b": pa.null()})
+        check_group_types(["tags"], {"tags": pa.list_(pa.string())})
+    check_group_types(["a", "b"], {"a": pa.decimal128(4, 1), "b": pa.null()})
 
 
 def write(folder, rows=900):
     """Two files whose columns have types of different width; neither 'name' nor 'count' is a feature."""
-    ids = np.arange(rows)
+    numbers = np.arange(rows)
     for number, (part, kinds) in enumerate(
-        zip(np.array_split(ids, [600]), [("string", "int32"), (pa.large_string(), "float64")])
+        zip(np.array_split(numbers, [600]), [("string", "int32"), (pa.large_string(), "float64")])
     ):
         columns = {
             "label": pa.array(part % 2, "int8"),
@@ -73,7 +73,7 @@ def write(folder, rows=900):
 
 def loader(manifest, rank=0, world_size=1, **changes):
     given = {"batch_size": 48, "shards": 6, "shuffle": True, "shuffle_rows": 100, "threads": 2, "prefetch_batches": 2}
-    given |= {"seed": 5, "keys": ("name", "count"), "rank": rank, "world_size": world_size}
+    given |= {"seed": 5, "group_by": ("name", "count"), "rank": rank, "world_size": world_size}
     return Loader(manifest, SCHEMA, LAYOUT, **{**given, **changes})
 
 
@@ -82,46 +82,46 @@ ORDERED = {"shuffle": False, "contiguous": True}
 
 @pytest.mark.parametrize("changes", [{}, {"shuffle": False}, ORDERED], ids=["shuffled", "by time", "contiguous"])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_each_row_brings_its_keys(tmp_path, changes, world_size):
+def test_each_row_brings_its_group_ids(tmp_path, changes, world_size):
     manifest = write(tmp_path)
-    name_keys, count_keys = keys(pa.array(NAMES)), keys(pa.array([0, 1, 2, 3, 4, None]))
+    name_ids, count_ids = ids(pa.array(NAMES)), ids(pa.array([0, 1, 2, 3, 4, None]))
     shards = {"shards": world_size} if "contiguous" in changes else {}
     seen = []
     for rank in range(world_size):
         for batch in loader(manifest, rank, world_size, **changes, **shards).epoch(0):
             real = batch.cursor.local_rows
-            ids = batch.sparse["id"].values().tolist()
-            expected = [[name_keys[i % 4], count_keys[5 if i % 7 == 0 else i % 5]] for i in ids]
-            assert batch.keys.shape == (len(batch.labels), 2)
-            assert batch.keys[:real].tolist() == expected and not batch.keys[real:].any()
-            seen += ids
+            features = batch.sparse["id"].values().tolist()
+            expected = [[name_ids[i % 4], count_ids[5 if i % 7 == 0 else i % 5]] for i in features]
+            assert batch.group_ids.shape == (len(batch.labels), 2)
+            assert batch.group_ids[:real].tolist() == expected and not batch.group_ids[real:].any()
+            seen += features
     assert sorted(seen) == list(range(900))
 
 
-def test_a_batch_has_no_keys_unless_asked(tmp_path):
+def test_a_batch_has_no_group_ids_unless_asked(tmp_path):
     manifest = write(tmp_path)
-    one = loader(manifest, keys=(), **ORDERED, shards=1)
-    assert next(one.epoch(0)).keys is None
+    one = loader(manifest, group_by=(), **ORDERED, shards=1)
+    assert next(one.epoch(0)).group_ids is None
     assert one._row_groups._columns == ["label", "id"], "and does not read the columns"
 
 
-def test_keys_go_back_to_text(tmp_path):
+def test_group_ids_go_back_to_text(tmp_path):
     manifest = write(tmp_path)
     one = loader(manifest)
-    wanted = keys(pa.array(NAMES))
-    assert one.key_texts("name", wanted[1:]) == dict(zip(wanted[1:], NAMES[1:]))
-    assert one.key_texts("name", wanted) == dict(zip(wanted, NAMES))
-    assert texts_of_keys(manifest, "count", keys(pa.array([4, None]))) == dict(
-        zip(keys(pa.array([4, None])), ("4", None))
+    wanted = ids(pa.array(NAMES))
+    assert one.group_texts("name", wanted[1:]) == dict(zip(wanted[1:], NAMES[1:]))
+    assert one.group_texts("name", wanted) == dict(zip(wanted, NAMES))
+    assert texts_of_group_ids(manifest, "count", ids(pa.array([4, None]))) == dict(
+        zip(ids(pa.array([4, None])), ("4", None))
     )
-    assert texts_of_keys(manifest, "name", []) == {}
+    assert texts_of_group_ids(manifest, "name", []) == {}
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path):
     manifest = write(tmp_path)
     with pytest.raises(ValueError, match=r"evaluation.group_by, request or slices.*'nam' \(near: name"):
-        loader(manifest, keys=("nam",))
+        loader(manifest, group_by=("nam",))
 
 
 def test_decimals_are_numbers():
-    assert keys(pa.array([decimal.Decimal("2.00")])) == keys(pa.array([2]))
+    assert ids(pa.array([decimal.Decimal("2.00")])) == ids(pa.array([2]))

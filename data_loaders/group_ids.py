@@ -1,8 +1,8 @@
-"""Raw values of any column as 64-bit keys, for metrics by group, and keys back to values that people can read.
+"""Group ids: 64-bit hashes of a column's raw values, for metrics by group, and back to values that people can read.
 
-Equal values have equal keys, whatever the width of the column's type and however a file stores them: a whole number in
+Equal values have equal ids, whatever the width of the column's type and however a file stores them: a whole number in
 floating point is that integer, a time is a number of seconds, a boolean 0 or 1. Null is a value of its own, and so is
-NaN. Different integers have different keys. Different values of other types have equal keys with a probability of 2^-64
+NaN. Different integers have different ids. Different values of other types have equal ids with a probability of 2^-64
 a pair: for a million of them, 3e-8 that there is any such pair.
 """
 
@@ -23,7 +23,7 @@ _INT64 = 2.0**63
 _KINDS = ("number", "text", "time", "time of day", "duration", "null")
 
 
-def check_key_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) -> None:
+def check_group_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) -> None:
     """Raises ``ValueError`` for a column of lists or the like."""
     for column in columns:
         if type_kind(types[column]) not in _KINDS:
@@ -33,13 +33,13 @@ def check_key_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) ->
             )
 
 
-def keys_of(array: pa.Array) -> NDArray[np.int64]:
-    """int64 [len(array)] of an array as ``arrow.flat`` gives it, of a type that ``check_key_types`` lets pass."""
+def group_ids_of(array: pa.Array) -> NDArray[np.int64]:
+    """int64 [len(array)] of an array as ``arrow.flat`` gives it, of a type that ``check_group_types`` lets pass."""
     kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
     whole = pa.types.is_integer(kind) or is_text(kind)
-    keys = (hash_ids(array) if whole else _hash_numbers(numbers(array))).view(np.int64)
+    ids = (hash_ids(array) if whole else _hash_numbers(numbers(array))).view(np.int64)
     nulls = null_mask(array)
-    return keys if nulls is None else np.where(nulls, _NULL, keys)
+    return ids if nulls is None else np.where(nulls, _NULL, ids)
 
 
 def _hash_numbers(values: NDArray[np.floating]) -> NDArray[np.uint64]:
@@ -52,19 +52,19 @@ def _hash_numbers(values: NDArray[np.floating]) -> NDArray[np.uint64]:
     return mix(bits.view(np.uint64))
 
 
-def texts_of_keys(manifest: Manifest, column: str, wanted: Iterable[int]) -> dict[int, str | None]:
-    """What the values with these keys look like; None for null. Reads the one column until all are found."""
+def texts_of_group_ids(manifest: Manifest, column: str, wanted: Iterable[int]) -> dict[int, str | None]:
+    """What the values with these ids look like; None for null. Reads the one column until all are found."""
     left, found = set(wanted), {}
     groups, handle = RowGroups(manifest, [column], {column}), Handle()
     for number in range(groups.count):
         for table in groups.pieces(number, PIECE_ROWS, handle):
             if not left:
                 return found
-            keys, first = np.unique(keys_of(flat(table.column(0))), return_index=True)
-            for key, row in zip(keys.tolist(), first.tolist()):
-                if key in left:
-                    left.remove(key)
-                    found[key] = _text(table.column(0)[row].as_py())
+            ids, first = np.unique(group_ids_of(flat(table.column(0))), return_index=True)
+            for group_id, row in zip(ids.tolist(), first.tolist()):
+                if group_id in left:
+                    left.remove(group_id)
+                    found[group_id] = _text(table.column(0)[row].as_py())
     assert not left, "the data have changed while they were read"
     return found
 
