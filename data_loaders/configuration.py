@@ -21,6 +21,7 @@ from omegaconf.errors import (
 from omegaconf.resolvers import oc
 
 from data_loaders import safe_yaml, secrets
+from data_loaders.messages import one_line
 from data_loaders.typed import check, shown
 
 LONGEST = 1 << 20  # letters and nodes of all interpolations, written out
@@ -105,7 +106,7 @@ def overrides(texts: Sequence[str], kind: Any) -> DictConfig:
 def explain(error: OmegaConfBaseException) -> str:
     """One line, in keys of ours."""
     key, raw = str(error.full_key or error.key or ""), _raw(error)
-    message = " ".join(str(error).split("\n")[0].split())
+    message = one_line(str(error).split("\n")[0])
     if isinstance(error, MissingMandatoryValue):
         return f"{key} has no value: give it on the command line, {key}=…"
     reason = _why_unresolved(error, message)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from data_loaders.messages import one_line
+
 ROOT = Path(__file__).absolute().parents[1]
 OURS = ("bench", "conf", "data_loaders", "launch", "tests", "trainer")
 USER_ERROR = 2
@@ -22,7 +24,7 @@ NAMES = {
     "yaml": "PyYAML",
 }
 ENGINE = ("torch", "torchrec", "fbgemm-gpu", "tensordict")  # what `pip install .` leaves out
-DRIVER_LIBRARY = "libnvidia-ml.so.1"
+DRIVER_LIBRARY = "libnvidia-ml.so.1"  # comes with the driver; FBGEMM's CUDA build is linked to it
 LOADING = ("cannot open shared object file", "undefined symbol", "Could not load this library")
 
 
@@ -110,7 +112,7 @@ def _of_loading(package: str, message: str) -> str:
         )
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no message")
     check = "python -m trainer.doctor.check_install says whether the packages fit"
-    return f"the package {package} does not load ({first[:200]}): {remedy(package)}; {check}"
+    return f"the package {package} does not load ({one_line(first, 200)}): {remedy(package)}; {check}"
 
 
 def _asked_by(error: BaseException) -> str:

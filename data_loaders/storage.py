@@ -33,6 +33,7 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
+from data_loaders.messages import one_line
 from data_loaders.secrets import holds_credentials
 
 T = TypeVar("T")
@@ -188,7 +189,7 @@ class Storage:
             if name in self._warned:
                 return
             self._warned.add(name)
-        _LOG.warning("'%s': trying again after: %s (said once per file)", name, " ".join(str(error).split()))
+        _LOG.warning("'%s': trying again after: %s (said once per file)", name, one_line(error))
 
     def _absolute(self, path: str) -> str:
         alone = is_uri(path) or os.path.isabs(path)

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from data_loaders.messages import one_line
 from data_loaders.secrets import redact
 
 MISSING = "???"  # OmegaConf's mark of a value that must be given
@@ -64,8 +65,7 @@ def at(path: Sequence[str], kind: Any) -> Any:
 
 def shown(value: Any, key: str = "") -> str:
     """A value in a message: short, in one line, and no secret."""
-    text = " ".join(repr(redact(value, key.rpartition(".")[2])).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return one_line(repr(redact(value, key.rpartition(".")[2])), LONGEST)
 
 
 def _check_fields(value: Any, kind: type, key: str) -> None:

@@ -6,10 +6,11 @@ others (no PTX). Code for 8.0 runs on all of 8.x, and so on. On another GPU the 
 
 import re
 
+from data_loaders.messages import one_line
+
 GENERATIONS = (8, 9, 10)
 RUNS_ON = "GPUs of compute capability 8.x, 9.x and 10.x, such as A100, L4, L40S, H100, H200, B200"
 DRIVERS = {12: "525", 13: "580"}  # the oldest for a CUDA of that number
-DRIVER_LIBRARY = "libnvidia-ml.so.1"  # comes with the driver; FBGEMM's CUDA build is linked to it
 
 
 def has_code(capability: tuple[int, int]) -> bool:
@@ -29,7 +30,7 @@ def explain_start(message: str, build: str | None) -> str:
     """One line for what PyTorch raises where it cannot start CUDA. ``build``: ``torch.version.cuda``."""
     too_old = re.search(r"driver on your system is too old \(found version (\d+)\)", message)
     if too_old is None:
-        return f"PyTorch cannot start CUDA ({' '.join(message.split())[:200]}): look at nvidia-smi and dmesg"
+        return f"PyTorch cannot start CUDA ({one_line(message, 200)}): look at nvidia-smi and dmesg"
     found = int(too_old.group(1))
     return (
         f"the NVIDIA driver is too old: it knows CUDA {found // 1000}.{found % 1000 // 10}, and torch is built for CUDA "

@@ -14,6 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders.messages import one_line
 from data_loaders.prepare import bad_rows, csv_lines, engine_words, json_keys, parquet_files, pipes, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
@@ -84,7 +85,7 @@ class DuckDBEngine(Engine):
                 self.backend.con.execute(f"SET {key} = {value}")
         except duckdb.Error as error:
             shown = ", ".join(f"engine_options.{key}={value}" for key, value in options.items())
-            raise ValueError(f"{shown or 'DuckDB'}: {' '.join(str(error).split())[:200]}") from None
+            raise ValueError(f"{shown or 'DuckDB'}: {one_line(error, 200)}") from None
 
     def confine(self, reads: list[str]) -> None:
         connection = self.backend.con
@@ -225,7 +226,7 @@ class DuckDBEngine(Engine):
         try:
             return list(self.backend.sql(f"SELECT * FROM {scan}", dialect="duckdb").columns)
         except duckdb.Error as error:
-            raise ValueError(f"a Parquet file cannot be read: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(f"a Parquet file cannot be read: {one_line(error, 300)}") from error
 
     def _copy(self, name: str, source: Source, file: TextFile, number: int, optional: frozenset[str]) -> str:
         """A text file as Parquet, rows in the file's order: later steps read single columns of it many times."""
@@ -374,7 +375,7 @@ def _load_httpfs(connection: duckdb.DuckDBPyConnection) -> None:
     except duckdb.Error as error:
         raise ValueError(
             "input= is an address, for which DuckDB needs its extension httpfs, and that cannot be loaded "
-            f"({' '.join(str(error).split())[:120]}): copy the files to this machine"
+            f"({one_line(error, 120)}): copy the files to this machine"
         ) from None
 
 

@@ -2,6 +2,8 @@
 
 import re
 
+from data_loaders.messages import one_line
+
 _GIVES_NULL = "TRY_CAST(… AS …) gives a missing value there"
 # What DuckDB or Spark says -> what we say; {0} … are the groups.
 _SENTENCES = (
@@ -32,7 +34,7 @@ _SENTENCES = (
 
 def sentence(error: BaseException) -> str | None:
     """None for what is not known here: then the engine's own words are kept in a file, ``Engine.keep_words``."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     for pattern, ours in _SENTENCES:
         found = re.search(pattern, text)
         if found:

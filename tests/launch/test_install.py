@@ -320,8 +320,9 @@ def test_a_library_that_does_not_load_is_named(monkeypatch):
 
 
 def test_without_a_driver_nothing_of_cuda_is_loaded(monkeypatch, capsys):
+    assert installer.DRIVER_LIBRARY == check_install.packages.DRIVER_LIBRARY  # the installer imports nothing of ours
     monkeypatch.setattr(check_install, "version", lambda name: CUDA.get(name))
-    monkeypatch.setattr(check_install.gpus, "DRIVER_LIBRARY", "libnot-here.so.1")
+    monkeypatch.setattr(check_install.packages, "DRIVER_LIBRARY", "libnot-here.so.1")
     for check in ("check_versions", "check_build", "check_requirements"):
         monkeypatch.setattr(check_install, check, lambda device: None)
     monkeypatch.setattr(check_install, "check_imports", lambda device: "was loaded")

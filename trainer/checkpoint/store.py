@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from data_loaders.messages import one_line
 from data_loaders.storage import Storage, StorageError
 from trainer.checkpoint.paths import COMMITTED, MANIFEST, Attempt, StorePath, Unreachable
 from trainer.checkpoint.tensor_file import SLAB_BYTES, header_bytes, parse_header, stream_tensors
@@ -168,7 +169,7 @@ class Store:
             raise
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
-                f"checkpoint.root: {folder} cannot be written ({_told(error)}): check the bucket, the address and your "
+                f"checkpoint.root: {folder} cannot be written ({one_line(error)}): check the bucket, the address and your "
                 "permission to write and delete there"
             ) from None
 
@@ -212,7 +213,7 @@ class Store:
         except StorageError as error:
             raise StoreFailure(str(error)) from error
         except OSError as error:
-            raise Unreachable(f"{path}: {_told(error)}") from error
+            raise Unreachable(f"{path}: {one_line(error)}") from error
 
 
 class _Stream:
@@ -315,7 +316,3 @@ def _store(root: str) -> Store:
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(STREAMS, thread_name_prefix="checkpoint-read")
-
-
-def _told(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data_loaders import packages
 from trainer import gpus
 from trainer.doctor import pins
 
@@ -41,7 +42,9 @@ def main() -> int:
     found = {name: version(name) for name in ("torch", "torchrec", *FBGEMM)}
     told = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     if not can_load:
-        print(f"Not checked, as there is no NVIDIA driver here ({gpus.DRIVER_LIBRARY}): whether {told} work together")
+        print(
+            f"Not checked, as there is no NVIDIA driver here ({packages.DRIVER_LIBRARY}): whether {told} work together"
+        )
         return NOT_CHECKED
     print(f"Checked: {told} work together")
     return 0
@@ -52,7 +55,7 @@ def loads_here() -> bool:
     if version("fbgemm-gpu") is None:
         return True
     try:
-        ctypes.CDLL(gpus.DRIVER_LIBRARY)
+        ctypes.CDLL(packages.DRIVER_LIBRARY)
     except OSError:
         return False
     return True

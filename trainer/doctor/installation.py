@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from trainer.doctor.check_install import NOT_CHECKED
 from trainer.doctor.finding import Finding, failed, passed, warned
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 OLDEST = (3, 10)
-NOT_CHECKED = 3  # of trainer.doctor.check_install
 
 
 def python() -> list[Finding]:
