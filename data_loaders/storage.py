@@ -347,7 +347,6 @@ class _Mount:
                 return self.filesystem.get_file_info([os.path.join(folder, name) for name in os.listdir(folder)])
             if self._plug_in is None:
                 return self.filesystem.get_file_info(fs.FileSelector(folder))
-            # pyarrow would ask for fsspec's ``find``, which leaves out what it fails to list.
             return [_info(entry) for entry in self._plug_in.ls(folder, detail=True)]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -436,7 +435,8 @@ def _plug_in(scheme: str, origin: str, query: str) -> _Mount:
     return _Mount(fs.PyFileSystem(fs.FSSpecHandler(plug_in)), base, origin, plug_in)
 
 
-# Folders and globs
+# Folders and globs. By hand: fsspec's walk, find and glob (ArrowFSWrapper's among them, and pyarrow's use of them) leave out
+# the folders that they fail to list below the first, whatever on_error says, and glob lists what its pattern rules out.
 
 
 def _nothing(name: str, *, is_folder: bool) -> ValueError:
