@@ -22,8 +22,9 @@ from bench import harness
 from bench.train import Ours
 from trainer import build
 from trainer.checkpoint.saving import Checkpoints
-from trainer.compose import compose
-from trainer.config import CheckpointConfig, TrainConfig
+from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.compose import compose
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, choose_device, from_first, peak_memory_mb
 from trainer.process import guarded
 from trainer.progress import Progress

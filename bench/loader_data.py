@@ -20,7 +20,7 @@ from data_loaders.schema import Feature, Layout, Schema, Table
 
 BATCH_SIZE = 8192
 ROW_GROUP = 1 << 17
-# The trainer's defaults (``trainer.config.StreamConfig``).
+# The trainer's defaults (``trainer.config.data.StreamConfig``).
 STREAM = {"shards": 64, "shuffle": True, "shuffle_rows": 1 << 18, "threads": 1, "prefetch_batches": 4}
 CRITEO_FILES, CRITEO_NULLS_FILES, SEQUENCE_FILES, PEERS_FILES = 8, 4, 4, 2
 CRITEO_ROWS = 4 * ROW_GROUP  # of a file

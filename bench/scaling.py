@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from bench import harness
-from trainer.compose import compose
+from trainer.config.compose import compose
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.topologies import GIB, GPUS, PER_MACHINE, Cluster, of_ranks

@@ -34,8 +34,8 @@ from bench import harness
 from bench.harness import Pass, Rates, take_turns
 from data_loaders.batch import Batch
 from trainer import build, loop
-from trainer.compose import compose
-from trainer.config import TrainConfig
+from trainer.config.compose import compose
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, choose_device, peak_memory_mb
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables

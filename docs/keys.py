@@ -16,7 +16,7 @@ from docs.meanings import sentence
 from docs.sections import Key, Section, as_yaml, sections
 from launch.cluster.options import KINDS, Nodes
 from launch.sweep.options import SweepConfig
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 HEAD = """\

@@ -13,7 +13,7 @@ import yaml
 from data_loaders.prepare.declaration import Source
 from data_loaders.schema import Feature, Schema, Table
 from docs.meanings import Meanings
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 
 PROBE, PLACED = "no-such-value", "placed-by-the-probe"
 MANDATORY = "???"  # OmegaConf's mark

@@ -27,7 +27,7 @@ from data_loaders.secrets import scrub
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
 from trainer import run_folder
-from trainer.config import RunConfig, TrainConfig
+from trainer.config.job import RunConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -121,7 +121,7 @@ def compose_job(module: str, overrides: Sequence[str]) -> TrainConfig | None:
     """A training job's configuration; of another module nothing is known. Raises ``ValueError`` for what cannot work."""
     if module != "trainer.train":
         return None
-    from trainer.compose import compose  # here, as PyTorch takes seconds to load
+    from trainer.config.compose import compose
 
     config = compose(overrides).config
     config.check_addresses()

@@ -9,7 +9,7 @@ import torch
 from trainer.checkpoint import clean
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
-from trainer.config import CheckpointConfig
+from trainer.config.checkpoint import CheckpointConfig
 from trainer.progress import Progress
 from trainer.rendezvous import process_group
 

@@ -91,7 +91,7 @@ def test_there_is_something_to_check():
 def test_data_loaders_import_nothing_of_ours():
     forbidden = (*(top for top in OURS if top != "data_loaders"), *DISTRIBUTED, *CONFIGURATION)
     found = broken(lambda module, name: within(module, ["data_loaders"]) and within(name, forbidden))
-    # The edge of prepare's own command line, where YAML becomes dataclasses, and what trainer.compose has in common with it.
+    # The edge of prepare's own command line, where YAML becomes dataclasses, and what trainer.config.compose has in common with it.
     edges = tuple(f"data_loaders.{name} imports omegaconf" for name in ("prepare.compose", "configuration"))
     assert [line for line in found if not line.startswith(edges)] == []
 
@@ -124,7 +124,7 @@ def test_rooms_import_from_rooms_above_them():
         for name in (
             "sharding imports trainer.optim.tables",
             "pieces imports trainer.optim.tables",
-            "config imports trainer.warm_start.rules",
+            "config imports trainer.config.warm_start",
         )
     )
     assert [line for line in broken(upwards) if not line.startswith(known)] == []
@@ -132,7 +132,7 @@ def test_rooms_import_from_rooms_above_them():
 
 def test_launch_knows_only_the_configuration():
     # Run folders and state files are how a launcher learns what became of a job.
-    allowed = ("launch", "trainer.compose", "trainer.config", "trainer.run_folder", "trainer.report")
+    allowed = ("launch", "trainer.config.compose", "trainer.config.job", "trainer.run_folder", "trainer.report")
     read = ("configuration", "output_files", "packages", "safe_yaml", "secrets", "state_files", "typed")
     allowed = (*allowed, "trainer.gpus", "trainer.distributed", *(f"data_loaders.{name}" for name in read))
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []

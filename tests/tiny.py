@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_loaders import synthetic
 from tests import warm
-from trainer.compose import Composed, compose
+from trainer.config.compose import Composed, compose
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONF = Path(__file__).parent / "conf"

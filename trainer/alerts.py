@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.checked_json import Listed, Mapped, Number, Whole, get_form
-from trainer.config import AlertsConfig
+from trainer.config.monitoring import AlertsConfig
 from trainer.magnitudes import (
     Magnitude,
     Told,

@@ -17,7 +17,8 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
 from trainer import sharding
-from trainer.config import DataConfig, LossConfig, StreamConfig, TrainConfig
+from trainer.config.data import DataConfig, StreamConfig
+from trainer.config.job import LossConfig, TrainConfig
 from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.models import load_model_class
 from trainer.modules import contract

@@ -9,7 +9,7 @@ from data_loaders.loader import BatchIterator, Loader
 from data_loaders.schema import Layout
 from trainer import build, inputs, loop
 from trainer.checkpoint import AnyPath, note
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.inputs import Inputs, Saved
 from trainer.progress import Progress

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import EvaluationConfig
+from trainer.config.evaluation import EvaluationConfig
 from trainer.distributed import all_reduce_sum
 from trainer.grouped_metrics import GroupAUC, Groups, Slices
 from trainer.keyed_rows import KeyedRows

@@ -16,7 +16,7 @@ from data_loaders.schema import Layout
 from trainer import build
 from trainer.checked_json import Mapped, Whole
 from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.progress import Progress
 

@@ -13,7 +13,7 @@ from data_loaders.state_files import write_json
 from trainer import build, faults, inputs, run_folder
 from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks
 from trainer.feed import Feed
 from trainer.judge import Judge

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trainer.checked_json import Number, Optional, Whole
-from trainer.config import EarlyStoppingConfig, PlateauConfig
+from trainer.config.evaluation import EarlyStoppingConfig
+from trainer.config.optim import PlateauConfig
 from trainer.distributed import from_first
 from trainer.progress import Progress
 

@@ -29,7 +29,7 @@ from data_loaders.reader import Handle, RowGroups
 from data_loaders.state_files import publish
 from data_loaders.storage import Stat, Storage, is_uri
 from trainer import build
-from trainer.config import DataConfig
+from trainer.config.data import DataConfig
 from trainer.distributed import from_first
 from trainer.process import guarded
 from trainer.scoring import score

@@ -9,7 +9,7 @@ from data_loaders.order import ORDER_VERSION
 from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, from_first
 from trainer.inputs import Inputs, Saved
 from trainer.ledger import cut

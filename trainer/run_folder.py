@@ -22,7 +22,7 @@ from typing import IO, Any
 import yaml
 
 from data_loaders.state_files import finite, read_json, write_json, write_text
-from trainer.config import RunConfig
+from trainer.config.job import RunConfig
 
 LOCK, LOCK_ATTEMPTS = "RUN.lock", 10
 CONFIG, PLAN, STATUS = "config.yaml", "plan.json", "status.json"

@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
-from trainer.config import EvaluationConfig
+from trainer.config.evaluation import EvaluationConfig
 from trainer.distributed import Ranks, from_first, sum_counters
 from trainer.held_out import HeldOutMetrics
 from trainer.metrics import ClickMetrics

@@ -59,7 +59,8 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.schema import Schema, one_of
-from trainer.config import SHARDING_TYPES, OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
 from trainer.distributed import from_first
 from trainer.modules.embeddings import InitialValues, is_wide_table
 from trainer.optim.tables import (

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import yaml
 
 from data_loaders.state_files import read_json, write_json
-from trainer.config import LoggingConfig
+from trainer.config.monitoring import LoggingConfig
 
 CLOSE_SECONDS = 30.0  # for what is left to send when a run ends
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}

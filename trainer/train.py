@@ -23,8 +23,8 @@ from data_loaders.state_files import read_json, write_json
 from trainer import build, faults, loop, run_folder, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
-from trainer.compose import compose, parse
-from trainer.config import TrainConfig
+from trainer.config.compose import compose, parse
+from trainer.config.job import TrainConfig
 from trainer.distributed import (
     Ranks,
     choose_device,

@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer import build, run_folder
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
-from trainer.compose import from_yaml
-from trainer.config import TrainConfig
+from trainer.config.compose import from_yaml
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
 from trainer.rendezvous import process_group
 from trainer.state import ModelState

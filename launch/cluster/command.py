@@ -23,7 +23,7 @@ from launch.cluster import kubernetes, options, slurm
 from launch.cluster.job import Job, environment, make, torchrun, worker
 from launch.cluster.options import Kubernetes, Slurm, Torchrun
 from launch.run import USER_ERROR
-from trainer.compose import parse as parse_job
+from trainer.config.compose import parse as parse_job
 
 SCRIPT = "job.sh"  # in the run folder
 

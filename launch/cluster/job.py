@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.cluster.options import Kubernetes, Nodes
 from launch.run import GRACE, worker_environment
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 UNQUOTED = re.compile(r"[\w./-]+")  # of Hydra's grammar, as far as paths go
 

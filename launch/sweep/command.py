@@ -24,8 +24,8 @@ from launch.sweep.shares import Share, split, usable_cores, visible_gpus
 from launch.sweep.space import Dimension
 from launch.sweep.study import Search
 from launch.sweep.trials import Trial
-from trainer.compose import UserError, compose, parse
-from trainer.config import TrainConfig
+from trainer.config.compose import UserError, compose, parse
+from trainer.config.job import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 
 from data_loaders.secrets import redact
 from data_loaders.state_files import write_text
-from trainer.compose import search_path
+from trainer.config.compose import search_path
 
 NAME = "best"
 

@@ -9,7 +9,7 @@ from data_loaders import safe_yaml
 from data_loaders.configuration import explain
 from data_loaders.typed import check, near
 from launch import group
-from trainer.config import BEST
+from trainer.config.checks import BEST
 
 METHODS = ("grid", "optuna")
 SEARCH_ONLY = ("trials", "seed", "storage", "study", "prune", "prune_after", "startup_trials")

@@ -11,7 +11,7 @@ import conf
 from bench import bars
 from data_loaders.prepare import compose as recipes
 from trainer.build import build_model
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 CONF = Path(conf.__file__).parent
 BARS = bars.known()

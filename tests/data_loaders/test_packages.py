@@ -89,7 +89,7 @@ def test_what_does_not_load_is_told_apart(statement, expected):
 
 @pytest.mark.parametrize(
     "statement",
-    ["import trainer.nothing", "from trainer.config import nothing", "1 / 0", "open('/nothing/at/all')"],
+    ["import trainer.nothing", "from trainer.config.job import nothing", "1 / 0", "open('/nothing/at/all')"],
 )
 def test_bugs_and_other_errors_keep_their_tracebacks(statement):
     assert packages.explanation(raised(statement)) is None

@@ -25,8 +25,11 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer import build, sharding
 from trainer.checkpoint import clean, verify
-from trainer.compose import check_model
-from trainer.config import DataConfig, OptimConfig, ShardingConfig, StreamConfig, TableOptimizerConfig, TrainConfig
+from trainer.config.compose import check_model
+from trainer.config.data import DataConfig, StreamConfig
+from trainer.config.job import TrainConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.distributed import Ranks, all_reduce_sum
 from trainer.optim.tables import embedding_tables
 

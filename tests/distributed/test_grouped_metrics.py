@@ -6,7 +6,7 @@ import torch
 
 from tests.distributed.helper import run_distributed
 from trainer import keyed_rows
-from trainer.config import EvaluationConfig
+from trainer.config.evaluation import EvaluationConfig
 from trainer.grouped_metrics import GroupAUC, Groups, Slices
 from trainer.keyed_rows import KeyedRows
 from trainer.ranking import Ranking

@@ -12,7 +12,8 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_pieces import LAYOUTS, Whole, assembled, assert_equal, load, train
 from tests.distributed.test_sharding import DIMS, TinyModel, all_tables, build, make_batch, plan_alone
 from tests.distributed.test_tables import DENSE, HALVES, Closed, Reference
-from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import fused_kernels
 from trainer.pieces import model_pieces

@@ -20,7 +20,8 @@ from tests.distributed.test_sharding import DIMS, FEATURES, ROWS, all_tables, bu
 from tests.distributed.test_tables import DENSE, Closed, Reference, train
 from trainer.build import build_train_loader, count_ids
 from trainer.checkpoint.saving import Checkpoints
-from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.loop import batches_from
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.mini_batch_aware import MiniBatchAware

@@ -14,7 +14,7 @@ from trainer.checkpoint import Reader, committed, newest, parse, place_of, read_
 from trainer.checkpoint import saving as saving_module
 from trainer.checkpoint.__main__ import main
 from trainer.checkpoint.saving import Checkpoints
-from trainer.config import CheckpointConfig
+from trainer.config.checkpoint import CheckpointConfig
 from trainer.progress import Progress
 
 

@@ -20,7 +20,8 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_sharding import CPU, DIMS, ROWS, TinyModel, all_tables, build, make_batch
 from tests.distributed.test_tables import DENSE, Closed, Reference
 from trainer.checkpoint.piece import Piece
-from trainer.config import DenseOptimizerConfig, OptimConfig, ScheduleConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConfig, TableOptimizerConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.distributed import sum_with_gradient
 from trainer.modules.dice import Dice
 from trainer.optim.combined import CombinedOptimizer

@@ -6,8 +6,8 @@ import torch
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer import build, sharding
-from trainer.compose import compose
-from trainer.config import TrainConfig
+from trainer.config.compose import compose
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks
 from trainer.optim.tables import embedding_tables, fused_kernels, is_data_parallel
 from trainer.plan.estimate import Planned

@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_sharding import CPU, LAYOUTS, all_tables, build, everywhere, make_batch
 from tests.distributed.test_tables import DENSE, Reference
-from trainer.config import OptimConfig, PlateauConfig, ScheduleConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, PlateauConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.dense import schedule_factor
 from trainer.optim.ftrl import ftrl_update

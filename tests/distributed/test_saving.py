@@ -14,7 +14,7 @@ from trainer.checkpoint import Reader, committed, read_best, verify
 from trainer.checkpoint import saving as saving_module
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
-from trainer.config import CheckpointConfig
+from trainer.config.checkpoint import CheckpointConfig
 from trainer.progress import Progress
 
 

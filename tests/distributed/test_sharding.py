@@ -19,7 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
 from tests.distributed.helper import run_distributed
-from trainer.config import OptimConfig, ShardingConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers

@@ -21,7 +21,7 @@ from tests.distributed.test_sharding import (
     make_batch,
     reference_loss,
 )
-from trainer.config import DenseOptimizerConfig, OptimConfig, TableOptimizerConfig
+from trainer.config.optim import DenseOptimizerConfig, OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 
 STEPS = 4

@@ -15,7 +15,7 @@ from trainer.checkpoint.paths import Unreachable
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole, shares, verify_together
-from trainer.config import CheckpointConfig
+from trainer.config.checkpoint import CheckpointConfig
 from trainer.distributed import on_ranks
 from trainer.progress import Progress
 from trainer.verdict import is_user_error

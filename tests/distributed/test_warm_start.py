@@ -18,9 +18,9 @@ from tests.trainer.test_warm_start import vocabulary
 from trainer import loop
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.saving import Checkpoints
+from trainer.config.warm_start import WarmStartConfig
 from trainer.progress import Progress
 from trainer.resuming import job_identity
-from trainer.warm_start.rules import WarmStartConfig
 from trainer.warm_start.start import warm_start, whole_checkpoint
 
 MODEL = ["model=wide_deep", "model.hidden_units=[8]"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_sharding import LAYOUTS, all_tables, build, everywhere, make_batch
 from tests.distributed.test_tables import DENSE, STEPS, Closed, Reference, train
-from trainer.config import OptimConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 
 DECAY = 0.3

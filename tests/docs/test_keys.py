@@ -10,7 +10,9 @@ from data_loaders.schema import POLICIES, Feature
 from docs import keys, sections
 from docs.meanings import Meanings, attributed
 from launch.sweep.options import SweepConfig
-from trainer.config import BEST, SHARDING_TYPES, CheckpointConfig, ShardingConfig
+from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.checks import BEST
+from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
 
 PAGE = Path(keys.__file__).with_name("keys.md")
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from data_loaders.prepare import compose as recipes
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
 FILES = dict(re.findall(r"```yaml\n# mine/(\S+)\n(.*?)```", PAGE, re.DOTALL))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from trainer.config import DENSE_OPTIMIZERS, TABLE_OPTIMIZERS
+from trainer.config.optim import DENSE_OPTIMIZERS, TABLE_OPTIMIZERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "train.md").read_text()

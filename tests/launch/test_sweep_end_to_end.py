@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests import tiny, warm
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from launch.rank import command as rank_command
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
 from tests import tiny, warm
-from trainer.compose import compose
+from trainer.config.compose import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

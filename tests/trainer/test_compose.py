@@ -7,8 +7,8 @@ import torch
 
 import conf
 from trainer.build import build_model
-from trainer.compose import UserError, compose, from_yaml, parse
-from trainer.config import RunConfig
+from trainer.config.compose import UserError, compose, from_yaml, parse
+from trainer.config.job import RunConfig
 
 CONF = Path(conf.__file__).parent
 ROOT = "data.root=somewhere"

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from trainer.compose import UserError, compose, from_yaml
+from trainer.config.compose import UserError, compose, from_yaml
 
 SHOP = """name: shop
 root: logs

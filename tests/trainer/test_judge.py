@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainer.config import EarlyStoppingConfig, PlateauConfig, TrainConfig
+from trainer.config.evaluation import EarlyStoppingConfig
+from trainer.config.job import TrainConfig
+from trainer.config.optim import PlateauConfig
 from trainer.judge import Judge
 from trainer.progress import Progress
 

@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from tests.trainer.samples import make_batch, random_rows, small_schema
-from trainer.config import LossConfig
+from trainer.config.job import LossConfig
 from trainer.modules.task import ClickTask, WeightedLogLoss
 
 

@@ -6,7 +6,7 @@ import pytest
 from data_loaders.magnitudes import LOOKED_AT, Magnitudes
 from data_loaders.schema import Feature, Layout, Schema, Table
 from trainer.alerts import Alerts
-from trainer.config import AlertsConfig
+from trainer.config.monitoring import AlertsConfig
 from trainer.magnitudes import constants, heavy, judged, loss_large, magnitudes, names_of_large
 
 SCHEMA = Schema(

@@ -4,7 +4,7 @@ import pytest
 
 from tests import tiny
 from trainer.build import build_model
-from trainer.compose import compose
+from trainer.config.compose import compose
 from trainer.modules.embeddings import wide_table
 
 USUAL = {"user_id", "item_id", "category_id", "hour", "tags", "hour_x_category"}

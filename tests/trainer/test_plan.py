@@ -9,7 +9,7 @@ import torch
 from data_loaders.manifest import Manifest
 from tests import tiny, warm
 from trainer import build, sharding
-from trainer.compose import compose
+from trainer.config.compose import compose
 from trainer.distributed import Ranks
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from trainer import gpus, sharding
-from trainer.config import ShardingConfig
+from trainer.config.sharding import ShardingConfig
 from trainer.topologies import CONTEXT, GB, GIB, GPUS, Cluster, Hardware, parse_cluster, recognised
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)

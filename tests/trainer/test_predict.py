@@ -13,7 +13,7 @@ import torch
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
 from trainer import predict, trained
-from trainer.config import DataConfig
+from trainer.config.data import DataConfig
 
 
 def write(path, **columns):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trainer.config import ProfilingConfig
+from trainer.config.monitoring import ProfilingConfig
 from trainer.distributed import Ranks
 from trainer.profiling.parts import PARTS, STEP, analyse, part_of, segments
 from trainer.profiling.summary import as_text

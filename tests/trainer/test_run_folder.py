@@ -9,7 +9,7 @@ import pytest
 
 from launch.run import Outcome
 from trainer import run_folder
-from trainer.config import RunConfig
+from trainer.config.job import RunConfig
 
 
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path):

@@ -10,7 +10,7 @@ import yaml
 from data_loaders.prepare import compose as recipes
 from tests import tiny
 from trainer import process, run_folder
-from trainer.compose import UserError, compose, from_yaml
+from trainer.config.compose import UserError, compose, from_yaml
 from trainer.models import load_model_class
 
 

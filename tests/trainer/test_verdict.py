@@ -6,8 +6,9 @@ import pytest
 
 from data_loaders.storage import StorageError
 from tests.distributed.helper import run_distributed
-from trainer import config, process
-from trainer.compose import UserError
+from trainer import process
+from trainer.config import checks
+from trainer.config.compose import UserError
 from trainer.distributed import from_first
 from trainer.verdict import for_all_ranks, is_user_error
 
@@ -26,7 +27,7 @@ def caught(action):
 
 
 def ours():
-    config.positive(-1, "epochs")
+    checks.positive(-1, "epochs")
 
 
 def raise_(error):

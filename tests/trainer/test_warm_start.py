@@ -24,7 +24,8 @@ from trainer.build import build_model
 from trainer.checkpoint import read_facts, write_commit_files, write_pieces
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
-from trainer.config import TableOptimizerConfig
+from trainer.config.optim import TableOptimizerConfig
+from trainer.config.warm_start import WarmStartConfig
 from trainer.models import load_model_class
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.ftrl import ftrl_update
@@ -32,7 +33,6 @@ from trainer.optim.tables import embedding_tables, state_names
 from trainer.warm_start import tables
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report
-from trainer.warm_start.rules import WarmStartConfig
 from trainer.warm_start.sides import new_side, old_side
 from trainer.warm_start.vocabularies import Vocabularies
 

@@ -30,7 +30,7 @@ from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.place import place_of
 from trainer.checkpoint.tensor_file import place_tensors
 from trainer.checkpoint.verification import newest_whole, verify_together
-from trainer.config import CheckpointConfig
+from trainer.config.checkpoint import CheckpointConfig
 from trainer.distributed import Ranks, from_first, on_all, on_all_ranks, on_ranks
 from trainer.progress import Progress
 from trainer.run_folder import now

@@ -13,7 +13,7 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
-from trainer.config import OptimConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.average import DenseAverage
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, materialise_state, schedule_factor

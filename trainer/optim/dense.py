@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_loaders.schema import one_of
-from trainer.config import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
+from trainer.config.optim import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
 
 _CLASSES = {
     "adam": torch.optim.Adam,

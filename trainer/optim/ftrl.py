@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 
-from trainer.config import TableOptimizerConfig
+from trainer.config.optim import TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, WideLookup, is_wide_table
 from trainer.optim.tables import fused_kernels
 

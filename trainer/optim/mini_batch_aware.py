@@ -42,7 +42,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from data_loaders.batch import Batch
 from trainer.checkpoint.piece import Piece, empty_piece
-from trainer.config import OptimConfig
+from trainer.config.optim import OptimConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, fused_kernels, is_data_parallel
 

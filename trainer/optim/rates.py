@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from trainer.config import OptimConfig, ScheduleConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.dense import schedule_factor
 from trainer.optim.tables import EmbeddingTable, fused_kernels, fused_optimizer

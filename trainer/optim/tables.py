@@ -40,7 +40,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.optimizers import SGD, Adagrad, Adam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from trainer.config import OptimConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, is_wide_table
 
 _ORDINARY = {

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from trainer import sharding
-from trainer.compose import compose
+from trainer.config.compose import compose
 from trainer.distributed import make_deterministic
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from trainer import gpus
-from trainer.config import SHARDING_TYPES, OptimConfig, TrainConfig
+from trainer.config.job import TrainConfig
+from trainer.config.optim import OptimConfig
+from trainer.config.sharding import SHARDING_TYPES
 from trainer.modules.embeddings import is_wide_table
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster

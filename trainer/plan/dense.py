@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.models import load_model_class
 from trainer.modules.head import set_autocast
 from trainer.modules.task import ClickTask

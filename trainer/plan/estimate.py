@@ -12,7 +12,7 @@ import torch
 from torchrec.distributed.planner.types import ShardingOption, Topology
 
 from trainer import build, sharding
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from data_loaders.state_files import write_json, write_text
-from trainer.config import ProfilingConfig
+from trainer.config.monitoring import ProfilingConfig
 from trainer.distributed import Ranks
 from trainer.profiling.parts import analyse
 from trainer.profiling.summary import as_text

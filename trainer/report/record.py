@@ -17,7 +17,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from data_loaders.state_files import write_json
 from trainer import run_folder
 from trainer.checkpoint.piece import Piece
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 from trainer.distributed import Ranks
 from trainer.optim.tables import embedding_tables
 from trainer.report.table_statistics import table_statistics

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from trainer.config.warm_start import WarmStartConfig, matches
 from trainer.modules.embeddings import is_wide_table, wide_table
-from trainer.warm_start.rules import WarmStartConfig, matches
 from trainer.warm_start.sides import Side, Spec
 from trainer.warm_start.vocabularies import Vocabularies
 

@@ -12,10 +12,10 @@ import torch
 from data_loaders.schema import Feature, Schema, Table
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece
-from trainer.config import TableOptimizerConfig
+from trainer.config.optim import TableOptimizerConfig
+from trainer.config.warm_start import WarmStartConfig, matches
 from trainer.warm_start.dense import DensePlan, load_dense, plan_dense
 from trainer.warm_start.matching import DROPPED, NEW, Matching
-from trainer.warm_start.rules import WarmStartConfig, matches
 from trainer.warm_start.sides import Side
 from trainer.warm_start.tables import TablePlan, load_table, plan_tables
 from trainer.warm_start.vocabularies import Vocabularies

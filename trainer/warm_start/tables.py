@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.checkpoint.format import Reader, convert_widths
 from trainer.checkpoint.piece import Piece
-from trainer.config import TableOptimizerConfig
+from trainer.config.optim import TableOptimizerConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.warm_start.matching import DROPPED, GROWN, KEPT, NEW, REMAPPED, Matching
 from trainer.warm_start.sides import Side

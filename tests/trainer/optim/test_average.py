@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import DenseOptimizerConfig
+from trainer.config.optim import DenseOptimizerConfig
 from trainer.optim.average import DenseAverage
 
 

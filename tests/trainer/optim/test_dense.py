@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
+from trainer.config.optim import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, schedule_factor
 
 PLAIN = {

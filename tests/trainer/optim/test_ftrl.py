@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from trainer.config import TableOptimizerConfig
+from trainer.config.optim import TableOptimizerConfig
 from trainer.optim.ftrl import ftrl_update
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from trainer.config import TABLE_OPTIMIZERS, OptimConfig, TableOptimizerConfig
+from trainer.config.optim import TABLE_OPTIMIZERS, OptimConfig, TableOptimizerConfig
 from trainer.optim.tables import (
     _check_fused,
     _uncount_evaluation,

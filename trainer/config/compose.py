@@ -1,6 +1,6 @@
 """Command line -> typed configuration, with one clear line for every mistake.
 
-The only module below the command line that knows Hydra (with ``trainer.config_files``, which reads its files). Composition
+The only module below the command line that knows Hydra (with ``trainer.config.files``, which reads its files). Composition
 needs no process group and writes nothing.
 """
 
@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.typed import check, near
-from trainer import config_files
-from trainer.config import TrainConfig
+from trainer.config import files as config_files
+from trainer.config.job import TrainConfig
 from trainer.models import is_ours, load_model_class
 from trainer.modules import contract
 

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_loaders import safe_yaml
 from data_loaders.configuration import explain
 from data_loaders.typed import at, check, near, shown
-from trainer.config import TrainConfig
+from trainer.config.job import TrainConfig
 
 OURS = importlib.resources.files("conf")
 ROOT_PACKAGE = "_global_"

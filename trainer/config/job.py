@@ -1,0 +1,223 @@
+"""Dataclasses for every section of the configuration: Hydra's schema, and what the program sees below its edge.
+
+Each ``__post_init__`` checks what types cannot: it runs when the composed configuration becomes objects, before any
+process group starts. Every ``ValueError`` names the key, the value and the remedy.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_loaders.schema import one_of
+from data_loaders.secrets import holds_credentials
+from trainer.config.checkpoint import CheckpointConfig
+from trainer.config.checks import check_seed, positive
+from trainer.config.data import DataConfig
+from trainer.config.evaluation import EarlyStoppingConfig, EvaluationConfig
+from trainer.config.monitoring import AlertsConfig, LoggingConfig, ProfilingConfig
+from trainer.config.optim import OptimConfig
+from trainer.config.sharding import ShardingConfig
+from trainer.config.warm_start import WarmStartConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+RESUMES = ("auto", "never")
+LONGEST_SECONDS = 10**9  # what timers take
+MOST_ROWS_OF_A_STEP = 2**31 - 1  # counted in 32 bits
+
+
+@dataclass
+class RunConfig:
+    """``root``: the folder of all runs. ``name``: of runs that belong together, that of model and data set unless given.
+    ``dir``: the run folder; left empty it is ``root/name/<date-time>``, chosen once by rank 0."""
+
+    root: str = "runs"
+    name: str = "run"
+    dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("root", "dir"):
+            if (value := getattr(self, key)) is not None and (not value or "\0" in value):
+                given = "is empty" if not value else f"is {value!r}, with a null byte"
+                raise ValueError(f"run.{key} {given}: give the path of a folder{', or null' if key == 'dir' else ''}")
+        if not self.name or "\0" in self.name or "/" in self.name or self.name in (".", "..") or len(self.name) > 200:
+            raise ValueError(f"run.name is {self.name!r}: give a plain folder name of 1 to 200 characters, without '/'")
+
+
+@dataclass
+class LossConfig:
+    """``label_smoothing``: a click counts as 1 - label_smoothing / 2, none as label_smoothing / 2.
+    ``negative_sampling_rate``: the share of negatives that the preparation left in the training data (and not in ``valid`` and
+    ``test``); evaluation and prediction correct the probabilities for it."""
+
+    label_smoothing: float = 0.0
+    negative_sampling_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+        if not 0 < self.negative_sampling_rate <= 1:
+            raise ValueError(
+                f"loss.negative_sampling_rate is {self.negative_sampling_rate}: it is the share of negatives that the "
+                "training data hold, above 0 and at most 1"
+            )
+
+
+@dataclass
+class DebugConfig:
+    """``ledger``: write down which rows each step trained, as Parquet in ``ledger/`` of the run folder
+    (``trainer/ledger.py``)."""
+
+    ledger: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """The whole job. ``profile``: a window of steps is profiled, and where their time went is told (``profiling`` says
+    which). ``device``: what computes (``auto``: GPUs where there are any). ``seed``: of initial values, the
+    order of rows, dropout. ``batch_size`` is global: rows of one step over all ranks. ``epochs``: passes over train.
+    ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate). ``log_every_steps``:
+    how often a line of metrics is written. ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that
+    of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``deterministic``: on a GPU too, sums
+    are added up in one fixed order, slower, so that a resumed run equals an uninterrupted one bit by bit (docs/state.md).
+    ``resume=auto`` goes on from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A
+    job in which nothing moves for ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long
+    while it builds, and for a first step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's
+    own limit, for what the watchdog cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each
+    other. ``report``: the run ends with ``report.html`` in its folder (docs/seeing.md)."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+    report: bool = True
+    profile: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    deterministic: bool = False
+    seed: int = 1
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 4096
+    accumulate_steps: int = 1
+    log_every_steps: int = 50
+    resume: str = "auto"
+    timeout_seconds: float = 1800.0
+    hang_timeout_seconds: float = 600.0
+    rendezvous_timeout_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        one_of(self.device, DEVICES, "device")
+        one_of(self.precision, PRECISIONS, "precision")
+        one_of(self.resume, RESUMES, "resume")
+        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds"):
+            positive(getattr(self, name), name)
+        for name in ("hang_timeout_seconds", "rendezvous_timeout_seconds"):
+            positive(getattr(self, name), name)
+        for name in ("timeout_seconds", "hang_timeout_seconds", "rendezvous_timeout_seconds"):
+            if getattr(self, name) > LONGEST_SECONDS:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at most {LONGEST_SECONDS} seconds")
+        check_seed(self.seed, "seed")
+        if self.batch_size > MOST_ROWS_OF_A_STEP:
+            raise ValueError(f"batch_size is {self.batch_size}: give at most {MOST_ROWS_OF_A_STEP} rows")
+        if self.hang_timeout_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"hang_timeout_seconds is {self.hang_timeout_seconds}, and timeout_seconds {self.timeout_seconds}: give the "
+                "first one less, so that it is the watchdog that ends a hanging job and says who hangs"
+            )
+        if self.accumulate_steps != 1:
+            raise ValueError(
+                f"accumulate_steps is {self.accumulate_steps}: tables are updated inside each backward, so that gradients of "
+                "several batches cannot be added up for them; set batch_size to "
+                f"{self.batch_size * max(self.accumulate_steps, 1)} instead, or add ranks"
+            )
+        if self.steps is not None:
+            positive(self.steps, "steps")
+        if not self.data.schema.features:
+            raise ValueError(
+                "data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic"
+            )
+        if self.batch_size % self.data.stream.shards:
+            near = sorted(divisors(self.batch_size), key=lambda n: abs(n - self.data.stream.shards))
+            up = -(-self.batch_size // self.data.stream.shards) * self.data.stream.shards
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which data.stream.shards={self.data.stream.shards} does not divide: use "
+                f"batch_size={up}, or data.stream.shards={' or '.join(map(str, near[:2]))}"
+            )
+        for table in (*self.optim.by_table, *self.sharding.by_table):
+            if not table.startswith("wide_"):
+                one_of(table, self.data.schema.tables, "optim.by_table / sharding.by_table")
+
+        self._check_judged()
+
+    def _check_judged(self) -> None:
+        """What evaluations decide needs evaluations; early stopping names the best checkpoint's metric."""
+        judged = {"early_stopping": self.early_stopping, "optim.plateau": self.optim.plateau}
+        gauc = [f"{name}.metric" for name, section in judged.items() if section.metric == "valid.gauc"]
+        gauc += ["checkpoint.best"] if self.checkpoint.best == "valid.gauc" else []
+        if gauc and not self.evaluation.group_by:
+            raise ValueError(
+                f"{gauc[0]} is valid.gauc, but evaluation.group_by is null: name the column to group rows by"
+            )
+        asked = [name for name, section in judged.items() if section.patience is not None]
+        if asked and not self.data.valid:
+            raise ValueError(f"{asked[0]} watches a metric of valid, but data.valid is empty: name valid's files")
+        if self.early_stopping.patience is None:
+            return
+        metric, best = self.early_stopping.metric, self.checkpoint.best
+        if best not in (None, metric):
+            raise ValueError(
+                f"early_stopping.metric is {metric} and checkpoint.best is {best}: the best checkpoint is restored when "
+                "training stops, so give both the same metric, or leave checkpoint.best out"
+            )
+        self.checkpoint.best, self.checkpoint.restore_best = metric, True
+
+    def check_addresses(self) -> None:
+        """Before anything is started. Raises ``ValueError`` for credentials in an address, which would end up in logs."""
+        data, warm = self.data, self.warm_start
+        named = {
+            **{"data.root": data.root, "data.prepared": data.prepared, "data.new_since": data.new_since},
+            **{"warm_start.path": warm.path, "warm_start.prepared": warm.prepared},
+            **{"checkpoint.root": self.checkpoint.root, "run.root": self.run.root, "run.dir": self.run.dir},
+            **{f"data.{split}": " ".join(getattr(data, split)) for split in ("train", "valid", "test")},
+        }
+        for key, address in named.items():
+            if address and holds_credentials(address):
+                raise ValueError(
+                    f"{key} holds credentials (not shown here): leave them out, and give them by environment variables "
+                    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or the machine's role"
+                )
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
+        if self.profile:
+            self.profiling.check_world_size(world_size)
+        shards = self.data.stream.shards
+        if world_size <= shards:
+            return
+        larger = [n for n in divisors(self.batch_size) if n >= world_size][:3]
+        remedy = (
+            f"data.stream.shards={' or '.join(map(str, larger))} (they divide batch_size={self.batch_size})"
+            if larger
+            else f"batch_size={world_size} and data.stream.shards={world_size} or more"
+        )
+        raise ValueError(
+            f"{world_size} ranks cannot share data.stream.shards={shards} logical shards: start at most {shards} ranks, or "
+            f"use {remedy}"
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """Ascending; of one up to ``MOST_ROWS_OF_A_STEP`` in no time."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
