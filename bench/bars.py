@@ -17,7 +17,7 @@ from typing import Any
 
 from data_loaders import safe_yaml
 from trainer.report.run_record import RunRecord
-from trainer.run_folder import METRICS as METRICS_FILE
+from trainer.runtime.run_folder import METRICS as METRICS_FILE
 
 METRICS = ("gauc", "auc", "logloss")
 SPLITS = (

@@ -25,11 +25,11 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, choose_device, from_first, peak_memory_mb
-from trainer.process import guarded
-from trainer.progress import Progress
-from trainer.rendezvous import process_group
 from trainer.reporting import Reporter
+from trainer.runtime.distributed import Ranks, choose_device, from_first, peak_memory_mb
+from trainer.runtime.process import guarded
+from trainer.runtime.progress import Progress
+from trainer.runtime.rendezvous import process_group
 from trainer.state import TrainingState
 
 MINUTE = 60.0

@@ -36,12 +36,12 @@ from data_loaders.batch import Batch
 from trainer import build, loop
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, choose_device, peak_memory_mb
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
-from trainer.process import guarded
-from trainer.progress import Progress
-from trainer.rendezvous import process_group
+from trainer.runtime.distributed import Ranks, choose_device, peak_memory_mb
+from trainer.runtime.process import guarded
+from trainer.runtime.progress import Progress
+from trainer.runtime.rendezvous import process_group
 
 MODELS = ("wide_deep", "deepfm", "din")
 

@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from trainer.distributed import LOOPBACK
+from trainer.runtime.distributed import LOOPBACK
 
 BACKEND = "one_machine"
 STORE_SECONDS = 60.0  # as torchrun has it

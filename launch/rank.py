@@ -18,7 +18,7 @@ def command(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    # Until the module listens to it (trainer.process), Ctrl-C while it is imported is an end without a traceback.
+    # Until the module listens to it (trainer.runtime.process), Ctrl-C while it is imported is an end without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_safe = getattr(
         sys.flags, "safe_path", False

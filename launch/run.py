@@ -26,8 +26,8 @@ from data_loaders import packages
 from data_loaders.secrets import scrub
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
-from trainer import run_folder
 from trainer.config.job import RunConfig, TrainConfig
+from trainer.runtime import run_folder
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -243,7 +243,7 @@ def _run_once(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from launch import one_machine
-    from trainer.distributed import stay_on_this_machine
+    from trainer.runtime.distributed import stay_on_this_machine
 
     one_machine.register()
     stay_on_this_machine()

@@ -10,7 +10,7 @@ import psutil
 
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
-SAVED_AFTER = HEARD[:3]  # by the ranks (trainer.process)
+SAVED_AFTER = HEARD[:3]  # by the ranks (trainer.runtime.process)
 
 
 class Stop:

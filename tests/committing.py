@@ -10,8 +10,8 @@ from trainer.checkpoint import clean
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
-from trainer.progress import Progress
-from trainer.rendezvous import process_group
+from trainer.runtime.progress import Progress
+from trainer.runtime.rendezvous import process_group
 
 
 class Steps:

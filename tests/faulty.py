@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import tiny, warm
-from trainer import attempts
+from trainer.runtime import restart_history
 
 LAST = 13
 OVERRIDES = (
@@ -86,8 +86,8 @@ class Job:
 
     def reach(self, step, process, *, already=False):
         """Waits until the start that comes (``already``: that has come) trains ``step``."""
-        path = self.run / attempts.NAME
-        before = len(attempts.read(path)) - already
-        while len(found := attempts.read(path)) == before or found[-1].step < step:
+        path = self.run / restart_history.NAME
+        before = len(restart_history.read(path)) - already
+        while len(found := restart_history.read(path)) == before or found[-1].step < step:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)

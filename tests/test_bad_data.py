@@ -73,7 +73,7 @@ def run_jobs(folder, jobs):
 
 def run_job(folder, name, job):
     from trainer import train
-    from trainer.progress import Progress
+    from trainer.runtime.progress import Progress
 
     for number, what in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{name}.{what}", os.O_WRONLY | os.O_CREAT), number)

@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line_without_a_traceback_of_ours(start, overrides, exp
 
 
 def test_two_runs_do_not_share_a_folder(trained, click_log, tmp_path):
-    from trainer.run_folder import lock
+    from trainer.runtime.run_folder import lock
 
     (tmp_path / "run").mkdir()
     held = lock(tmp_path / "run")

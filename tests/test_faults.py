@@ -12,8 +12,8 @@ import torch
 
 from tests import warm
 from tests.faulty import LAST, SLOWLY, Job
-from trainer import attempts
 from trainer.checkpoint import Reader, newest, verify
+from trainer.runtime import restart_history
 
 
 def reference(job):
@@ -124,7 +124,7 @@ def test_an_undisturbed_run_finishes(jobs):
     job, (end,) = jobs[reference]
     assert end.code == 0, end.stderr
     assert (end.status["state"], end.status["step"]) == ("finished", LAST)
-    assert [(a.step, a.state) for a in attempts.read(job.run / attempts.NAME)] == [(LAST, "finished")]
+    assert [(a.step, a.state) for a in restart_history.read(job.run / restart_history.NAME)] == [(LAST, "finished")]
 
 
 def test_a_killed_rank_is_made_up_for_by_a_restart(jobs):
@@ -172,7 +172,7 @@ def test_a_rank_that_hangs_is_named_and_the_job_ends(jobs):
     job, (end,) = jobs[hanging]
     assert end.code != 0
     (line,) = end.errors
-    assert line.startswith("error: rank 1 of 2 hangs: in _act (trainer/faults.py:")
+    assert line.startswith("error: rank 1 of 2 hangs: in _act (trainer/runtime/fault_injection.py:")
     assert "the others wait for it" in line
     assert (end.status["state"], end.status["retryable"], end.status["rank"]) == ("failed", True, 1)
     assert "_read" in (job.run / "stacks" / "rank-1.txt").read_text()
@@ -186,7 +186,7 @@ def test_the_watchdog_sees_what_comes_before_and_after_the_steps(jobs, how, rank
     _, (end,) = jobs[how]
     assert end.code != 0 and end.steps == steps
     (line,) = end.errors
-    assert line.startswith(f"error: rank {rank} of 2 hangs: in _act (trainer/faults.py:")
+    assert line.startswith(f"error: rank {rank} of 2 hangs: in _act (trainer/runtime/fault_injection.py:")
     assert f" {when}; the others wait for it" in line
     assert (end.status["state"], end.status["retryable"], end.status["rank"]) == ("failed", True, rank)
 
@@ -211,7 +211,7 @@ def test_an_error_on_one_rank_ends_the_others(jobs):
 def test_a_run_that_keeps_failing_gives_up(jobs):
     job, (end,) = jobs[failing_again]
     assert end.code != 0
-    assert [a.step for a in attempts.read(job.run / attempts.NAME)] == [6, 6, 6]
+    assert [a.step for a in restart_history.read(job.run / restart_history.NAME)] == [6, 6, 6]
     assert end.status["state"] == "failed" and not end.status["retryable"]
     assert (end.status["rank"], end.status["step"]) == (None, 6)
     (line,) = end.errors

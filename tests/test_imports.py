@@ -132,9 +132,14 @@ def test_rooms_import_from_rooms_above_them():
 
 def test_launch_knows_only_the_configuration():
     # Run folders and state files are how a launcher learns what became of a job.
-    allowed = ("launch", "trainer.config.compose", "trainer.config.job", "trainer.run_folder", "trainer.report")
+    allowed = ("launch", "trainer.config.compose", "trainer.config.job", "trainer.runtime.run_folder", "trainer.report")
     read = ("configuration", "output_files", "packages", "safe_yaml", "secrets", "state_files", "typed")
-    allowed = (*allowed, "trainer.gpus", "trainer.distributed", *(f"data_loaders.{name}" for name in read))
+    allowed = (
+        *allowed,
+        "trainer.runtime.gpus",
+        "trainer.runtime.distributed",
+        *(f"data_loaders.{name}" for name in read),
+    )
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []
 
 
@@ -150,7 +155,7 @@ def test_the_environment_is_read_in_two_places():
     found = {
         module: environment_uses(tree)
         for module, _, tree in SOURCES
-        if within(module, ["trainer", "data_loaders", "conf"]) and module != "trainer.distributed"
+        if within(module, ["trainer", "data_loaders", "conf"]) and module != "trainer.runtime.distributed"
     }
     assert {module: lines for module, lines in found.items() if lines} == {}
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer import faults
+from trainer.runtime import fault_injection
 
 METHOD = "forkserver"
 PRELOADED = ("trainer.train", "trainer.evaluate", "trainer.predict", "tests.distributed.helper", "tests.tiny")
@@ -85,7 +85,7 @@ def become(environment: dict[str, str]) -> None:
     """A child of the fork server takes on the environment, with what was read from it before."""
     os.environ.clear()
     os.environ.update(environment)
-    importlib.reload(faults)
+    importlib.reload(fault_injection)
     torch.set_num_threads(1)
 
 

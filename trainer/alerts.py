@@ -5,7 +5,7 @@ Rules look at what is computed anyway: the metrics of each line of training and 
 Nothing is done at every step but the first, after which numbers and loss are judged at once. Each warning comes once in a
 run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
 
-Elsewhere: a slow rank (``trainer.pace``), a loss that is not finite (``trainer.guard``, which ends the run), modules that the
+Elsewhere: a slow rank (``trainer.pace``), a loss that is not finite (``trainer.runtime.step_guard``, which ends the run), modules that the
 pipeline does not overlap (``trainer.sharding.check_pipelined``, which ends it too).
 """
 
@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.checked_json import Listed, Mapped, Number, Whole, get_form
 from trainer.config.monitoring import AlertsConfig
 from trainer.magnitudes import (
     Magnitude,
@@ -35,6 +34,7 @@ from trainer.magnitudes import (
     names_of_large,
     since,
 )
+from trainer.runtime.checked_json import Listed, Mapped, Number, Whole, get_form
 from trainer.sightings import Hashed, Seen, Sightings
 
 CHANCE = 0.52  # an AUC below it is that of chance …

@@ -19,7 +19,6 @@ from data_loaders.storage import is_uri, root_name
 from trainer import sharding
 from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import LossConfig, TrainConfig
-from trainer.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.models import load_model_class
 from trainer.modules import contract
 from trainer.modules.embeddings import initial_values_of_tables
@@ -28,7 +27,8 @@ from trainer.modules.normalization import BatchStatistics
 from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
-from trainer.process import is_user_error
+from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
+from trainer.runtime.process import is_user_error
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 

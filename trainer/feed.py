@@ -10,10 +10,10 @@ from data_loaders.schema import Layout
 from trainer import build, inputs, loop
 from trainer.checkpoint import AnyPath, note
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, from_first
 from trainer.inputs import Inputs, Saved
-from trainer.progress import Progress
 from trainer.resuming import checkpoints_folder, job_identity, resumable, starting_point
+from trainer.runtime.distributed import Ranks, from_first
+from trainer.runtime.progress import Progress
 from trainer.warm_start.start import whole_checkpoint
 
 

@@ -3,7 +3,7 @@
 import time
 
 from trainer.checkpoint.saving import Checkpoints
-from trainer.distributed import Ranks
+from trainer.runtime.distributed import Ranks
 
 
 class GraceCheck:

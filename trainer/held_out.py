@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from trainer.config.evaluation import EvaluationConfig
-from trainer.distributed import all_reduce_sum
 from trainer.grouped_metrics import GroupAUC, Groups, Slices
 from trainer.keyed_rows import KeyedRows
 from trainer.metrics import ClickMetrics, relative_improvement
 from trainer.modules.task import TaskOutput
 from trainer.ranking import Ranking
+from trainer.runtime.distributed import all_reduce_sum
 
 Texts = Callable[[str, list[int]], Mapping[int, str | None]]
 

@@ -14,11 +14,11 @@ from typing import Any
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout
 from trainer import build
-from trainer.checked_json import Mapped, Whole
 from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, from_first
-from trainer.progress import Progress
+from trainer.runtime.checked_json import Mapped, Whole
+from trainer.runtime.distributed import Ranks, from_first
+from trainer.runtime.progress import Progress
 
 DATA = "data.json"
 SAVED_DATA = {"fingerprint": str, "first_epoch": Whole(), "manifest": dict, "before": Mapped(str)}

@@ -10,18 +10,19 @@ from torch import nn
 
 from data_loaders.schema import Layout
 from data_loaders.state_files import write_json
-from trainer import build, faults, inputs, run_folder
+from trainer import build, inputs
 from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks
 from trainer.feed import Feed
 from trainer.judge import Judge
 from trainer.ledger import Ledger
-from trainer.progress import Progress
 from trainer.report.record import Record
 from trainer.reporting import Reporter, print_plan
 from trainer.resuming import checkpoints_folder, resume
+from trainer.runtime import fault_injection, run_folder
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.progress import Progress
 from trainer.scoring import Evaluator
 from trainer.state import TrainingState
 from trainer.warm_start.start import warm_start
@@ -58,7 +59,7 @@ def make_job(
     config: TrainConfig, tree: dict[str, Any], model: nn.Module, feed: Feed, folder: Path, ranks: Ranks
 ) -> Job:
     """Plans, shards and initialises the model, tells the plan, and makes what goes with it."""
-    faults.at("build")
+    fault_injection.at("build")
     built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
     if ranks.is_first:
         write_json(folder / run_folder.PLAN, built.plan_rows)

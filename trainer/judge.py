@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from trainer.checked_json import Number, Optional, Whole
 from trainer.config.evaluation import EarlyStoppingConfig
 from trainer.config.optim import PlateauConfig
-from trainer.distributed import from_first
-from trainer.progress import Progress
+from trainer.runtime.checked_json import Number, Optional, Whole
+from trainer.runtime.distributed import from_first
+from trainer.runtime.progress import Progress
 
 PATIENCE_FACTS = {
     "metric": str,

@@ -9,13 +9,13 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
-from trainer import faults
 from trainer.checkpoint.saving import Checkpoints
-from trainer.distributed import Ranks
-from trainer.guard import Guard
 from trainer.ledger import Ledger
-from trainer.progress import Progress
 from trainer.reporting import Reporter
+from trainer.runtime import fault_injection
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.progress import Progress
+from trainer.runtime.step_guard import Guard
 from trainer.scoring import Evaluator
 
 
@@ -69,7 +69,7 @@ def run(
 def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:
     """``batches``, that of ``first_step`` first."""
     for step, batch in enumerate(batches, first_step):
-        faults.at("reader", step=step)
+        fault_injection.at("reader", step=step)
         yield batch
 
 

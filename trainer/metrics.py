@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.distributions import distribution, equal_mass_sums
-from trainer.read_back import to_host
+from trainer.runtime.read_back import to_host
 
 NUM_BINS = 1 << 20
 LOGIT_RANGE = 16.0  # logits beyond ±16 (probabilities beyond 1e-7) share the outermost bins

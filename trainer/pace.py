@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from data_loaders.loader import Loader
-from trainer.distributed import Ranks, all_reduce_sum
-from trainer.watchdog import Watchdog
+from trainer.runtime.distributed import Ranks, all_reduce_sum
+from trainer.runtime.watchdog import Watchdog
 
 SAMPLES_PER_SECOND = 50
 ENOUGH_SAMPLES = 15  # for a number to mean anything

@@ -30,8 +30,8 @@ from data_loaders.state_files import publish
 from data_loaders.storage import Stat, Storage, is_uri
 from trainer import build
 from trainer.config.data import DataConfig
-from trainer.distributed import from_first
-from trainer.process import guarded
+from trainer.runtime.distributed import from_first
+from trainer.runtime.process import guarded
 from trainer.scoring import score
 from trainer.trained import WHICH, Trained, opened
 

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 
 LOG_SECONDS = 10.0  # between two lines of a log
 

@@ -12,15 +12,15 @@ from rich.table import Table
 from data_loaders.loader import Loader
 from trainer.alerts import FACTS as ALERTS_FACTS
 from trainer.alerts import Alerts, say
-from trainer.checked_json import Whole, check_form
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
-from trainer.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
 from trainer.metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
-from trainer.progress import Progress
 from trainer.progress_line import ProgressLine
-from trainer.run_folder import LINES, append_json_line
+from trainer.runtime.checked_json import Whole, check_form
+from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
+from trainer.runtime.progress import Progress
+from trainer.runtime.run_folder import LINES, append_json_line
 from trainer.sightings import Sightings
 from trainer.trackers import Trackers
 

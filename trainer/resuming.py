@@ -10,10 +10,10 @@ from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, from_first
 from trainer.inputs import Inputs, Saved
 from trainer.ledger import cut
-from trainer.progress import Progress
+from trainer.runtime.distributed import Ranks, from_first
+from trainer.runtime.progress import Progress
 
 
 def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
 from trainer.config.evaluation import EvaluationConfig
-from trainer.distributed import Ranks, from_first, sum_counters
 from trainer.held_out import HeldOutMetrics
 from trainer.metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
-from trainer.progress import Progress
 from trainer.reporting import Reporter
+from trainer.runtime.distributed import Ranks, from_first, sum_counters
+from trainer.runtime.progress import Progress
 
 
 def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOutput]:

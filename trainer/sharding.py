@@ -61,7 +61,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from data_loaders.schema import Schema, one_of
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
-from trainer.distributed import from_first
 from trainer.modules.embeddings import InitialValues, is_wide_table
 from trainer.optim.tables import (
     EmbeddingTable,
@@ -70,6 +69,7 @@ from trainer.optim.tables import (
     state_bytes,
     table_bytes,
 )
+from trainer.runtime.distributed import from_first
 from trainer.topologies import Hardware, recognised
 
 GB = 2**30

@@ -7,7 +7,6 @@ from typing import Any
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from trainer import checkpoint
-from trainer.checked_json import Number, Whole, check_form
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.judge import FACTS as JUDGE_FACTS
@@ -16,6 +15,7 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.pieces import model_pieces
 from trainer.reporting import FACTS as REPORTER_FACTS
 from trainer.reporting import Reporter
+from trainer.runtime.checked_json import Number, Whole, check_form
 
 # What a resume reads; the same on all ranks.
 FACTS = {

@@ -83,7 +83,7 @@ def _gpu(
     return Hardware(name, "cuda", gib * GIB - CONTEXT, host_gib * GIB, *rates, tflops * 1e12, bf16, capability)
 
 
-# FBGEMM has no code for V100 and T4 (trainer.gpus): a plan for them says so, and shows what their memory would hold.
+# FBGEMM has no code for V100 and T4 (trainer.runtime.gpus): a plan for them says so, and shows what their memory would hold.
 GPUS = {
     gpu.name: gpu
     for gpu in (

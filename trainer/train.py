@@ -20,12 +20,21 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, faults, loop, run_folder, sharding, trackers
+from trainer import build, loop, sharding, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
-from trainer.distributed import (
+from trainer.feed import open_feed
+from trainer.grace import GraceCheck
+from trainer.job import Job, begin, make_job
+from trainer.modules import contract
+from trainer.pace import Pace
+from trainer.profiling.window import window
+from trainer.report.drawing import draw_or_warn
+from trainer.reporting import print_summary
+from trainer.runtime import fault_injection, run_folder
+from trainer.runtime.distributed import (
     Ranks,
     choose_device,
     from_first,
@@ -35,22 +44,14 @@ from trainer.distributed import (
     make_deterministic,
     unordered_operation_named,
 )
-from trainer.feed import open_feed
-from trainer.grace import GraceCheck
-from trainer.guard import Guard
-from trainer.job import Job, begin, make_job
-from trainer.modules import contract
-from trainer.pace import Pace
-from trainer.process import guarded, is_lost_peer, is_user_error
-from trainer.profiling.window import window
-from trainer.progress import Progress
-from trainer.rendezvous import process_group
-from trainer.report.drawing import draw_or_warn
-from trainer.reporting import print_summary
+from trainer.runtime.process import guarded, is_lost_peer, is_user_error
+from trainer.runtime.progress import Progress
+from trainer.runtime.rendezvous import process_group
+from trainer.runtime.session import Session
+from trainer.runtime.step_guard import Guard
+from trainer.runtime.watchdog import Watchdog
 from trainer.scoring import best_possible, evaluate
-from trainer.session import Session
 from trainer.state import ModelState
-from trainer.watchdog import Watchdog
 from trainer.wide_weights import wide_weights
 
 
@@ -234,7 +235,7 @@ def score_before(job: Job) -> dict[str, Any] | None:
 def final_metrics(job: Job) -> dict[str, Any]:
     """What ``metrics.json`` holds: of training, and of what was held out."""
     progress, reporter, held_out, data = job.progress, job.reporter, job.feed.held_out, job.config.data
-    faults.at("evaluation", step=progress.step)
+    fault_injection.at("evaluation", step=progress.step)
     train_metrics = {"step": progress.step, "epoch": progress.epoch, **reporter.training_metrics()}
     reporter.write("final", train_metrics, progress)
     final: dict[str, Any] = {"train": train_metrics}

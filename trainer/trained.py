@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import build, run_folder
+from trainer import build
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import from_yaml
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
-from trainer.rendezvous import process_group
+from trainer.runtime import run_folder
+from trainer.runtime.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
+from trainer.runtime.rendezvous import process_group
 from trainer.state import ModelState
 
 WHICH = (

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from trainer.distributed import Ranks, all_reduce_sum
 from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
 from trainer.optim.tables import embedding_tables
-from trainer.read_back import to_host
+from trainer.runtime.distributed import Ranks, all_reduce_sum
+from trainer.runtime.read_back import to_host
 
 SQUARES_SLOT = 2  # of a row [w, z, n, g]: n is above 0 once FTRL has trained the row
 

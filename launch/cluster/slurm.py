@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.cluster.job import Job, environment, torchrun, worker
 from launch.cluster.options import Slurm
-from trainer.run_folder import STATUS
+from trainer.runtime.run_folder import STATUS
 
 # Each node is known by the name Slurm has for it, whatever it calls itself; the first one holds the rendezvous.
 NODE = 'export PET_LOCAL_ADDR=$SLURMD_NODENAME PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)); exec "$@"'

@@ -32,7 +32,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.storage import StorageError
 from tests.data_loaders.flaky import Flaky
-from trainer.process import one_line
+from trainer.runtime.process import one_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 H_ROWS, T_ROWS = 1000, 50

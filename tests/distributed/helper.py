@@ -58,4 +58,4 @@ def _rank_main(
     except BaseException:  # noqa: BLE001 - told to the caller, whatever it is
         (Path(folder) / f"error-{rank}").write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
         os._exit(1)
-    os._exit(0)  # as trainer.process does: tearing the interpreter down under gloo's threads can abort it
+    os._exit(0)  # as trainer.runtime.process does: tearing the interpreter down under gloo's threads can abort it

@@ -14,10 +14,10 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
 from trainer import loop
-from trainer.distributed import all_reduce_sum
 from trainer.job import make_alerts
-from trainer.progress import Progress
 from trainer.reporting import Reporter
+from trainer.runtime.distributed import all_reduce_sum
+from trainer.runtime.progress import Progress
 from trainer.sightings import LOOK_EVERY
 
 ROWS = 24_000

@@ -30,8 +30,8 @@ from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
-from trainer.distributed import Ranks, all_reduce_sum
 from trainer.optim.tables import embedding_tables
+from trainer.runtime.distributed import Ranks, all_reduce_sum
 
 ROWS = 60
 ITEMS = 10  # rows of the item table, of which good ids are 2 … 8: 0, 1 and 9 must not be touched

@@ -12,10 +12,10 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer import build, loop, sharding
 from trainer.checkpoint.saving import Checkpoints
-from trainer.distributed import Ranks, all_reduce_sum
 from trainer.optim.tables import embedding_tables
-from trainer.progress import Progress
 from trainer.reporting import Reporter
+from trainer.runtime.distributed import Ranks, all_reduce_sum
+from trainer.runtime.progress import Progress
 from trainer.state import TrainingState
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))

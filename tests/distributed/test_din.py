@@ -7,9 +7,9 @@ import torch.distributed as dist
 
 from tests.distributed.helper import run_distributed
 from tests.trainer.samples import Row, make_batch, random_rows, randomize, small_schema
-from trainer.distributed import all_reduce_sum, sum_with_gradient
 from trainer.models.din import Model
 from trainer.modules.dice import Dice
+from trainer.runtime.distributed import all_reduce_sum, sum_with_gradient
 
 ROWS, TOTAL = 11, 13  # the last rows are padding
 HISTORY = ("clicked_items", "clicked_categories")

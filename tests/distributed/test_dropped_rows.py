@@ -13,10 +13,10 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
 from trainer import build, loop, sharding
-from trainer.distributed import all_reduce_sum
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
-from trainer.progress import Progress
+from trainer.runtime.distributed import all_reduce_sum
+from trainer.runtime.progress import Progress
 
 STEPS, BATCH, RATE = 6, 60, 0.2
 LOST_USERS = range(400, 500)  # named by bad rows only

@@ -25,7 +25,7 @@ from trainer.config.sharding import ShardingConfig
 from trainer.loop import batches_from
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.mini_batch_aware import MiniBatchAware
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 from trainer.sharding import gather_table
 
 STEPS = 4

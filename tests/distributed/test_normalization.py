@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from tests.distributed.helper import run_distributed
-from trainer.distributed import all_reduce_sum, sum_with_gradient
 from trainer.modules.mlp import MLP
 from trainer.modules.normalization import BatchNorm, BatchStatistics
+from trainer.runtime.distributed import all_reduce_sum, sum_with_gradient
 
 ROWS, STEPS = 12, 3
 

@@ -15,7 +15,7 @@ from trainer.checkpoint import saving as saving_module
 from trainer.checkpoint.__main__ import main
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 
 
 @pytest.fixture(scope="module")

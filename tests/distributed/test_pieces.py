@@ -22,10 +22,10 @@ from tests.distributed.test_tables import DENSE, Closed, Reference
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
-from trainer.distributed import sum_with_gradient
 from trainer.modules.dice import Dice
 from trainer.optim.combined import CombinedOptimizer
 from trainer.pieces import model_pieces
+from trainer.runtime.distributed import sum_with_gradient
 from trainer.sharding import gather_table
 
 SAVED, TOTAL = 3, 5  # steps

@@ -8,9 +8,9 @@ from tests.distributed.helper import run_distributed
 from trainer import build, sharding
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks
 from trainer.optim.tables import embedding_tables, fused_kernels, is_data_parallel
 from trainer.plan.estimate import Planned
+from trainer.runtime.distributed import Ranks
 from trainer.topologies import GIB, Cluster, Hardware
 
 MEMORY = {f"{kind}_{place}" for kind in ("weights", "momentum1") for place in ("dev", "host", "uvm")}  # FBGEMM's names

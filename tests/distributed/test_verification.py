@@ -16,9 +16,9 @@ from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole, shares, verify_together
 from trainer.config.checkpoint import CheckpointConfig
-from trainer.distributed import on_ranks
-from trainer.progress import Progress
-from trainer.verdict import is_user_error
+from trainer.runtime.distributed import on_ranks
+from trainer.runtime.progress import Progress
+from trainer.runtime.verdict import is_user_error
 
 FACTS = {"progress": {"step": 0, "rows": 0, "epoch": 0, "epoch_step": 0}, "identity": {}}
 

@@ -19,8 +19,8 @@ from trainer import loop
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.warm_start import WarmStartConfig
-from trainer.progress import Progress
 from trainer.resuming import job_identity
+from trainer.runtime.progress import Progress
 from trainer.warm_start.start import warm_start, whole_checkpoint
 
 MODEL = ["model=wide_deep", "model.hidden_units=[8]"]

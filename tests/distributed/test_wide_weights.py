@@ -12,7 +12,7 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
 from trainer import loop, sharding
 from trainer.optim.tables import embedding_tables
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 from trainer.wide_weights import wide_weights
 
 PLANS = {

@@ -1,5 +1,5 @@
 """`python -m tests.gpu.syncing …` is `trainer.train …`, and prints where its own code has the host wait for the card in a
-step: `WAITS trainer/guard.py:check`, a line each. What TorchRec waits for is its own affair."""
+step: `WAITS trainer/runtime/step_guard.py:check`, a line each. What TorchRec waits for is its own affair."""
 
 import os
 import sys

@@ -10,8 +10,8 @@ from data_loaders.manifest import Manifest
 from tests import tiny
 from tests.trainer.samples import randomize
 from trainer import build
-from trainer.distributed import Ranks
 from trainer.modules.task import ClickTask
+from trainer.runtime.distributed import Ranks
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 from launch.cluster.command import main
 from tests import tiny, warm
 from tests.launch import slurm
-from trainer.attempts import read
+from trainer.runtime.restart_history import read
 
 reason = slurm.missing()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))

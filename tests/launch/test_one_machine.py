@@ -12,7 +12,7 @@ from tests.tiny import REPOSITORY
 
 RANK = """
 import datetime, json, os, pathlib, psutil, sys, torch
-from trainer.rendezvous import process_group
+from trainer.runtime.rendezvous import process_group
 with process_group(torch.device("cpu"), 60.0) as ranks:
     total = torch.ones(1)
     torch.distributed.all_reduce(total)

@@ -10,7 +10,7 @@ import pytest
 from launch import rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHOW = "import sys, trainer.gpus, data_loaders.packages, conf, mine; print(trainer.__file__, mine.__file__, sys.argv)"
+SHOW = "import sys, trainer.runtime.gpus, data_loaders.packages, conf, mine; print(trainer.__file__, mine.__file__, sys.argv)"
 
 
 @pytest.fixture

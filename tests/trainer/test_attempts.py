@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import attempts, run_folder, session
-from trainer.attempts import Attempt, Attempts
+from trainer.runtime import restart_history, run_folder, session
+from trainer.runtime.restart_history import Attempt, Attempts
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def start(tmp_path, monkeypatch):
     """One start of a launch, up to some step; it says how it ended, or (None) does not."""
 
     def start(launch, restarts, step, state=None):
-        monkeypatch.setattr(attempts, "launch_id", lambda: (launch, restarts))
+        monkeypatch.setattr(restart_history, "launch_id", lambda: (launch, restarts))
         attempt = Attempts(tmp_path)
         attempt.begin()
         for number in range(max(1, step - 2), step + 1):
@@ -27,7 +27,7 @@ def start(tmp_path, monkeypatch):
 
 
 def history(path):
-    return attempts.read(path / attempts.NAME)
+    return restart_history.read(path / restart_history.NAME)
 
 
 def test_each_start_leaves_a_line(start, tmp_path):
@@ -39,7 +39,12 @@ def test_each_start_leaves_a_line(start, tmp_path):
         Attempt("x" * 40, 0, 12_345_678_901, "running"),
         Attempt("-", 0, 0, "failed"),
     ]
-    assert (tmp_path / attempts.NAME).read_text().splitlines()[0].split() == ["alaunchofmine", "0", "12", "preempted"]
+    assert (tmp_path / restart_history.NAME).read_text().splitlines()[0].split() == [
+        "alaunchofmine",
+        "0",
+        "12",
+        "preempted",
+    ]
 
 
 def test_three_failures_at_one_step_are_enough(start, tmp_path):
@@ -89,7 +94,7 @@ def test_status_tells_of_all_those_starts_and_not_of_the_last_ones_rank(start, t
         start("a", restarts, 6, "failed")
     status = run_folder.Status(tmp_path, "a")
     status.end("failed", reason="killed", rank=1, step=6)
-    monkeypatch.setattr(attempts, "launch_id", lambda: ("a", 3))
+    monkeypatch.setattr(restart_history, "launch_id", lambda: ("a", 3))
     monkeypatch.setattr(session, "from_first", lambda work: work())
     with pytest.raises(ValueError, match="failed 3 times in a row in step 6"):
         session.Session(tmp_path, SimpleNamespace(rank=0, world_size=2))
@@ -130,7 +135,7 @@ def test_the_step_outlives_a_kill(tmp_path):
 
 def test_a_half_written_line_is_no_attempt(start, tmp_path):
     start("a", 0, 5)
-    with open(tmp_path / attempts.NAME, "a") as file:
+    with open(tmp_path / restart_history.NAME, "a") as file:
         file.write("a   ")
     start("a", 1, 6)
     assert [(a.restarts, a.step) for a in history(tmp_path)] == [(0, 5), (1, 6)]
@@ -138,7 +143,7 @@ def test_a_half_written_line_is_no_attempt(start, tmp_path):
 
 @pytest.mark.parametrize("damage", ["zeros", "empty", "garbage", "truncated", "absent", "a folder"])
 def test_a_damaged_record_stops_no_start(start, tmp_path, damage, capsys):
-    path = tmp_path / attempts.NAME
+    path = tmp_path / restart_history.NAME
     start("a", 0, 5)
     start("a", 1, 5)
     whole = path.read_bytes()
@@ -165,7 +170,7 @@ def test_a_step_that_cannot_be_written_ends_no_run(start, tmp_path, monkeypatch,
     def full(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(attempts.os, "pwrite", full)
+    monkeypatch.setattr(restart_history.os, "pwrite", full)
     attempt.record(1)
     attempt.record(2)
     attempt.end("finished")

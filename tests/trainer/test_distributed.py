@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainer import distributed, rendezvous
-from trainer.distributed import choose_device
-from trainer.process import is_retryable, is_user_error
-from trainer.rendezvous import RendezvousError, _meet, first_to_say
+from trainer.runtime import distributed, rendezvous
+from trainer.runtime.distributed import choose_device
+from trainer.runtime.process import is_retryable, is_user_error
+from trainer.runtime.rendezvous import RendezvousError, _meet, first_to_say
 
 SOON = datetime.timedelta(seconds=0.5)
 

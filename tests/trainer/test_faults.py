@@ -11,46 +11,52 @@ import pytest
 
 from tests import warm
 from tests.tiny import REPOSITORY
-from trainer import faults
+from trainer.runtime import fault_injection
 
 
 @pytest.fixture
 def rules(monkeypatch):
-    return lambda text: monkeypatch.setattr(faults, "RULES", faults.parse(text))
+    return lambda text: monkeypatch.setattr(fault_injection, "RULES", fault_injection.parse(text))
 
 
 def test_without_the_variable_nothing_happens():
-    assert faults.RULES == []
-    assert not any(faults.at(phase, step=1) for phase in faults.PHASES)
+    assert fault_injection.RULES == []
+    assert not any(fault_injection.at(phase, step=1) for phase in fault_injection.PHASES)
 
 
 def test_a_rule_acts_at_its_rank_step_phase_and_attempt_only(rules, monkeypatch):
     rules("rank=1,step=3,phase=forward,action=nan")
     places = [(p, s, r) for p in ("forward", "reader") for s in (None, 2, 3) for r in (0, 1)]
-    assert [place for place in places if faults.at(place[0], step=place[1], rank=place[2])] == [("forward", 3, 1)]
+    assert [place for place in places if fault_injection.at(place[0], step=place[1], rank=place[2])] == [
+        ("forward", 3, 1)
+    ]
     rules("phase=forward,action=nan")
-    assert faults.at("forward") and faults.at("forward", step=7, rank=5) and not faults.at("step_begin", step=7)
+    assert (
+        fault_injection.at("forward")
+        and fault_injection.at("forward", step=7, rank=5)
+        and not fault_injection.at("step_begin", step=7)
+    )
     rules("phase=forward,attempt=1,action=nan")
-    assert not faults.at("forward")
-    monkeypatch.setattr(faults, "launch_id", lambda: ("id", 1))
-    assert faults.at("forward")
+    assert not fault_injection.at("forward")
+    monkeypatch.setattr(fault_injection, "launch_id", lambda: ("id", 1))
+    assert fault_injection.at("forward")
 
 
 def test_rules_of_several_places(rules):
     rules(" rank=0,phase=reader,action=nan ; rank=1,phase=forward,action=nan;")
-    assert faults.at("reader", rank=0) and faults.at("forward", rank=1)
-    assert not faults.at("reader", rank=1) and not faults.at("forward", rank=0)
+    assert fault_injection.at("reader", rank=0) and fault_injection.at("forward", rank=1)
+    assert not fault_injection.at("reader", rank=1) and not fault_injection.at("forward", rank=0)
 
 
 def test_errors_and_waits(rules):
     rules("phase=during_write,action=enospc;phase=reader,action=raise;phase=forward,action=sleep=0.2")
     with pytest.raises(OSError, match="No space left") as full:
-        faults.at("during_write", step=4)
+        fault_injection.at("during_write", step=4)
     assert full.value.errno == errno.ENOSPC
     with pytest.raises(RuntimeError, match="fault injected at reader, step 4"):
-        faults.at("reader", step=4)
+        fault_injection.at("reader", step=4)
     began = time.monotonic()
-    assert not faults.at("forward", step=4)
+    assert not fault_injection.at("forward", step=4)
     assert time.monotonic() - began >= 0.2
 
 
@@ -60,11 +66,11 @@ def test_errors_and_waits(rules):
 )
 def test_a_wrong_rule_is_refused(wrong):
     with pytest.raises(ValueError, match=f"'{wrong}' is no rule"):
-        faults.parse(wrong)
+        fault_injection.parse(wrong)
 
 
 def test_ends_of_a_process_that_reads_the_variable():
-    source = "from trainer import faults\nfor step in range(4):\n    faults.at('step_begin', step=step)\nprint('alive')"
+    source = "from trainer.runtime import fault_injection as it\nfor step in range(4):\n    it.at('step_begin', step=step)\nprint('alive')"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RANK": "1"}
     actions = {
         "kill9": -signal.SIGKILL,

@@ -10,13 +10,14 @@ import torch
 from data_loaders.batch import Cursor
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import build, faults, loop, sharding
-from trainer.attempts import Attempts
-from trainer.guard import Guard
+from trainer import build, loop, sharding
 from trainer.optim.tables import embedding_tables
-from trainer.progress import Progress
-from trainer.verdict import is_user_error
-from trainer.watchdog import Watchdog
+from trainer.runtime import fault_injection
+from trainer.runtime.progress import Progress
+from trainer.runtime.restart_history import Attempts
+from trainer.runtime.step_guard import Guard
+from trainer.runtime.verdict import is_user_error
+from trainer.runtime.watchdog import Watchdog
 
 SIGTERM = 15
 
@@ -65,7 +66,7 @@ def everything(built):
 
 
 def check_guard(rank, world_size, root, folder):
-    faults.RULES = faults.parse("rank=1,step=3,phase=forward,action=nan")
+    fault_injection.RULES = fault_injection.parse("rank=1,step=3,phase=forward,action=nan")
     built, batches, guard = guarded_job(root, rank, world_size, folder, lambda: 0)
     after = {}
 
@@ -79,7 +80,7 @@ def check_guard(rank, world_size, root, folder):
     changed = [name for name in now if not torch.equal(now[name], after[2][name])]
     trained = [name for name in now if not torch.equal(after[1][name], after[2][name])]
 
-    faults.RULES = []
+    fault_injection.RULES = []
     events = []
     job = guarded_job(root, rank, world_size, folder, lambda: SIGTERM if rank == 1 and asked_after(events) else 0)
     ended = run_loop(*job, lambda name, progress: events.append((name, progress.step)))
@@ -124,7 +125,7 @@ def cursor(origin=None):
 
 @pytest.fixture
 def alone(monkeypatch):
-    monkeypatch.setattr("trainer.guard.on_all_ranks", lambda complaint: complaint)
+    monkeypatch.setattr("trainer.runtime.step_guard.on_all_ranks", lambda complaint: complaint)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -159,7 +160,7 @@ def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp
     def peer_gone(*_, **__):
         raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
 
-    monkeypatch.setattr("trainer.guard.dist.all_reduce", peer_gone)
+    monkeypatch.setattr("trainer.runtime.step_guard.dist.all_reduce", peer_gone)
     ranks = ranks_of(1, 2)
     manifest = SimpleNamespace(files=[], relative=str)
     guard = Guard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), manifest)

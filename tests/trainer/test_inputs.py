@@ -12,7 +12,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.state_files import write_json
 from trainer.checkpoint import MANIFEST, write_commit_files
 from trainer.inputs import DATA, Inputs, Saved, continued, find, incremental
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 
 BATCH = 4
 

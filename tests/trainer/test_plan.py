@@ -10,7 +10,6 @@ from data_loaders.manifest import Manifest
 from tests import tiny, warm
 from trainer import build, sharding
 from trainer.config.compose import compose
-from trainer.distributed import Ranks
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
 from trainer.plan.advice import advice
@@ -18,6 +17,7 @@ from trainer.plan.dense import DensePart, _batch, _measure, _small
 from trainer.plan.estimate import HELD, Planned
 from trainer.plan.smallest import cluster_sizes, smallest_cluster
 from trainer.plan.step import HOST_MS, LOOKUP, all_reduce_ms
+from trainer.runtime.distributed import Ranks
 from trainer.topologies import GIB, Cluster, Hardware, parse_cluster
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)

@@ -5,8 +5,9 @@ import pytest
 import torch
 import yaml
 
-from trainer import gpus, sharding
+from trainer import sharding
 from trainer.config.sharding import ShardingConfig
+from trainer.runtime import gpus
 from trainer.topologies import CONTEXT, GB, GIB, GPUS, Cluster, Hardware, parse_cluster, recognised
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)

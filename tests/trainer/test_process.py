@@ -14,7 +14,8 @@ from torch import distributed as dist
 from data_loaders.storage import StorageError
 from tests import warm
 from tests.tiny import REPOSITORY
-from trainer import faults, process
+from trainer.runtime import fault_injection, process
+from trainer.runtime.signals import StopSignals
 
 
 @pytest.mark.parametrize(
@@ -39,10 +40,15 @@ def test_storage_that_keeps_failing_is_worth_another_start(monkeypatch, capsys, 
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+IMPORTS = """import os, signal, sys, time
+from trainer.runtime import process
+from trainer.runtime.signals import StopSignals"""
+
+
 def child(source, environment=None):
     """A process that runs ``source``, once it has said ``ready``."""
     process = subprocess.Popen(
-        [sys.executable, "-c", "import os, signal, sys, time\nfrom trainer import process\n" + source],
+        [sys.executable, "-c", f"{IMPORTS}\n{source}"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
         stdout=subprocess.PIPE,
         text=True,
@@ -61,7 +67,7 @@ def end_of(process, *signals, pause=1.3):
 
 
 TRAINING = """
-with process.StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
+with StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
     with stop.deferred():
         print("ready", flush=True)
         while not stop.asked:
@@ -71,7 +77,7 @@ with process.StopSignals(lambda name: print("ends for", name, flush=True)) as st
     print("saved", flush=True)
 """
 FAILING = """
-with process.StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
+with StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
     try:
         with stop.deferred():
             raise RuntimeError("lost a peer")
@@ -84,12 +90,12 @@ with process.StopSignals(lambda name: print("ends for", name, flush=True)) as st
 # A C++ wait in which Python's own handlers are not run, as in a collective.
 BLOCKED = """
 import torch.distributed as dist
-with process.StopSignals() as stop, stop.deferred():
+with StopSignals() as stop, stop.deferred():
     print("ready", flush=True)
     dist.HashStore().wait(["never"])
 """
 BUILDING = """
-with process.StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
+with StopSignals(lambda name: print("ends for", name, flush=True)) as stop:
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -122,7 +128,7 @@ def test_signals_act_as_before_once_it_is_over():
 
     before = signal.signal(signal.SIGUSR1, ends)
     try:
-        with process.StopSignals() as stop, stop.deferred():
+        with StopSignals() as stop, stop.deferred():
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.1)
             assert stop.asked == signal.SIGUSR1
@@ -134,7 +140,8 @@ def test_signals_act_as_before_once_it_is_over():
 
 LAUNCHER = """
 import subprocess
-worker = "import time; from trainer import process; process.guarded(lambda: (print('ready', flush=True), time.sleep(9999)))"
+run = "process.guarded(lambda: (print('ready', flush=True), time.sleep(9999)))"
+worker = "import time; from trainer.runtime import process; " + run
 subprocess.run([sys.executable, "-c", worker])
 """
 
@@ -174,7 +181,7 @@ def raised(action):
     return found.value
 
 
-BROKEN = faults.parse("phase=reader,action=raise")[0]
+BROKEN = fault_injection.parse("phase=reader,action=raise")[0]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +190,8 @@ BROKEN = faults.parse("phase=reader,action=raise")[0]
         (StorageError("storage failed"), True, False),
         (OSError("no permission"), False, False),
         (KeyError("a bug"), True, False),
-        (raised(lambda: faults.parse("no rule")), False, False),
-        (raised(lambda: faults._act(BROKEN, 1)), True, False),
+        (raised(lambda: fault_injection.parse("no rule")), False, False),
+        (raised(lambda: fault_injection._act(BROKEN, 1)), True, False),
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), True, True),
         (
             dist.DistBackendError(

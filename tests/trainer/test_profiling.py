@@ -8,11 +8,11 @@ import torch
 
 from tests import tiny
 from trainer.config.monitoring import ProfilingConfig
-from trainer.distributed import Ranks
 from trainer.profiling.parts import PARTS, STEP, analyse, part_of, segments
 from trainer.profiling.summary import as_text
 from trainer.profiling.window import Window
-from trainer.watchdog import Watchdog
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.watchdog import Watchdog
 
 MAIN, AUTOGRAD, GLOO, STREAM, NCCL_STREAM = 1, 2, 3, 7, 20
 EXCHANGE = "autograd::engine::evaluate_function: All2All_Seq_ReqBackward"

@@ -4,7 +4,7 @@ import pytest
 
 from data_loaders.batch import Cursor
 from tests import tiny
-from trainer.progress import Progress
+from trainer.runtime.progress import Progress
 
 
 @pytest.mark.parametrize("steps", [None, 4, 9, 1000])

@@ -5,8 +5,8 @@ import io
 import pytest
 
 from trainer import progress_line
-from trainer.progress import Progress
 from trainer.progress_line import ProgressLine
+from trainer.runtime.progress import Progress
 
 VALUES = {"samples_per_second": 12_345.6, "logloss": 0.45678, "auc": 0.71234, "input_wait_fraction": 0.034}
 

@@ -15,9 +15,9 @@ from tests.distributed.test_contract import built_job, ranks_of
 from trainer import loop, sharding
 from trainer.optim.tables import embedding_tables
 from trainer.pieces import model_pieces
-from trainer.progress import Progress
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
+from trainer.runtime.progress import Progress
 
 STEPS, MOST = 6, 64
 SGD = ["optim.tables={name: sgd, lr: 0.1}", "optim.wide={name: sgd, lr: 0.1}"]

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from launch.run import Outcome
-from trainer import run_folder
 from trainer.config.job import RunConfig
+from trainer.runtime import run_folder
 
 
 def test_runs_that_start_in_the_same_second_get_a_folder_each(tmp_path):

@@ -9,9 +9,9 @@ import yaml
 
 from data_loaders.prepare import compose as recipes
 from tests import tiny
-from trainer import process, run_folder
 from trainer.config.compose import UserError, compose, from_yaml
 from trainer.models import load_model_class
+from trainer.runtime import process, run_folder
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import pytest
 
 from data_loaders.storage import StorageError
 from tests.distributed.helper import run_distributed
-from trainer import process
 from trainer.config import checks
 from trainer.config.compose import UserError
-from trainer.distributed import from_first
-from trainer.verdict import for_all_ranks, is_user_error
+from trainer.runtime import process
+from trainer.runtime.distributed import from_first
+from trainer.runtime.verdict import for_all_ranks, is_user_error
 
 
 class NeedsTwo(ValueError):

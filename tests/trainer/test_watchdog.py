@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from tests.distributed.helper import run_distributed
 from tests.warm import PATIENCE
-from trainer import watchdog
-from trainer.distributed import Ranks
-from trainer.read_back import to_host
-from trainer.watchdog import Beat, Watchdog, hanging, verdict
+from trainer.runtime import watchdog
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.read_back import to_host
+from trainer.runtime.watchdog import Beat, Watchdog, hanging, verdict
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trainer.checked_json import printable
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
 from trainer.checkpoint.paths import AnyPath
 from trainer.checkpoint.place import parse
+from trainer.runtime.checked_json import printable
 
 WIDTH = 160  # of tables that go to a file
 MOST = 40  # lines of a list of tensors

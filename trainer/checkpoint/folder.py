@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from data_loaders.state_files import json_text
-from trainer.checked_json import Number, Whole, check_form, parse_json, printable
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.paths import AnyPath, Unreachable
 from trainer.checkpoint.place import place_of
+from trainer.runtime.checked_json import Number, Whole, check_form, parse_json, printable
 
 BEST = "best.json"
 BEST_FORM = {"step": Whole(), "metric": str, "value": Number()}

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from data_loaders.state_files import json_text
-from trainer.checked_json import parse_json
 from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.manifest import (
     FACTS,
@@ -42,6 +41,7 @@ from trainer.checkpoint.tensor_file import (
     NotFiniteError,
     sizes,
 )
+from trainer.runtime.checked_json import parse_json
 
 VERSION = 1
 MOST_CUT = 2  # dimensions of a tensor that parts are cut along: rows and columns

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.checked_json import Mapped, Whole, check_form, parse_json
 from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
 from trainer.checkpoint.paths import MANIFEST, AnyPath, Unreachable
 from trainer.checkpoint.place import place_of
+from trainer.runtime.checked_json import Mapped, Whole, check_form, parse_json
 
 FACTS = "state.json"
 INDEX = "index.json"

@@ -21,7 +21,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from trainer import faults
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
@@ -31,9 +30,10 @@ from trainer.checkpoint.place import place_of
 from trainer.checkpoint.tensor_file import place_tensors
 from trainer.checkpoint.verification import newest_whole, verify_together
 from trainer.config.checkpoint import CheckpointConfig
-from trainer.distributed import Ranks, from_first, on_all, on_all_ranks, on_ranks
-from trainer.progress import Progress
-from trainer.run_folder import now
+from trainer.runtime import fault_injection
+from trainer.runtime.distributed import Ranks, from_first, on_all, on_all_ranks, on_ranks
+from trainer.runtime.progress import Progress
+from trainer.runtime.run_folder import now
 
 CLOCK_STEPS = 16  # rank 0's clock is asked so often: it costs a broadcast
 RETRY_STEPS = 32  # from a failed save to the next attempt
@@ -266,7 +266,7 @@ class Checkpoints:
         pieces = [*self._written(), *(piece for piece in further if piece.written)]
         attempt = from_first(lambda: self.place.attempt(self.folder, f"step-{progress.step}"))
         needed = sum(on_ranks(sum(map(_bytes, pieces))))
-        faults.at("before_snapshot", step=progress.step, rank=self.ranks.rank)
+        fault_injection.at("before_snapshot", step=progress.step, rank=self.ranks.rank)
         ready, tensors = self._snapshot(pieces) if self.asynchronous else (lambda: None, None)
         work = _Writing(attempt, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step)
         try:
@@ -326,7 +326,7 @@ class Checkpoints:
         """Rank 0, in a thread."""
 
         def reached(phase: str) -> None:
-            faults.at(phase, step=save.step, rank=0)
+            fault_injection.at(phase, step=save.step, rank=0)
 
         reached("before_manifest")
         self.place.clear(save.attempt)
@@ -414,7 +414,7 @@ class _Writing:
         if free is not None and free < self.needed:
             raise OSError(f"the disk is full: {self.needed:,} bytes are needed, {free:,} are free: make room")
         self.ready()
-        faults.at("during_write", step=self.step, rank=self.rank)
+        fault_injection.at("during_write", step=self.step, rank=self.rank)
         name = self.attempt.file(self.rank)
         return name, write_pieces(self.attempt.part / name, self.pieces, self.tensors).to_dict()
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.checked_json import parse_json
 from trainer.checkpoint.digest import new_digest
 from trainer.checkpoint.direct_file import BLOCK, DirectFile
 from trainer.checkpoint.host_memory import host_memory
+from trainer.runtime.checked_json import parse_json
 
 DTYPES = {
     "F64": torch.float64,

@@ -16,8 +16,8 @@ from trainer.checkpoint.folder import committed, first_whole
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.manifest import hashing, read_manifest
 from trainer.checkpoint.paths import AnyPath
-from trainer.distributed import Ranks, from_first, on_ranks
-from trainer.verdict import for_all_ranks
+from trainer.runtime.distributed import Ranks, from_first, on_ranks
+from trainer.runtime.verdict import for_all_ranks
 
 ROUND_SECONDS = 5.0
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_loaders import packages
-from trainer import gpus
 from trainer.doctor import pins
+from trainer.runtime import gpus
 
 # torch -> (torchrec, fbgemm): what was released, and is tested here, together.
 TRIPLES = {"2.13": ("1.8", "1.8"), "2.11": ("1.6", "1.6")}

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from trainer.gpus import explain_start, refusal
+from trainer.runtime.gpus import explain_start, refusal
 
 ROUNDS = 20
 FLOATS = 1 << 18  # 1 MiB
@@ -17,7 +17,7 @@ FLOATS = 1 << 18  # 1 MiB
 def main() -> None:
     what, *arguments = sys.argv[1:]
     print(json.dumps(gpus() if what == "gpus" else collectives(*arguments)), flush=True)
-    os._exit(0)  # a communication thread in the interpreter's teardown aborts it now and then (trainer.process)
+    os._exit(0)  # a communication thread in the interpreter's teardown aborts it now and then (trainer.runtime.process)
 
 
 def gpus() -> dict[str, Any]:

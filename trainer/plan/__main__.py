@@ -13,14 +13,14 @@ from rich.console import Console
 
 from trainer import sharding
 from trainer.config.compose import compose
-from trainer.distributed import make_deterministic
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
 from trainer.plan.picture import draw
 from trainer.plan.report import as_data, show
 from trainer.plan.smallest import check_holdable, smallest_cluster
-from trainer.process import guarded, results_alone_on_stdout
 from trainer.report.drawing import check_page
+from trainer.runtime.distributed import make_deterministic
+from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.topologies import Cluster, parse_cluster
 
 KEY = "topology="

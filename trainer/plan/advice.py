@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from trainer import gpus
 from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import SHARDING_TYPES
@@ -10,6 +9,7 @@ from trainer.modules.embeddings import is_wide_table
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.plan.step import exchanged_ms
+from trainer.runtime import gpus
 from trainer.topologies import GIB, Cluster
 
 LARGE = 0.05  # of all bytes, from where a table is worth a line

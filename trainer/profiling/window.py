@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from data_loaders.state_files import write_json, write_text
 from trainer.config.monitoring import ProfilingConfig
-from trainer.distributed import Ranks
 from trainer.profiling.parts import analyse
 from trainer.profiling.summary import as_text
-from trainer.watchdog import Watchdog
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.watchdog import Watchdog
 
 FOLDER = "profile"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.report.drawing import check_page, draw
-from trainer.run_folder import REPORT
+from trainer.runtime.run_folder import REPORT
 
 
 def main(argv: Sequence[str] | None = None) -> int:

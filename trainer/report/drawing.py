@@ -8,7 +8,7 @@ from data_loaders import packages
 from data_loaders.errors import UserError
 from data_loaders.output_files import check_output, head_of
 from trainer.report.run_record import RunRecord
-from trainer.run_folder import REPORT
+from trainer.runtime.run_folder import REPORT
 
 GENERATOR = b'content="trainer.report"'  # in the head of a page, which may then be replaced by another one
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_loaders.state_files import write_text
-from trainer import run_folder
 from trainer.report import curves, memory, scores, slices, tables, texts
 from trainer.report.run_record import RunRecord
 from trainer.report.template import Section, render
+from trainer.runtime import run_folder
 
 T = TypeVar("T")
 

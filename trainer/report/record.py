@@ -15,12 +15,12 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from data_loaders.state_files import write_json
-from trainer import run_folder
 from trainer.checkpoint.piece import Piece
 from trainer.config.job import TrainConfig
-from trainer.distributed import Ranks
 from trainer.optim.tables import embedding_tables
 from trainer.report.table_statistics import table_statistics
+from trainer.runtime import run_folder
+from trainer.runtime.distributed import Ranks
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "hydra-core", "bokeh")
 CPU_MODEL = Path("/proc/cpuinfo")

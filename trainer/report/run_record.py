@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data_loaders import safe_yaml
 from data_loaders.errors import UserError
 from data_loaders.state_files import read_json
-from trainer import run_folder
+from trainer.runtime import run_folder
 
 PLACE = ("step", "rows_trained", "epoch")
 METRICS = ("logloss", "auc", "gauc", "ne", "calibration", "samples_per_second", "input_wait_fraction")

@@ -24,9 +24,9 @@ from torchrec.distributed.types import ShardingPlan
 from data_loaders.schema import Schema
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import OptimConfig
-from trainer.distributed import Ranks, all_reduce_sum
 from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
 from trainer.optim.tables import EmbeddingTable, is_data_parallel
+from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.wide_weights import SQUARES_SLOT
 
 MOST_ROWS = 1 << 20  # S

@@ -7,14 +7,14 @@ from typing import Any
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.state_files import write_json
-from trainer.checked_json import Optional, Whole, check_form, get_form
 from trainer.checkpoint import FACTS, AnyPath, Reader, committed, of_run, parse, place_of, read_json, read_text
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.verification import verify_together
 from trainer.config.job import TrainConfig
 from trainer.config.warm_start import WarmStartConfig
-from trainer.distributed import Ranks, from_first
 from trainer.models import load_model_class
+from trainer.runtime.checked_json import Optional, Whole, check_form, get_form
+from trainer.runtime.distributed import Ranks, from_first
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report
 from trainer.warm_start.sides import new_side, old_side

@@ -10,11 +10,11 @@ import torch
 
 from tests.trainer.checkpoint.forging import by_command, findings
 from tests.trainer.checkpoint.made import FILE, commit, file_of, rewrite, table, values, whole
-from trainer import checked_json
 from trainer.checkpoint import Reader, clean, committed, format, newest, prune, read_text, tensor_file, verify
 from trainer.checkpoint import __main__ as command
 from trainer.checkpoint.format import Part
 from trainer.checkpoint.tensor_file import TensorFile
+from trainer.runtime import checked_json
 
 
 class Exploit:

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder
-from trainer.attempts import Attempts
-from trainer.distributed import Ranks, from_first, launch_id
-from trainer.process import StopSignals, is_lost_peer, is_retryable, one_line
+from trainer.runtime import run_folder
+from trainer.runtime.distributed import Ranks, from_first, launch_id
+from trainer.runtime.process import is_lost_peer, is_retryable, one_line
+from trainer.runtime.restart_history import Attempts
+from trainer.runtime.signals import StopSignals
 
 SIGNAL_SECONDS = 1.0  # within which a signal reaches all ranks
 

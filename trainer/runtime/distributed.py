@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from trainer import gpus
-from trainer.verdict import for_all_ranks
+from trainer.runtime import gpus
+from trainer.runtime.verdict import for_all_ranks
 
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
@@ -73,7 +73,7 @@ def launcher_opens_port() -> bool:
 
 
 def planned_faults() -> str:
-    """What ``trainer.faults`` is to break in this process; empty outside of tests."""
+    """What ``trainer.runtime.fault_injection`` is to break in this process; empty outside of tests."""
     return os.environ.get("TRAINER_FAULTS", "")
 
 
@@ -169,7 +169,7 @@ class _Sum(torch.autograd.Function):
 
 def from_first(make: Callable[[], T]) -> T:
     """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them, and is the user's mistake
-    on all of them or on none (``trainer.verdict``)."""
+    on all of them or on none (``trainer.runtime.verdict``)."""
     payload: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:

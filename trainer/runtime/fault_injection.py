@@ -17,7 +17,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from trainer.distributed import identity, launch_id, planned_faults
+from trainer.runtime.distributed import identity, launch_id, planned_faults
 
 PHASES = (
     "build",

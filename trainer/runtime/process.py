@@ -1,16 +1,14 @@
 """The lifetime of a worker process: from command line to exit code, with one line for a person's mistake."""
 
-import contextlib
 import ctypes
 import errno
 import logging
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,14 +16,12 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_loaders import secrets
 from data_loaders.storage import StorageError
-from trainer.distributed import identity, launch_id
-from trainer.rendezvous import RendezvousError, first_to_say
-from trainer.verdict import is_user_error
+from trainer.runtime.distributed import identity, launch_id
+from trainer.runtime.rendezvous import RendezvousError, first_to_say
+from trainer.runtime.signals import StopSignals
+from trainer.runtime.verdict import is_user_error
 
 PATIENCE_SECONDS = 5.0
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A scheduler may signal every process of a job, and torchrun's agent, signalled too, passes it on: one request, not two.
-ECHO_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LAUNCHERS = (b"torch", b"launch")
 REMEDIES = {
@@ -128,73 +124,6 @@ def one_line(error: BaseException) -> str:
 
 def _text(name: Any) -> str:
     return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
-
-
-class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 while entered: they end the process at once, with exit code 128 + n and after
-    ``before_exit(name)``; but within ``deferred()`` a first one only sets ``asked``, and a second one ends the process.
-
-    Python runs its signal handlers in the main thread, between two of its own instructions; a main thread that waits in a
-    collective does not come to that. So a thread listens, which Python's C handler wakes through a pipe.
-    """
-
-    def __init__(self, before_exit: Callable[[str], None] = lambda name: None) -> None:
-        self.asked = 0  # number of the first signal
-        self._before_exit = before_exit
-        self._deferred = False
-        self._asked_at = 0.0
-
-    def __enter__(self) -> "StopSignals":
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        self._old_end = signal.set_wakeup_fd(self._write_end)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
-        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._old_end)
-        os.close(self._write_end)  # ends the thread
-        self._thread.join()
-        os.close(self._read_end)
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """While ``asked`` is looked at, and work can be saved. An error goes on deferring: the process is about to end, and
-        must first tell why; torchrun's SIGTERM, which follows from another rank's end, would have it say something else."""
-        self._deferred = True
-        yield
-        self._deferred = False
-
-    def defer(self) -> None:
-        """From now on, by a process that is about to end and must first tell why."""
-        self._deferred = True
-
-    def end_if_asked(self) -> None:
-        """Carries out a request that came too late for those who look at ``asked``."""
-        if self.asked:
-            self._end(self.asked)
-
-    def _listen(self) -> None:
-        while received := os.read(self._read_end, 1):
-            if received[0] in STOP_SIGNALS:
-                self._receive(received[0], time.monotonic())
-
-    def _receive(self, number: int, when: float) -> None:
-        if self.asked and when - self._asked_at < ECHO_SECONDS:
-            return
-        second, self.asked, self._asked_at = self.asked, number, when
-        if second or not self._deferred:
-            self._end(number)
-
-    def _end(self, number: int) -> None:
-        try:
-            self._before_exit(signal.Signals(number).name)
-        finally:
-            os._exit(128 + number)
 
 
 def die_with_launcher() -> None:

@@ -20,16 +20,16 @@ from itertools import takewhile
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from trainer.distributed import Ranks
-from trainer.read_back import to_host
+from trainer.runtime.distributed import Ranks
+from trainer.runtime.read_back import to_host
 
 FOLDER = "stacks"
 PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
 PATIENCE = 12  # times ``hang_timeout``: up to the end of the first step, and while paused
 POLLS = 20  # in ``hang_timeout``
 SECONDS_BETWEEN_POLLS = (0.1, 5.0)
-ROOT = Path(__file__).resolve().parents[1]
-# A main thread in there waits for other ranks, or for a device that does (``trainer.read_back`` too); in BACKWARD it may
+ROOT = Path(__file__).resolve().parents[2]
+# A main thread in there waits for other ranks, or for a device that does (``trainer.runtime.read_back`` too); in BACKWARD it may
 # also compute.
 COLLECTIVES = os.path.join("", "torch", "distributed", "")  # or in what that calls
 PIPELINE = os.path.join("", "torchrec", "distributed", "")  # which calls all that trains: only itself

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_loaders.state_files import write_text
-from trainer.distributed import launch_id
+from trainer.runtime.distributed import launch_id
 
 NAME = "attempts.txt"
 FAILURES = 3  # in a row at one step, within one launch: enough

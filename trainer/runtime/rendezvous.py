@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import (
+from trainer.runtime.distributed import (
     Ranks,
     identity,
     is_launched,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.config.compose import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUR_PACKAGES = tuple(f"{ROOT / name}/" for name in ("trainer", "data_loaders"))
 MARK = "is_mistake_of_the_user"  # an attribute of the error: its own traceback does not travel
 

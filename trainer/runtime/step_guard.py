@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
-from trainer import faults
-from trainer.attempts import Attempts
-from trainer.distributed import Ranks, on_all_ranks
 from trainer.modules.task import ClickTask
-from trainer.watchdog import Watchdog
+from trainer.runtime import fault_injection
+from trainer.runtime.distributed import Ranks, on_all_ranks
+from trainer.runtime.restart_history import Attempts
+from trainer.runtime.watchdog import Watchdog
 
 NAMED_ROWS = 3  # rows that a message names
 
@@ -62,7 +62,7 @@ class Guard:
         self.step = step
         self._attempts.record(step)
         self.watchdog.beat(step, "begin")
-        faults.at("step_begin", step=step)
+        fault_injection.at("step_begin", step=step)
 
     def end(self) -> None:
         self.watchdog.beat(self.step, "end")
@@ -74,7 +74,7 @@ class Guard:
 
     def check(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
         """``loss`` [], ``logits`` [B]. Raises ``ValueError`` on every rank where the loss of any is not finite."""
-        if faults.at("forward", step=self.step):
+        if fault_injection.at("forward", step=self.step):
             loss = loss * float("nan")
         self.watchdog.beat(self.step, "guard")
         flags = torch.full((2,), self._asked(), dtype=torch.int32, device=loss.device)

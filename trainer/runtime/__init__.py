@@ -1,0 +1,1 @@
+"""A process among others: ranks, signals, watchdog, run folder, restarts."""
