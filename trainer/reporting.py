@@ -14,7 +14,7 @@ from trainer.alerts import FACTS as ALERTS_FACTS
 from trainer.alerts import Alerts, say
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
-from trainer.metrics import ClickMetrics
+from trainer.metrics.click_metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
 from trainer.progress_line import ProgressLine
 from trainer.runtime.checked_json import Whole, check_form

@@ -12,8 +12,8 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
 from trainer.config.evaluation import EvaluationConfig
-from trainer.held_out import HeldOutMetrics
-from trainer.metrics import ClickMetrics
+from trainer.metrics.click_metrics import ClickMetrics
+from trainer.metrics.evaluation_metrics import HeldOutMetrics
 from trainer.modules.task import TaskOutput
 from trainer.reporting import Reporter
 from trainer.runtime.distributed import Ranks, from_first, sum_counters
@@ -51,7 +51,7 @@ def evaluate(
     keep: Callable[[dict[str, Any]], None] = lambda distribution: None,
 ) -> dict[str, Any]:
     """Metrics and speed on all rows of ``loader``, which has the group ids of ``options.columns``; the same on every rank.
-    ``keep`` is given the distribution of the scores (``trainer.distributions``).
+    ``keep`` is given the distribution of the scores (``trainer.metrics.histograms``).
 
     A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """

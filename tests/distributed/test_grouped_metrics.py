@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.distributed.helper import run_distributed
-from trainer import keyed_rows
 from trainer.config.evaluation import EvaluationConfig
-from trainer.grouped_metrics import GroupAUC, Groups, Slices
-from trainer.keyed_rows import KeyedRows
-from trainer.ranking import Ranking
+from trainer.metrics import shuffle_by_key
+from trainer.metrics.grouped import GroupAUC, Groups, Slices
+from trainer.metrics.ranking import Ranking
+from trainer.metrics.shuffle_by_key import KeyedRows
 
 ROWS = 4_000
 
@@ -43,7 +43,7 @@ def grouped(part, memory_bytes=1 << 20):
 def on_ranks(rank, world_size):
     """Every world_size-th row; all rows on the last rank; in many small rounds and files."""
     found = [grouped(slice(rank, None, world_size)), grouped(slice(0, ROWS if rank == world_size - 1 else 0))]
-    keyed_rows.EXCHANGED_ROWS, keyed_rows.BLOCK_ROWS = 300, 250
+    shuffle_by_key.EXCHANGED_ROWS, shuffle_by_key.BLOCK_ROWS = 300, 250
     return [*found, grouped(slice(rank, None, world_size), memory_bytes=0)]
 
 
@@ -56,7 +56,7 @@ def test_grouped_metrics_are_the_same_bit_for_bit_on_any_number_of_ranks(world_s
 
 
 def test_more_ranks_than_parts():
-    owned = [keyed_rows._owned(16, rank, 40) for rank in range(40)]
+    owned = [shuffle_by_key._owned(16, rank, 40) for rank in range(40)]
     assert sorted(part for own in owned for part in own) == list(range(16))
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.helper import run_distributed
-from trainer.metrics import ClickMetrics
+from trainer.metrics.click_metrics import ClickMetrics
 
 ROWS = 3_000
 

@@ -8,7 +8,7 @@ import torch
 from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 from trainer.alerts import CHANCE_LINES, Alerts, absent, constant, crowded, is_chance, leaking, say
 from trainer.config.monitoring import AlertsConfig
-from trainer.metrics import ClickMetrics
+from trainer.metrics.click_metrics import ClickMetrics
 from trainer.sightings import Hashed
 
 HEALTHY = {

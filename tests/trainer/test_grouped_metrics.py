@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
-from trainer import keyed_rows
-from trainer.grouped_metrics import GroupAUC, Groups, Slices
-from trainer.keyed_rows import KeyedRows, pack, unpack
-from trainer.ranking import Ranking
+from trainer.metrics import shuffle_by_key
+from trainer.metrics.grouped import GroupAUC, Groups, Slices
+from trainer.metrics.ranking import Ranking
+from trainer.metrics.shuffle_by_key import KeyedRows, pack, unpack
 
 
 def sample(rows, groups, seed, digits=1, weights=(1.0,)):
@@ -155,8 +155,8 @@ def test_slices_are_scikit_learns_figures_and_the_rest_is_counted():
 
 @pytest.mark.parametrize("memory_bytes", [0, 40_000])
 def test_rows_in_files_give_the_same_bits(memory_bytes, monkeypatch):
-    monkeypatch.setattr(keyed_rows, "BLOCK_ROWS", 500)
-    monkeypatch.setattr(keyed_rows, "PART_ROWS", 64)
+    monkeypatch.setattr(shuffle_by_key, "BLOCK_ROWS", 500)
+    monkeypatch.setattr(shuffle_by_key, "PART_ROWS", 64)
     columns = sample(5000, 400, seed=7, weights=(0.1, 0.7, 1.0))
 
     def everything(rows):
@@ -184,7 +184,7 @@ def test_a_full_disk_names_the_remedy(monkeypatch):
     def full():
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(keyed_rows.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(shuffle_by_key.tempfile, "TemporaryFile", full)
     with pytest.raises(OSError, match="No space left.*TMPDIR.*evaluation.memory_mb"):
         values_of(GroupAUC(), collected(sample(10, 2, seed=10), memory_bytes=0))
 
@@ -196,7 +196,7 @@ def test_a_million_groups_in_little_memory():
     labels = np.tile([0.0, 1.0], rows // 2).astype(np.float32)
     logits = np.tile([0.0, 1.0, 1.0, 0.0], rows // 4).astype(np.float32)
     kept = collected((logits, labels, np.ones(rows, np.float32), keys), batch=50_000)
-    assert max(len(found) for _, found in kept.parts(1)) < 1.1 * keyed_rows.PART_ROWS
+    assert max(len(found) for _, found in kept.parts(1)) < 1.1 * shuffle_by_key.PART_ROWS
     found = values_of(GroupAUC(), kept)
     assert found["gauc"] == 0.5 and found["gauc_groups"] == rows // 2
     assert not math.isnan(found["gauc"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from trainer.metrics import LOGIT_RANGE, ClickMetrics
+from trainer.metrics.click_metrics import LOGIT_RANGE, ClickMetrics
 
 
 def computed(logits, labels, weights=None, num_bins=1 << 20, batch_size=None):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, average_precision_score
 
-from trainer.metrics import ClickMetrics, relative_improvement
+from trainer.metrics.click_metrics import ClickMetrics, relative_improvement
 
 
 def computed(logits, labels, weights=None, num_bins=1 << 20, calibration_bins=20):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from trainer.metrics import ClickMetrics
+from trainer.metrics.click_metrics import ClickMetrics
 from trainer.report.curves import kept_points
 from trainer.report.memory import segments
 from trainer.report.scores import wilson

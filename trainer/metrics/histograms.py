@@ -1,5 +1,5 @@
 """The scores of an evaluation in some fifty numbers: how clicks and others are spread over the logit, and what was predicted and
-seen in bins of about equal weight. Both come from the histograms of ``trainer.metrics``.
+seen in bins of about equal weight. Both come from the histograms of ``trainer.metrics.click_metrics``.
 
 Letters: K bins of the logit, S bins that are shown, M bins of equal weight.
 """

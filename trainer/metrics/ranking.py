@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.grouped_metrics import Floats, Groups, Integers, PartSums
+from trainer.metrics.grouped import Floats, Groups, Integers, PartSums
 
 
 class Ranking:

@@ -1,6 +1,6 @@
 """Metrics by group: GAUC over groups of any number, and figures of each of the largest slices.
 
-Both take the parts of ``trainer.keyed_rows`` one after the other (each has all rows of its groups), and need memory for
+Both take the parts of ``trainer.metrics.shuffle_by_key`` one after the other (each has all rows of its groups), and need memory for
 one part and a few sums a part.
 
 Letters: R rows of a part, N groups, T blocks of tied rows (of one group and logit).
@@ -15,8 +15,8 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from trainer.keyed_rows import Rows, sum_by_part, unpack
-from trainer.metrics import LARGEST_LOGIT
+from trainer.metrics.click_metrics import LARGEST_LOGIT
+from trainer.metrics.shuffle_by_key import Rows, sum_by_part, unpack
 
 MOST_SLICES = 50
 

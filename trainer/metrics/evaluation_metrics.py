@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from trainer.config.evaluation import EvaluationConfig
-from trainer.grouped_metrics import GroupAUC, Groups, Slices
-from trainer.keyed_rows import KeyedRows
-from trainer.metrics import ClickMetrics, relative_improvement
+from trainer.metrics.click_metrics import ClickMetrics, relative_improvement
+from trainer.metrics.grouped import GroupAUC, Groups, Slices
+from trainer.metrics.ranking import Ranking
+from trainer.metrics.shuffle_by_key import KeyedRows
 from trainer.modules.task import TaskOutput
-from trainer.ranking import Ranking
 from trainer.runtime.distributed import all_reduce_sum
 
 Texts = Callable[[str, list[int]], Mapping[int, str | None]]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.distributions import distribution, equal_mass_sums
+from trainer.metrics.histograms import distribution, equal_mass_sums
 from trainer.runtime.read_back import to_host
 
 NUM_BINS = 1 << 20
@@ -134,7 +134,7 @@ class ClickMetrics:
         return whole
 
     def distribution(self) -> dict[str, Any]:
-        """How scores are spread, and how true they are (``trainer.distributions``)."""
+        """How scores are spread, and how true they are (``trainer.metrics.histograms``)."""
         negatives, positives = self._state[: 2 * self.num_bins].view(2, -1)
         return distribution(negatives, positives, LOGIT_RANGE, self.calibration_bins)
 

@@ -1,0 +1,1 @@
+"""Metrics: fixed-size sums a rank, added over ranks."""
