@@ -26,7 +26,7 @@ from bench import harness
 from trainer.config.compose import compose
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
-from trainer.topologies import GIB, GPUS, PER_MACHINE, Cluster, of_ranks
+from trainer.sharding.hardware import GIB, GPUS, PER_MACHINE, Cluster, of_ranks
 
 DIM, FLOAT, NUMBERS, HISTORY = 128, 4, 13, 50
 LARGE, MIDDLE, SMALL, SMALL_ROWS = 8, 16, 16, 1000  # tables, and rows of a small one

@@ -6,7 +6,7 @@ Nothing is done at every step but the first, after which numbers and loss are ju
 run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
 
 Elsewhere: a slow rank (``trainer.pace``), a loss that is not finite (``trainer.runtime.step_guard``, which ends the run), modules that the
-pipeline does not overlap (``trainer.sharding.check_pipelined``, which ends it too).
+pipeline does not overlap (``trainer.sharding.shard.check_pipelined``, which ends it too).
 """
 
 import math

@@ -16,7 +16,6 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
-from trainer import sharding
 from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import LossConfig, TrainConfig
 from trainer.models import load_model_class
@@ -29,6 +28,7 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.runtime.process import is_user_error
+from trainer.sharding import initialize, planner, shard
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 
@@ -73,7 +73,7 @@ def build_task(
 def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
     """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
     task = build_task(model, config.precision, ranks.device, may_drop=config.data.schema.may_drop, loss=config.loss)
-    plan = sharding.make_plan(
+    plan = planner.make_plan(
         task,
         config.sharding,
         config.optim,
@@ -81,14 +81,14 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
         device=ranks.device,
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
-        ids_per_row=sharding.ids_per_row(config.data.schema),
+        ids_per_row=planner.ids_per_row(config.data.schema),
     )
     apply_table_optimizers(task, plan, config.optim, ranks.device)
-    sharded = sharding.shard(task, plan, ranks.device)
-    sharding.initialize_tables(sharded, config.seed, initial_values_of_tables(config.data.schema))
+    sharded = shard.shard(task, plan, ranks.device)
+    initialize.initialize_tables(sharded, config.seed, initial_values_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    return Built(sharded, optimizer, pipeline, sharding.plan_summary(plan, sharded, config.optim))
+    return Built(sharded, optimizer, pipeline, planner.plan_summary(plan, sharded, config.optim))
 
 
 def build_train_loader(

@@ -12,10 +12,10 @@ from trainer.checkpoint.piece import Piece
 from trainer.judge import FACTS as JUDGE_FACTS
 from trainer.judge import Judge
 from trainer.optim.combined import CombinedOptimizer
-from trainer.pieces import model_pieces
 from trainer.reporting import FACTS as REPORTER_FACTS
 from trainer.reporting import Reporter
 from trainer.runtime.checked_json import Number, Whole, check_form
+from trainer.sharding.model_state import model_pieces
 
 # What a resume reads; the same on all ranks.
 FACTS = {

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, loop, sharding, trackers
+from trainer import build, loop, trackers
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import compose, parse
@@ -51,6 +51,7 @@ from trainer.runtime.session import Session
 from trainer.runtime.step_guard import Guard
 from trainer.runtime.watchdog import Watchdog
 from trainer.scoring import best_possible, evaluate
+from trainer.sharding import shard
 from trainer.state import ModelState
 from trainer.wide_weights import wide_weights
 
@@ -153,7 +154,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
     ranks, feed, built = job.ranks, job.feed, job.built
     grace = GraceCheck(job.checkpoints, grace_seconds(), ranks)
 
-    check = once(lambda: sharding.check_pipelined(built.pipeline, built.task))
+    check = once(lambda: shard.check_pipelined(built.pipeline, built.task))
     with (
         Pace(watchdog, feed.loader, ranks) as pace,
         session.signals.deferred(),

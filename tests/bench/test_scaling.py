@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.scaling import exchanged, exchanged_of_table, job, log_of, markdown, row_bytes
-from trainer.topologies import GPUS, of_ranks
+from trainer.sharding.hardware import GPUS, of_ranks
 
 NVLINK, NETWORK = 450e9, 50e9  # bytes a second, one way, of an H100
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "scaling.json"

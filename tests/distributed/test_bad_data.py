@@ -23,7 +23,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build, sharding
+from trainer import build
 from trainer.checkpoint import clean, verify
 from trainer.config.compose import check_model
 from trainer.config.data import DataConfig, StreamConfig
@@ -32,6 +32,7 @@ from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.tables import embedding_tables
 from trainer.runtime.distributed import Ranks, all_reduce_sum
+from trainer.sharding import initialize
 
 ROWS = 60
 ITEMS = 10  # rows of the item table, of which good ids are 2 … 8: 0, 1 and 9 must not be touched
@@ -141,7 +142,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
 
 
 def tables_of(task):
-    return {table.name: sharding.gather_table(task, table.name) for table in embedding_tables(task)}
+    return {table.name: initialize.gather_table(task, table.name) for table in embedding_tables(task)}
 
 
 def checked_loss(outputs, world_size):

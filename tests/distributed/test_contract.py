@@ -10,12 +10,13 @@ import torch.distributed as dist
 import conf
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build, loop, sharding
+from trainer import build, loop
 from trainer.checkpoint.saving import Checkpoints
 from trainer.optim.tables import embedding_tables
 from trainer.reporting import Reporter
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.progress import Progress
+from trainer.sharding import initialize, shard
 from trainer.state import TrainingState
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
@@ -53,7 +54,7 @@ def train_curve(rank, world_size, root, overrides, steps):
     _, _, loader, built = built_job(root, rank, world_size, overrides)
     batches = loop.batches_from(loader, Progress(), steps)
     losses = curve(built, batches, steps)
-    sharding.check_pipelined(built.pipeline, built.task)
+    shard.check_pipelined(built.pipeline, built.task)
     batches.close()
     return losses
 
@@ -74,7 +75,7 @@ def check_against_unsharded(rank, world_size, root, overrides):
     plain.to_empty(device="cpu")
     tables = {table.parameter.removeprefix("model."): table.name for table in embedding_tables(built.task)}
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}
-    whole = {key: sharding.gather_table(built.task, table) for key, table in tables.items()}
+    whole = {key: initialize.gather_table(built.task, table) for key, table in tables.items()}
     full = {**own, **whole}
     plain.load_state_dict(full)
     plain.eval()

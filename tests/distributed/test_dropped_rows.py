@@ -12,11 +12,12 @@ from data_loaders.manifest import Manifest
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
-from trainer import build, loop, sharding
+from trainer import build, loop
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
+from trainer.sharding import initialize
 
 STEPS, BATCH, RATE = 6, 60, 0.2
 LOST_USERS = range(400, 500)  # named by bad rows only
@@ -94,7 +95,7 @@ class Plain:
 
 def whole_state(built, tables):
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}
-    return {**own, **{key: sharding.gather_table(built.task, table) for key, table in tables.items()}}
+    return {**own, **{key: initialize.gather_table(built.task, table) for key, table in tables.items()}}
 
 
 def job(rank, world_size, root, *overrides):
@@ -147,7 +148,7 @@ def check_batch_without_rows(rank, world_size, root, *overrides):
     for number, (loss, outputs) in enumerate(steps(built, loop.batches_from(loader, Progress(), 4), 4)):
         rows, dropped = whole_batch(outputs.cursor)
         assert sorted(rows) == list(range(number * BATCH, (number + 1) * BATCH))
-        after = {key: sharding.gather_table(built.task, name) for key, name in tables.items()}
+        after = {key: initialize.gather_table(built.task, name) for key, name in tables.items()}
         assert (loss == 0) == dropped.all() == (number == 2)
         if before is not None:
             assert all(torch.equal(before[key], after[key]) for key in after) == (number == 2)

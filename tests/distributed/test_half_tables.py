@@ -16,7 +16,7 @@ from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import fused_kernels
-from trainer.pieces import model_pieces
+from trainer.sharding.model_state import model_pieces
 
 SAVED, TOTAL = 3, 5  # steps
 PLANS = ("table_wise", "row_wise", "column_wise")

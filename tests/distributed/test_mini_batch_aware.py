@@ -26,7 +26,7 @@ from trainer.loop import batches_from
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.mini_batch_aware import MiniBatchAware
 from trainer.runtime.progress import Progress
-from trainer.sharding import gather_table
+from trainer.sharding.initialize import gather_table
 
 STEPS = 4
 L2 = 0.9  # with the rates below a row of one occurrence loses nearly half of itself a step

@@ -24,9 +24,9 @@ from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConf
 from trainer.config.sharding import ShardingConfig
 from trainer.modules.dice import Dice
 from trainer.optim.combined import CombinedOptimizer
-from trainer.pieces import model_pieces
 from trainer.runtime.distributed import sum_with_gradient
-from trainer.sharding import gather_table
+from trainer.sharding.initialize import gather_table
+from trainer.sharding.model_state import model_pieces
 
 SAVED, TOTAL = 3, 5  # steps
 Whole = tuple[Tensor, tuple[int, ...] | None]  # a tensor and its widths

@@ -5,13 +5,14 @@ import torch
 
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build, sharding
+from trainer import build
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
 from trainer.optim.tables import embedding_tables, fused_kernels, is_data_parallel
 from trainer.plan.estimate import Planned
 from trainer.runtime.distributed import Ranks
-from trainer.topologies import GIB, Cluster, Hardware
+from trainer.sharding import planner
+from trainer.sharding.hardware import GIB, Cluster, Hardware
 
 MEMORY = {f"{kind}_{place}" for kind in ("weights", "momentum1") for place in ("dev", "host", "uvm")}  # FBGEMM's names
 JOBS = {
@@ -81,7 +82,7 @@ def test_ranks_hold_what_the_plan_says_of_real_data_sets():
     common = ("data.root=.", "device=cpu", "precision=fp32")
     jobs = {f"{model} on {data}": compose([f"model={model}", f"data={data}", *common]).config for model, data in pairs}
     held = run_distributed(allocated, 2, jobs)
-    cluster = Cluster(sharding.measured(torch.device("cpu"), 2), 1, 2)
+    cluster = Cluster(planner.measured(torch.device("cpu"), 2), 1, 2)
     for name, config in jobs.items():
         estimate = Planned(config, cluster).estimate(cluster)
         planned_rows = {row["table"]: (row["sharding"], row["bytes"]) for row in estimate.tables}

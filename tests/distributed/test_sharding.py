@@ -24,18 +24,9 @@ from trainer.config.sharding import ShardingConfig
 from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
-from trainer.sharding import (
-    GB,
-    SequenceSharder,
-    ShardedBags,
-    _settle_buckets,
-    check_pipelined,
-    gather_table,
-    initialize_tables,
-    make_plan,
-    plan_summary,
-    shard,
-)
+from trainer.sharding.initialize import gather_table, initialize_tables
+from trainer.sharding.planner import GB, make_plan, plan_summary
+from trainer.sharding.shard import SequenceSharder, ShardedBags, _settle_buckets, check_pipelined, shard
 
 CPU = torch.device("cpu")
 # In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.

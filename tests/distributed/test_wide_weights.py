@@ -10,9 +10,10 @@ import torch
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import loop, sharding
+from trainer import loop
 from trainer.optim.tables import embedding_tables
 from trainer.runtime.progress import Progress
+from trainer.sharding import initialize
 from trainer.wide_weights import wide_weights
 
 PLANS = {
@@ -30,7 +31,7 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> tuple[
         built.pipeline.progress(batches)
     batches.close()
     names = [table.name for table in embedding_tables(built.task) if table.name.startswith("wide_")]
-    tables = {name: sharding.gather_table(built.task, name) for name in names}
+    tables = {name: initialize.gather_table(built.task, name) for name in names}
     return wide_weights(built.task, ranks_of(rank, world_size)), tables
 
 

@@ -10,7 +10,7 @@ import torch
 from data_loaders.batch import Cursor
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import build, loop, sharding
+from trainer import build, loop
 from trainer.optim.tables import embedding_tables
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
@@ -18,6 +18,7 @@ from trainer.runtime.restart_history import Attempts
 from trainer.runtime.step_guard import Guard
 from trainer.runtime.verdict import is_user_error
 from trainer.runtime.watchdog import Watchdog
+from trainer.sharding import initialize
 
 SIGTERM = 15
 
@@ -60,7 +61,7 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None):
 
 def everything(built):
     """All tables whole, and the dense layers."""
-    tables = {t.name: sharding.gather_table(built.task, t.name).clone() for t in embedding_tables(built.task)}
+    tables = {t.name: initialize.gather_table(built.task, t.name).clone() for t in embedding_tables(built.task)}
     dense = {k: v.clone() for k, v in built.task.state_dict().items() if type(v) is torch.Tensor}
     return {**dense, **tables}
 

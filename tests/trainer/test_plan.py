@@ -8,7 +8,7 @@ import torch
 
 from data_loaders.manifest import Manifest
 from tests import tiny, warm
-from trainer import build, sharding
+from trainer import build
 from trainer.config.compose import compose
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
@@ -18,7 +18,8 @@ from trainer.plan.estimate import HELD, Planned
 from trainer.plan.smallest import cluster_sizes, smallest_cluster
 from trainer.plan.step import HOST_MS, LOOKUP, all_reduce_ms
 from trainer.runtime.distributed import Ranks
-from trainer.topologies import GIB, Cluster, Hardware, parse_cluster
+from trainer.sharding import planner
+from trainer.sharding.hardware import GIB, Cluster, Hardware, parse_cluster
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)
 USERS = "data.schema.tables.user.num_embeddings="
@@ -49,11 +50,11 @@ def test_bytes_of_a_rank_are_those_of_its_shards_by_hand():
 
 def test_the_plan_is_the_one_that_a_run_makes():
     job, cluster = planned("8xH100", "sharding.hbm_gb=50")
-    made = sharding.find_plan(
+    made = planner.find_plan(
         job.task, job.config.sharding, job.config.optim, cluster.hardware, batch_size=512,
         device=torch.device("cuda"), world_size=8, local_world_size=8, ids_per_row=job.lengths,
     )  # fmt: skip
-    rows = sharding.plan_summary(made.plan, job.task, job.config.optim)
+    rows = planner.plan_summary(made.plan, job.task, job.config.optim)
     told = {row["table"]: (row["sharding"], row["bytes"]) for row in job.estimate(cluster).tables}
     assert told == {row["table"]: (row["sharding"], row["bytes"]) for row in rows}
 
@@ -77,7 +78,7 @@ def test_half_tables_are_read_in_half_and_exchanged_as_fp32():
     [(128, 2, 64), (128, 512, 32), (256, 2, 128), (1024, 4, 256), (1024, 512, 128), (16, 2, 8), (16, 64, 4), (4, 2, 4)],
 )
 def test_columns_are_not_cut_into_crumbs(dim, ranks, width):
-    assert sharding.column_width(dim, ranks) == width
+    assert planner.column_width(dim, ranks) == width
 
 
 def test_a_rank_has_the_rows_that_the_loader_gives_it(tmp_path):
@@ -99,7 +100,7 @@ def test_the_dense_part_computes_what_its_layers_multiply():
 
 def test_the_dense_part_grows_in_straight_lines():
     config = compose(["model=din", FILLER, "data.root=.", "precision=fp32"]).config
-    lengths = sharding.ids_per_row(config.data.schema)
+    lengths = planner.ids_per_row(config.data.schema)
     part, schema = DensePart(config, lengths, None), _small(config.data.schema)
     model = build.load_model_class("din")(
         schema, **{key: value for key, value in config.model.items() if key != "name"}, device=torch.device("cpu")

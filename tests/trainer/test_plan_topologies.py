@@ -5,10 +5,10 @@ import pytest
 import torch
 import yaml
 
-from trainer import sharding
 from trainer.config.sharding import ShardingConfig
 from trainer.runtime import gpus
-from trainer.topologies import CONTEXT, GB, GIB, GPUS, Cluster, Hardware, parse_cluster, recognised
+from trainer.sharding import planner
+from trainer.sharding.hardware import CONTEXT, GB, GIB, GPUS, Cluster, Hardware, parse_cluster, recognised
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)
 OWN = {
@@ -135,31 +135,31 @@ def test_a_rank_with_a_known_gpu_has_its_free_memory_and_the_links_of_its_kind(m
     # The clock of an H100's memory and its bus give the data sheet's 3.35 TB/s.
     clock = {"memory_clock_rate": 2_619_000, "memory_bus_width": 5120}
     pretend(monkeypatch, "NVIDIA H100 80GB HBM3", 79.11 * GIB, 60 * GIB, **clock)
-    found = sharding.measured(torch.device("cuda"), 4)
+    found = planner.measured(torch.device("cuda"), 4)
     assert (found.name, found.device, found.memory) == ("NVIDIA H100 80GB HBM3", "cuda", 60 * GIB)
     assert (found.within, found.between) == (450e9, 50e9)
     assert found.memory_bandwidth == pytest.approx(GPUS["H100"].memory_bandwidth, rel=0.01)
     assert found.host_memory == pytest.approx(psutil.virtual_memory().available / 4, rel=0.2)
-    assert sharding.usable_memory(ShardingConfig(), found) == pytest.approx(0.85 * 60 * GIB)
-    assert sharding.usable_memory(ShardingConfig(hbm_gb=20), found) == 20 * GIB
+    assert planner.usable_memory(ShardingConfig(), found) == pytest.approx(0.85 * 60 * GIB)
+    assert planner.usable_memory(ShardingConfig(hbm_gb=20), found) == 20 * GIB
 
 
 def test_of_an_unknown_gpu_memory_is_measured_and_links_are_left_to_torchrec(monkeypatch):
     pretend(monkeypatch, "NVIDIA GeForce RTX 4090", 23.5 * GIB, 20 * GIB)
-    found = sharding.measured(torch.device("cuda"), 1)
+    found = planner.measured(torch.device("cuda"), 1)
     assert (found.memory, found.memory_bandwidth, found.within, found.between) == (20 * GIB, None, None, None)
 
 
 def test_without_a_gpu_its_memory_must_be_given(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    nothing = sharding.measured(torch.device("cuda"), 1)
+    nothing = planner.measured(torch.device("cuda"), 1)
     with pytest.raises(ValueError, match="no GPU here to measure: set sharding.hbm_gb"):
-        sharding.usable_memory(ShardingConfig(), nothing)
-    assert sharding.usable_memory(ShardingConfig(hbm_gb=40), nothing) == 40 * GIB
+        planner.usable_memory(ShardingConfig(), nothing)
+    assert planner.usable_memory(ShardingConfig(hbm_gb=40), nothing) == 40 * GIB
 
 
 def test_a_rank_on_a_cpu_has_its_share_of_this_machine():
-    one, two = (sharding.measured(torch.device("cpu"), ranks) for ranks in (1, 2))
+    one, two = (planner.measured(torch.device("cpu"), ranks) for ranks in (1, 2))
     assert one.device == "cpu" and two.memory == two.host_memory
     assert two.memory == pytest.approx(one.memory / 2, rel=0.2)
 

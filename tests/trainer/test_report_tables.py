@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import loop, sharding
+from trainer import loop
 from trainer.optim.tables import embedding_tables
-from trainer.pieces import model_pieces
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
 from trainer.runtime.progress import Progress
+from trainer.sharding import initialize
+from trainer.sharding.model_state import model_pieces
 
 STEPS, MOST = 6, 64
 SGD = ["optim.tables={name: sgd, lr: 0.1}", "optim.wide={name: sgd, lr: 0.1}"]
@@ -63,7 +64,7 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> dict[s
     naive = {}
     for table in tables:
         ids = set().union(*(ranks.get(feature, set()) for ranks in every for feature in table.features))
-        naive[table.name] = (sharding.gather_table(built.task, table.name), ids)
+        naive[table.name] = (initialize.gather_table(built.task, table.name), ids)
     return {"whole": whole, "chunked": chunked, "sampled": sampled, "naive": naive}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Piece:
     """``tensor`` is the live memory at ``offset`` of the tensor ``name``, whose shape is ``shape``: read to be saved,
     written when loaded. ``written``: whether this rank saves it. ``widths``: the columns that each of its parts
-    stands for, where a tensor has one value for each part of a row (``trainer.pieces``)."""
+    stands for, where a tensor has one value for each part of a row (``trainer.sharding.model_state``)."""
 
     name: str
     shape: tuple[int, ...]

@@ -11,7 +11,6 @@ from typing import TextIO
 import torch
 from rich.console import Console
 
-from trainer import sharding
 from trainer.config.compose import compose
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
@@ -21,7 +20,8 @@ from trainer.plan.smallest import check_holdable, smallest_cluster
 from trainer.report.drawing import check_page
 from trainer.runtime.distributed import make_deterministic
 from trainer.runtime.process import guarded, results_alone_on_stdout
-from trainer.topologies import Cluster, parse_cluster
+from trainer.sharding import planner
+from trainer.sharding.hardware import Cluster, parse_cluster
 
 KEY = "topology="
 
@@ -38,7 +38,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
     config = compose(overrides).config
     if config.deterministic:
         make_deterministic()  # it leaves out sharding types
-    cluster = parse_cluster(topology, sharding.measured(torch.device("cpu"), 1))
+    cluster = parse_cluster(topology, planner.measured(torch.device("cpu"), 1))
     cluster = sharing_this_machine(cluster)
     config.check_world_size(cluster.ranks)
     if options.picture is not None:
@@ -91,7 +91,7 @@ def sharing_this_machine(cluster: Cluster) -> Cluster:
     """Ranks on a CPU share what this machine has."""
     if cluster.hardware.device != "cpu":
         return cluster
-    here = sharding.measured(torch.device("cpu"), cluster.local)
+    here = planner.measured(torch.device("cpu"), cluster.local)
     return Cluster(here, cluster.machines, cluster.local)
 
 

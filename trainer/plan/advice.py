@@ -10,7 +10,7 @@ from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.plan.step import exchanged_ms
 from trainer.runtime import gpus
-from trainer.topologies import GIB, Cluster
+from trainer.sharding.hardware import GIB, Cluster
 
 LARGE = 0.05  # of all bytes, from where a table is worth a line
 MANY = 3  # tables looked at for another sharding type

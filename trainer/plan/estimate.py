@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torchrec.distributed.planner.types import ShardingOption, Topology
 
-from trainer import build, sharding
+from trainer import build
 from trainer.config.job import TrainConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
-from trainer.topologies import GIB, Cluster
+from trainer.sharding import planner
+from trainer.sharding.hardware import GIB, Cluster
 
 UNBOUNDED = 1 << 50  # bytes: more than any cluster has
 HELD = ("tables", "optimizer_state", "buffers", "activations", "dense")
@@ -57,7 +58,7 @@ class Planned:
         self.config = config
         self.model = build.build_model(config.model, config.data.schema, config.seed)
         self.task = build.build_task(self.model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
-        self.lengths = sharding.ids_per_row(config.data.schema)
+        self.lengths = planner.ids_per_row(config.data.schema)
         self.dense = DensePart(config, self.lengths, _precision(config, cluster))
         self.tables = {table.name: table for table in embedding_tables(self.task)}
 
@@ -74,8 +75,8 @@ class Planned:
             return -(-self.config.batch_size // ranks)
         return -(-shards // ranks) * (self.config.batch_size // shards)
 
-    def find(self, cluster: Cluster, thorough: bool = True) -> sharding.FoundPlan:
-        return sharding.find_plan(
+    def find(self, cluster: Cluster, thorough: bool = True) -> planner.FoundPlan:
+        return planner.find_plan(
             self.task, self.config.sharding, self.config.optim, cluster.hardware,
             batch_size=self.local_batch_size(cluster.ranks), device=torch.device(cluster.hardware.device),
             world_size=cluster.ranks, local_world_size=cluster.local, ids_per_row=self.lengths,
@@ -112,22 +113,22 @@ class Planned:
                 f"{capacity / GIB:.3g}: use a smaller batch_size, or more ranks"
             )
         dense = self.dense.cost(batch_size)
-        parameters = sharding.dense_bytes(self.task) // sharding.DENSE_COPIES
+        parameters = planner.dense_bytes(self.task) // planner.DENSE_COPIES
         step = step_times(found.chosen, cluster, dense.operations, parameters)
-        usable = int(sharding.usable_memory(self.config.sharding, cluster.hardware))
-        tables = self._rows(found, usable - sharding.dense_bytes(self.task))
+        usable = int(planner.usable_memory(self.config.sharding, cluster.hardware))
+        tables = self._rows(found, usable - planner.dense_bytes(self.task))
         return Estimate(cluster, batch_size, memory, usable, capacity, step, tables, short)
 
-    def _without_limit(self, cluster: Cluster) -> sharding.FoundPlan:
+    def _without_limit(self, cluster: Cluster) -> planner.FoundPlan:
         config = replace(self.config, sharding=replace(self.config.sharding, hbm_gb=None, ddr_gb=None))
         vast = replace(cluster.hardware, memory=UNBOUNDED, host_memory=UNBOUNDED)
         return self.with_config(config).find(replace(cluster, hardware=vast), thorough=False)
 
     def _capacity(self, cluster: Cluster) -> float:
         """What is there; as much as configured where more is promised than the table of devices knows."""
-        return max(cluster.hardware.memory, sharding.usable_memory(self.config.sharding, cluster.hardware))
+        return max(cluster.hardware.memory, planner.usable_memory(self.config.sharding, cluster.hardware))
 
-    def _memory(self, found: sharding.FoundPlan, cluster: Cluster, batch_size: int) -> list[dict[str, int]]:
+    def _memory(self, found: planner.FoundPlan, cluster: Cluster, batch_size: int) -> list[dict[str, int]]:
         held = [dict.fromkeys(HELD, 0) for _ in range(cluster.ranks)]
         gpu = cluster.hardware.device == "cuda"
         for option in found.chosen:
@@ -140,16 +141,16 @@ class Planned:
                 rank["buffers"] += max(0, int(total) - weights - state)
         activations = int(self.dense.cost(batch_size).activations)
         for rank in held:
-            rank |= {"activations": activations, "dense": sharding.dense_bytes(self.task)}
+            rank |= {"activations": activations, "dense": planner.dense_bytes(self.task)}
         return held
 
-    def _rows(self, found: sharding.FoundPlan, room: int) -> list[dict[str, Any]]:
+    def _rows(self, found: planner.FoundPlan, room: int) -> list[dict[str, Any]]:
         """The tables, the largest first: ``sharding.plan_summary``'s rows, and why."""
         open_to = defaultdict(list)
         for option in found.open:
             open_to[option.name].append(option)
         chosen = {option.name: option for option in found.chosen}
-        rows = sharding.plan_summary(found.plan, self.task, self.config.optim)
+        rows = planner.plan_summary(found.plan, self.task, self.config.optim)
         for row in rows:
             row["size"] = sum(row["bytes"].values())
             row["step_ms"] = _slowest(chosen[row["table"]])

@@ -9,7 +9,7 @@ from trainer.plan.estimate import HELD
 from trainer.report.memory import bars_by_rank
 from trainer.report.pictures import COLORS, TEXT, Card, Key
 from trainer.report.template import write_picture
-from trainer.topologies import GIB
+from trainer.sharding.hardware import GIB
 
 
 def draw(data: dict[str, Any], path: Path) -> None:

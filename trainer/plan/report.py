@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.plan.estimate import HELD, Estimate
-from trainer.topologies import GIB, Cluster
+from trainer.sharding.hardware import GIB, Cluster
 
 MOST_TABLES, MOST_RANKS, MOST_REASONS = 40, 16, 10  # lines
 

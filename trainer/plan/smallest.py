@@ -5,8 +5,8 @@ import torch
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable
 from trainer.plan.estimate import Planned
-from trainer.sharding import allowed_types, column_width, dense_bytes, usable_memory
-from trainer.topologies import GIB, MAX_RANKS, Cluster, cluster
+from trainer.sharding.hardware import GIB, MAX_RANKS, Cluster, cluster
+from trainer.sharding.planner import allowed_types, column_width, dense_bytes, usable_memory
 
 WHOLE = ("table_wise", "data_parallel")
 MOST = 1024  # ranks looked at

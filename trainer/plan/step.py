@@ -8,7 +8,7 @@ against a cluster: they compare plans with each other, and promise no speed.
 
 from torchrec.distributed.planner.types import ShardingOption
 
-from trainer.topologies import Cluster
+from trainer.sharding.hardware import Cluster
 
 LOOKUP, UPDATE, MATMUL = 0.63, 0.26, 0.4  # of a GPU's peak
 HOST_MS = 5.0  # what Python and TorchRec need to launch a step, whatever the kernels do: 5 to 10

@@ -14,7 +14,6 @@ What ``auto`` (an empty ``sharding.types``) chooses from:
 * never ``data_parallel`` (the table leaves the in-backward optimizers) or ``grid_shard``: only where named.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,45 +22,25 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardedEmbeddingModule
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
-from torchrec.distributed.model_parallel import (
-    DefaultDataParallelWrapper,
-    DistributedModelParallel,
-    get_unwrapped_module,
-)
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
-from torchrec.distributed.sharding.rw_sharding import RwSparseFeaturesDist
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import (
     CommOp,
     ModuleSharder,
-    ParameterSharding,
-    ShardedModule,
-    ShardingEnv,
     ShardingPlan,
 )
-from torchrec.modules.embedding_configs import DataType, PoolingType
-from torchrec.modules.embedding_modules import (
-    EmbeddingBagCollection,
-    EmbeddingCollection,
-    get_embedding_names_by_table,
-)
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.modules.embedding_configs import DataType
 
 from data_loaders.schema import Schema, one_of
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
-from trainer.modules.embeddings import InitialValues, is_wide_table
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import (
     EmbeddingTable,
     check_table_optimizers,
@@ -70,10 +49,10 @@ from trainer.optim.tables import (
     table_bytes,
 )
 from trainer.runtime.distributed import from_first
-from trainer.topologies import Hardware, recognised
+from trainer.sharding.hardware import Hardware, recognised
+from trainer.sharding.shard import sharders
 
 GB = 2**30
-ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
 MIN_AUTO_COLUMNS = 128  # a narrower part of a row costs a lookup as much as a whole one
 MIN_AUTO_ROW_WISE = 1 << 28  # bytes; for less, gloo's second collective each way costs more than the balance gains
 EXCHANGES = (  # of lookups' results and their gradients
@@ -83,7 +62,6 @@ EXCHANGES = (  # of lookups' results and their gradients
 )
 MEMORY_SHARE = 0.85  # of what is measured; the rest is for activations, the allocator and the program itself
 DENSE_COPIES = 6  # parameter, gradient, two moments, the all-reduce bucket, activations' share
-INITIAL_CHUNK = 1 << 16  # values drawn from one seed
 
 # What gloo and NVLink-less hosts do, in bytes per millisecond as the planner counts: measured between two local gloo
 # ranks (all_to_all_single of 17 MB in 6 ms), and FBGEMM's gathers on one core. NCCL keeps TorchRec's figures.
@@ -236,194 +214,7 @@ def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> li
 # The sharded model.
 
 
-class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's, with the row-wise types it leaves out on a CPU though they work there, and with right means."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(SHARDING_TYPES)
-
-    def shard(
-        self,
-        module: EmbeddingBagCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedEmbeddingBagCollection:
-        return ShardedBags(
-            module=module,
-            table_name_to_parameter_sharding=params,
-            env=env,
-            fused_params=self.fused_params,
-            device=device,
-            qcomm_codecs_registry=self.qcomm_codecs_registry,
-            module_fqn=module_fqn,
-        )
-
-
-class SequenceSharder(EmbeddingCollectionSharder):
-    """TorchRec's; looks for repeated ids on a GPU only where they would cross the network, since that takes two dozen
-    launches and a wait a step."""
-
-    def shard(
-        self,
-        module: EmbeddingCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedEmbeddingCollection:
-        cross = env.world_size > 1 and any(each.sharding_type != "data_parallel" for each in params.values())
-        self._use_index_dedup = cross and device is not None and device.type == "cuda"
-        return super().shard(module, params, env, device, module_fqn)
-
-
-class ShardedBags(ShardedEmbeddingBagCollection):
-    """TorchRec's, with its division for mean pooling put right.
-
-    A row-wise table is pooled by sums, since no rank has all ids of a bag, and TorchRec (1.6 and 1.8) divides the
-    result by the length of the bag plus 1e-6. It divides the columns of *all* tables of the collection, also those that
-    a table-wise kernel has averaged already or that are sums, and takes a feature that one table sums for a sum in
-    every other table.
-
-    With ``deterministic`` the ids of a bag also keep their order on their way to the shards of a row-wise table, as those
-    of a sequence do: FBGEMM's kernel for bags takes them in any order, and so a GPU would add them up in any order.
-    """
-
-    def _create_input_dist(self, input_feature_names: list[str]) -> None:
-        super()._create_input_dist(input_feature_names)
-        if torch.are_deterministic_algorithms_enabled():
-            for exchange in self._input_dists:
-                if isinstance(exchange, RwSparseFeaturesDist):
-                    exchange._is_sequence = True
-
-    def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
-        divides, self._has_mean_pooling_callback = self._has_mean_pooling_callback, False
-        try:
-            distributed = super().input_dist(ctx, features)
-        finally:
-            self._has_mean_pooling_callback = divides
-        if divides:
-            ctx.divisor = self._divisor(features)
-        return distributed
-
-    @torch.no_grad()
-    def _divisor(self, features: KeyedJaggedTensor) -> Tensor:
-        """What each entry of the output [B, ΣD] is to be divided by."""
-        keys, divided, widths = self._columns(tuple(features.keys()))
-        lengths = features.lengths().view(len(features.keys()), -1).index_select(0, keys)  # [columns, B]
-        divisor = torch.where(divided, lengths.clamp(min=1), 1).T.to(torch.float32)
-        return divisor.repeat_interleave(widths, dim=1, output_size=sum(self._embedding_dims))
-
-    def _columns(self, keys: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each column of the output: its feature's place among ``keys``, whether to divide it, its width."""
-        known = self.__dict__.setdefault("_columns_by_keys", {})
-        if keys not in known:
-            configs = self._embedding_bag_configs
-            place, divided = {}, {}
-            for config, names in zip(configs, get_embedding_names_by_table(configs), strict=True):
-                row_wise = self.module_sharding_plan[config.name].sharding_type in ROW_WISE
-                for feature, name in zip(config.feature_names, names, strict=True):
-                    place[name], divided[name] = keys.index(feature), row_wise and config.pooling == PoolingType.MEAN
-            known[keys] = (
-                torch.tensor([place[name] for name in self._embedding_names], device=self._device),
-                torch.tensor([[divided[name]] for name in self._embedding_names], device=self._device),
-                torch.tensor(self._embedding_dims, device=self._device),
-            )
-        return known[keys]
-
-
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """For both kinds of collections. Ids are checked in the loader, so FBGEMM's check (a pass over all ids, which turns
-    a bad id into row 0) is off."""
-    fused = {"bounds_check_mode": BoundsCheckMode.NONE}
-    return [
-        BagSharder(fused_params=dict(fused)),
-        SequenceSharder(fused_params=dict(fused)),
-    ]
-
-
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
-    """Moves the tables to where the plan says, uninitialised (see ``initialize_tables``), and the dense part to
-    DistributedDataParallel, with rank 0's values.
-
-    The dense graph must be the same at every step (``static_graph``: gradients are all-reduced while backward runs and
-    stay in the buckets they are reduced in); buffers belong to their rank.
-    """
-    _check_dense_is_initialised(model)
-    sharded = DistributedModelParallel(
-        model,
-        device=device,
-        plan=plan,
-        sharders=sharders(),
-        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
-    )
-    _settle_buckets(sharded)
-    return sharded
-
-
-def _settle_buckets(model: nn.Module) -> None:
-    """DistributedDataParallel sorts its buckets anew in its third step, by the order in which gradients came, and where a
-    gradient lies in a bucket decides in which order a ring of three or more ranks adds it up. Three empty steps before
-    the first real one, with the gradients of all parameters 0, leave the buckets as they will stay: a resumed run then
-    adds up as the uninterrupted one."""
-    lookups = [module._lookups for module in model.modules() if isinstance(module, ShardedEmbeddingModule)]
-    everywhere = [model, *(lookup for each in lookups for lookup in each)]  # _lookups is a plain list
-    found = [m for part in everywhere for m in part.modules() if isinstance(m, DistributedDataParallel)]
-    for wrapped in dict.fromkeys(found):
-        ignored = wrapped.parameters_to_ignore
-        parameters = [p for name, p in wrapped.module.named_parameters() if p.requires_grad and name not in ignored]
-        wrapped.module.forward = lambda _, parameters=parameters: sum(0 * p.flatten()[0] for p in parameters)
-        for _ in range(3):
-            wrapped(None).backward()  # with device_ids, DistributedDataParallel cannot be called without an argument
-        del wrapped.module.forward
-        for parameter in parameters:
-            parameter.grad = None
-
-
-def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None:
-    """Call after the first step: raises ``ValueError`` naming the sharded modules that the pipeline does not overlap
-    with communication. TorchRec only logs it, and is slow from there on."""
-    pipelined = {id(module) for module in pipeline._pipelined_modules}
-    left = [
-        name
-        for name, module in get_unwrapped_module(model).named_modules()
-        if isinstance(module, ShardedModule) and id(module) not in pipelined
-    ]
-    if left:
-        raise ValueError(
-            f"the training pipeline does not reach {', '.join(left)}: the model's forward must get to its embedding "
-            "modules by attribute access from the batch, in a straight line (branches belong into a sub-module)"
-        )
-
-
 # Values of tables.
-
-
-def initialize_tables(model: nn.Module, seed: int, initial: Mapping[str, InitialValues]) -> None:
-    """Fills all tables of a sharded model with their ``initial`` values.
-
-    A value depends on (seed, table, row, column, D) and the kind of device alone, neither on the plan nor on the number
-    of ranks: rows are drawn in chunks, each from its own seed, and a shard keeps its part.
-    """
-    state = model.state_dict()
-    for table in embedding_tables(model):
-        for values, row, column in _local_shards(state[table.parameter]):
-            _fill(values, row, column, table, seed, initial[table.name])
-
-
-def gather_table(model: nn.Module, name: str) -> Tensor:
-    """The whole table [rows, D] on the CPU of every rank; all ranks together. For tests and small tables: each rank
-    receives every shard."""
-    table = next(table for table in embedding_tables(model) if table.name == name)
-    weight = model.state_dict()[table.parameter]
-    parts: list[Any] = [None] * dist.get_world_size()
-    shards = [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)]
-    dist.all_gather_object(parts, shards)
-    whole = torch.full((table.rows, table.dim), float("nan"))
-    for values, row, column in (shard for part in parts for shard in part):
-        whole[row : row + values.shape[0], column : column + values.shape[1]] = values
-    return whole
 
 
 # Constraints.
@@ -667,35 +458,3 @@ def _memory_report(tables: Sequence[EmbeddingTable], optim: OptimConfig, topolog
 
 
 # Shards.
-
-
-def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
-    """(values, first row, first column) of each part of a table on this rank; the values are the table's memory."""
-    if isinstance(weight, ShardedTensor):
-        return [(shard.tensor.detach(), *shard.metadata.shard_offsets) for shard in weight.local_shards()]
-    return [(weight.detach(), 0, 0)]
-
-
-def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues) -> None:
-    if initial.std == 0:
-        values.zero_()
-        return
-    height = max(1, INITIAL_CHUNK // table.dim)  # rows of a chunk
-    generator = torch.Generator(device=values.device)
-    end = row + values.shape[0]
-    for chunk in range(row // height, -(-end // height)):
-        digest = hashlib.blake2b(f"{seed}/{table.name}/{chunk}".encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-        # Always whole chunks, so that a value does not depend on where the shard or the table ends.
-        drawn = initial.fill(torch.empty(height, table.dim, device=values.device), generator)
-        first, last = max(row, chunk * height), min(end, (chunk + 1) * height)
-        part = drawn[first - chunk * height : last - chunk * height, column : column + values.shape[1]]
-        values[first - row : last - row].copy_(part)
-
-
-def _check_dense_is_initialised(model: nn.Module) -> None:
-    """DistributedModelParallel gives meta parameters memory, but values only through ``reset_parameters``."""
-    tables = {table.parameter for table in embedding_tables(model)}
-    names = [name for name, parameter in model.named_parameters() if parameter.is_meta and name not in tables]
-    bare = [name for name in names if not hasattr(model.get_submodule(name.rpartition(".")[0]), "reset_parameters")]
-    assert not bare, f"dense parameters on meta without reset_parameters: {bare}"

@@ -1,0 +1,68 @@
+"""Initial values of tables: a function of seed, table, row and column alone, whatever the plan."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from trainer.modules.embeddings import InitialValues
+from trainer.optim.tables import (
+    EmbeddingTable,
+    embedding_tables,
+)
+
+INITIAL_CHUNK = 1 << 16  # values drawn from one seed
+
+
+def initialize_tables(model: nn.Module, seed: int, initial: Mapping[str, InitialValues]) -> None:
+    """Fills all tables of a sharded model with their ``initial`` values.
+
+    A value depends on (seed, table, row, column, D) and the kind of device alone, neither on the plan nor on the number
+    of ranks: rows are drawn in chunks, each from its own seed, and a shard keeps its part.
+    """
+    state = model.state_dict()
+    for table in embedding_tables(model):
+        for values, row, column in _local_shards(state[table.parameter]):
+            _fill(values, row, column, table, seed, initial[table.name])
+
+
+def gather_table(model: nn.Module, name: str) -> Tensor:
+    """The whole table [rows, D] on the CPU of every rank; all ranks together. For tests and small tables: each rank
+    receives every shard."""
+    table = next(table for table in embedding_tables(model) if table.name == name)
+    weight = model.state_dict()[table.parameter]
+    parts: list[Any] = [None] * dist.get_world_size()
+    shards = [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)]
+    dist.all_gather_object(parts, shards)
+    whole = torch.full((table.rows, table.dim), float("nan"))
+    for values, row, column in (shard for part in parts for shard in part):
+        whole[row : row + values.shape[0], column : column + values.shape[1]] = values
+    return whole
+
+
+def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
+    """(values, first row, first column) of each part of a table on this rank; the values are the table's memory."""
+    if isinstance(weight, ShardedTensor):
+        return [(shard.tensor.detach(), *shard.metadata.shard_offsets) for shard in weight.local_shards()]
+    return [(weight.detach(), 0, 0)]
+
+
+def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues) -> None:
+    if initial.std == 0:
+        values.zero_()
+        return
+    height = max(1, INITIAL_CHUNK // table.dim)  # rows of a chunk
+    generator = torch.Generator(device=values.device)
+    end = row + values.shape[0]
+    for chunk in range(row // height, -(-end // height)):
+        digest = hashlib.blake2b(f"{seed}/{table.name}/{chunk}".encode(), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+        # Always whole chunks, so that a value does not depend on where the shard or the table ends.
+        drawn = initial.fill(torch.empty(height, table.dim, device=values.device), generator)
+        first, last = max(row, chunk * height), min(end, (chunk + 1) * height)
+        part = drawn[first - chunk * height : last - chunk * height, column : column + values.shape[1]]
+        values[first - row : last - row].copy_(part)
