@@ -25,7 +25,7 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.reporting import Reporter
+from trainer.monitoring.metrics_logger import Reporter
 from trainer.runtime.distributed import Ranks, choose_device, from_first, peak_memory_mb
 from trainer.runtime.process import guarded
 from trainer.runtime.progress import Progress

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 CPU_RANKS = 2
 GRACE_SECONDS = 30  # as torchrun has it
-GRACE = "TRAINER_GRACE_SECONDS"  # tells the workers, who warn where a save takes longer (trainer.grace)
+GRACE = (
+    "TRAINER_GRACE_SECONDS"  # tells the workers, who warn where a save takes longer (trainer.monitoring.grace_period)
+)
 NONE_OF_ITS_OWN = "SIGURG"  # for the agent to handle: signals that matter come through launch.stop
 # Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"

@@ -9,8 +9,8 @@ import sys
 import psutil
 
 from trainer import job, train
-from trainer.ledger import Ledger
-from trainer.reporting import Reporter
+from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.row_log import Ledger
 
 
 def main() -> None:

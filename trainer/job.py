@@ -11,14 +11,14 @@ from torch import nn
 from data_loaders.schema import Layout
 from data_loaders.state_files import write_json
 from trainer import build, inputs
-from trainer.alerts import Alerts
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.job import TrainConfig
 from trainer.feed import Feed
 from trainer.judge import Judge
-from trainer.ledger import Ledger
+from trainer.monitoring.alerts import Alerts
+from trainer.monitoring.metrics_logger import Reporter, print_plan
+from trainer.monitoring.row_log import Ledger
 from trainer.report.record import Record
-from trainer.reporting import Reporter, print_plan
 from trainer.resuming import checkpoints_folder, resume
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import Ranks

@@ -10,8 +10,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint.saving import Checkpoints
-from trainer.ledger import Ledger
-from trainer.reporting import Reporter
+from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.row_log import Ledger
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress

@@ -11,7 +11,7 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole
 from trainer.config.job import TrainConfig
 from trainer.inputs import Inputs, Saved
-from trainer.ledger import cut
+from trainer.monitoring.row_log import cut
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 

@@ -15,7 +15,7 @@ from trainer.config.evaluation import EvaluationConfig
 from trainer.metrics.click_metrics import ClickMetrics
 from trainer.metrics.evaluation_metrics import HeldOutMetrics
 from trainer.modules.task import TaskOutput
-from trainer.reporting import Reporter
+from trainer.monitoring.metrics_logger import Reporter
 from trainer.runtime.distributed import Ranks, from_first, sum_counters
 from trainer.runtime.progress import Progress
 

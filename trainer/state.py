@@ -11,9 +11,9 @@ from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.judge import FACTS as JUDGE_FACTS
 from trainer.judge import Judge
+from trainer.monitoring.metrics_logger import FACTS as REPORTER_FACTS
+from trainer.monitoring.metrics_logger import Reporter
 from trainer.optim.combined import CombinedOptimizer
-from trainer.reporting import FACTS as REPORTER_FACTS
-from trainer.reporting import Reporter
 from trainer.runtime.checked_json import Number, Whole, check_form
 from trainer.sharding.model_state import model_pieces
 

@@ -20,19 +20,21 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, loop, trackers
+from trainer import build, loop
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
 from trainer.feed import open_feed
-from trainer.grace import GraceCheck
 from trainer.job import Job, begin, make_job
 from trainer.modules import contract
-from trainer.pace import Pace
-from trainer.profiling.window import window
+from trainer.monitoring import trackers
+from trainer.monitoring.grace_period import GraceCheck
+from trainer.monitoring.metrics_logger import print_summary
+from trainer.monitoring.profiling.window import window
+from trainer.monitoring.sparsity import wide_weights
+from trainer.monitoring.stragglers import Pace
 from trainer.report.drawing import draw_or_warn
-from trainer.reporting import print_summary
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import (
     Ranks,
@@ -53,7 +55,6 @@ from trainer.runtime.watchdog import Watchdog
 from trainer.scoring import best_possible, evaluate
 from trainer.sharding import shard
 from trainer.state import ModelState
-from trainer.wide_weights import wide_weights
 
 
 @record

@@ -15,10 +15,10 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
 from trainer import loop
 from trainer.job import make_alerts
-from trainer.reporting import Reporter
+from trainer.monitoring.feature_coverage import LOOK_EVERY
+from trainer.monitoring.metrics_logger import Reporter
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
-from trainer.sightings import LOOK_EVERY
 
 ROWS = 24_000
 STEPS = ROWS // 240

@@ -12,8 +12,8 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer import build, loop
 from trainer.checkpoint.saving import Checkpoints
+from trainer.monitoring.metrics_logger import Reporter
 from trainer.optim.tables import embedding_tables
-from trainer.reporting import Reporter
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize, shard

@@ -7,7 +7,7 @@ import pytest
 
 from tests import tiny
 from trainer.checkpoint import Reader
-from trainer.profiling.parts import PARTS, analyse
+from trainer.monitoring.profiling.parts import PARTS, analyse
 
 SLEEP = 0.05  # seconds that the reader takes over each batch
 # DIN with Dice and dropped rows: lookups of both kinds, and collectives in forward, backward and loss.

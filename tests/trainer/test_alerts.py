@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from data_loaders.schema import Cross, Feature, Layout, Schema, Table
-from trainer.alerts import CHANCE_LINES, Alerts, absent, constant, crowded, is_chance, leaking, say
 from trainer.config.monitoring import AlertsConfig
 from trainer.metrics.click_metrics import ClickMetrics
-from trainer.sightings import Hashed
+from trainer.monitoring.alerts import CHANCE_LINES, Alerts, absent, constant, crowded, is_chance, leaking, say
+from trainer.monitoring.feature_coverage import Hashed
 
 HEALTHY = {
     "auc": 0.72,

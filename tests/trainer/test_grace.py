@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 
 from tests.distributed.test_contract import ranks_of
-from trainer import grace
-from trainer.grace import GraceCheck
+from trainer.monitoring import grace_period
+from trainer.monitoring.grace_period import GraceCheck
 
 
 @pytest.fixture
 def saves(monkeypatch):
     """A clock, and checkpoints that are what the test says."""
     made = SimpleNamespace(now=100.0, seconds=0.0, under_way=False)
-    monkeypatch.setattr(grace.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(grace_period.time, "monotonic", lambda: made.now)
     return made
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
-from trainer import ledger
-from trainer.ledger import Ledger, cut
+from trainer.monitoring import row_log
+from trainer.monitoring.row_log import Ledger, cut
 
 FILES = {"day=1/a.parquet": 5, "day=1/b.parquet": 0, "day=2/c d.parquet": 4, "é.parquet": 3}
 PLACES = [(name, row) for name, rows in FILES.items() for row in range(rows)]  # by number in the manifest
@@ -51,7 +51,7 @@ def test_all_that_was_recorded_is_read_back_from_any_number_of_ranks(manifest, t
         one.flush()
     found, schema = entries(folder)
     assert found == expected
-    assert schema.remove_metadata() == ledger.SCHEMA
+    assert schema.remove_metadata() == row_log.SCHEMA
     assert all(path.suffix == ".parquet" and path.name[0] != "." for path in folder.iterdir())
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from data_loaders.magnitudes import LOOKED_AT, Magnitudes
 from data_loaders.schema import Feature, Layout, Schema, Table
-from trainer.alerts import Alerts
 from trainer.config.monitoring import AlertsConfig
-from trainer.magnitudes import constants, heavy, judged, loss_large, magnitudes, names_of_large
+from trainer.monitoring.alerts import Alerts
+from trainer.monitoring.magnitudes import constants, heavy, judged, loss_large, magnitudes, names_of_large
 
 SCHEMA = Schema(
     embedding_dim=4,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.distributed.test_contract import ranks_of
-from trainer import pace
-from trainer.pace import ENOUGH_SAMPLES, REPORTS, Pace
+from trainer.monitoring import stragglers
+from trainer.monitoring.stragglers import ENOUGH_SAMPLES, REPORTS, Pace
 
 STEPS = 10
 
@@ -29,7 +29,7 @@ def reports(monkeypatch):
             def add(mine, table=table):
                 return mine + torch.tensor([[0.0] * 4, *([*row, 99.0] for row in table[1:])], dtype=torch.float64)
 
-            monkeypatch.setattr(pace, "all_reduce_sum", add)
+            monkeypatch.setattr(stragglers, "all_reduce_sum", add)
             told.append(meter.report())
         return told
 

@@ -8,9 +8,9 @@ import torch
 
 from tests import tiny
 from trainer.config.monitoring import ProfilingConfig
-from trainer.profiling.parts import PARTS, STEP, analyse, part_of, segments
-from trainer.profiling.summary import as_text
-from trainer.profiling.window import Window
+from trainer.monitoring.profiling.parts import PARTS, STEP, analyse, part_of, segments
+from trainer.monitoring.profiling.summary import as_text
+from trainer.monitoring.profiling.window import Window
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.watchdog import Watchdog
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from trainer import progress_line
-from trainer.progress_line import ProgressLine
+from trainer.monitoring import progress_bar
+from trainer.monitoring.progress_bar import ProgressLine
 from trainer.runtime.progress import Progress
 
 VALUES = {"samples_per_second": 12_345.6, "logloss": 0.45678, "auc": 0.71234, "input_wait_fraction": 0.034}
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch):
     """Seconds that a log believes in, settable."""
     seconds = [100.0]
-    monkeypatch.setattr(progress_line.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: seconds[0])
     return seconds
 
 

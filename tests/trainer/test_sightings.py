@@ -13,7 +13,7 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Layout, Schema, Table
 from tests import tiny
-from trainer.sightings import LOOK_EVERY, ROWS_WATCHED, Hashed, Sightings
+from trainer.monitoring.feature_coverage import LOOK_EVERY, ROWS_WATCHED, Hashed, Sightings
 
 CPU = torch.device("cpu")
 

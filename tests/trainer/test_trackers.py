@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer import trackers
 from trainer.config.monitoring import LoggingConfig
-from trainer.trackers import Trackers, check_installed, numbers, opened
+from trainer.monitoring import trackers
+from trainer.monitoring.trackers import Trackers, check_installed, numbers, opened
 
 TREE = {"model": {"name": "deepfm"}, "seed": 3, "data": {"name": "tiny", "schema": {"features": {"x": {"table": "t"}}}}}
 LINE = {

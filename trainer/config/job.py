@@ -66,7 +66,7 @@ class LossConfig:
 @dataclass
 class DebugConfig:
     """``ledger``: write down which rows each step trained, as Parquet in ``ledger/`` of the run folder
-    (``trainer/ledger.py``)."""
+    (``trainer/monitoring/row_log.py``)."""
 
     ledger: bool = False
 

@@ -17,7 +17,7 @@ class LoggingConfig:
 
 @dataclass
 class AlertsConfig:
-    """Early warnings (``trainer/alerts.py``); ``enabled: false`` turns them off. What rows look like is judged after
+    """Early warnings (``trainer/monitoring/alerts.py``); ``enabled: false`` turns them off. What rows look like is judged after
     ``after_rows`` rows, and whether anything is learnt after ``after_steps`` steps and the warm-up of learning rates."""
 
     enabled: bool = True

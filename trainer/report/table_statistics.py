@@ -25,9 +25,9 @@ from data_loaders.schema import Schema
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import OptimConfig
 from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
+from trainer.monitoring.sparsity import SQUARES_SLOT
 from trainer.optim.tables import EmbeddingTable, is_data_parallel
 from trainer.runtime.distributed import Ranks, all_reduce_sum
-from trainer.wide_weights import SQUARES_SLOT
 
 MOST_ROWS = 1 << 20  # S
 CHUNK = 1 << 22  # numbers that are looked at at a time

@@ -1,11 +1,11 @@
 """Early warnings: what is probably wrong with a run, why, and what to do, while it can still be mended.
 
 Rules look at what is computed anyway: the metrics of each line of training and of ``valid``, the same on all ranks; and at
-``trainer.sightings`` and ``trainer.magnitudes``, sums over batches and rows that one more all-reduce each a line adds up.
+``trainer.monitoring.feature_coverage`` and ``trainer.monitoring.magnitudes``, sums over batches and rows that one more all-reduce each a line adds up.
 Nothing is done at every step but the first, after which numbers and loss are judged at once. Each warning comes once in a
 run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
 
-Elsewhere: a slow rank (``trainer.pace``), a loss that is not finite (``trainer.runtime.step_guard``, which ends the run), modules that the
+Elsewhere: a slow rank (``trainer.monitoring.stragglers``), a loss that is not finite (``trainer.runtime.step_guard``, which ends the run), modules that the
 pipeline does not overlap (``trainer.sharding.shard.check_pipelined``, which ends it too).
 """
 
@@ -24,7 +24,8 @@ from tqdm import tqdm
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
 from trainer.config.monitoring import AlertsConfig
-from trainer.magnitudes import (
+from trainer.monitoring.feature_coverage import Hashed, Seen, Sightings
+from trainer.monitoring.magnitudes import (
     Magnitude,
     Told,
     constants,
@@ -35,7 +36,6 @@ from trainer.magnitudes import (
     since,
 )
 from trainer.runtime.checked_json import Listed, Mapped, Number, Whole, get_form
-from trainer.sightings import Hashed, Seen, Sightings
 
 CHANCE = 0.52  # an AUC below it is that of chance …
 CHANCE_ERROR = 0.01  # … where its standard error is less than this …

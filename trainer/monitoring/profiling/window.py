@@ -18,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from data_loaders.state_files import write_json, write_text
 from trainer.config.monitoring import ProfilingConfig
-from trainer.profiling.parts import analyse
-from trainer.profiling.summary import as_text
+from trainer.monitoring.profiling.parts import analyse
+from trainer.monitoring.profiling.summary import as_text
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.watchdog import Watchdog
 

@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch
 from data_loaders.schema import Layout, Schema
-from trainer.magnitudes import filled
+from trainer.monitoring.magnitudes import filled
 from trainer.runtime.read_back import to_host
 
 LOOK_EVERY = 4

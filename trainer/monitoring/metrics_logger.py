@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from data_loaders.loader import Loader
-from trainer.alerts import FACTS as ALERTS_FACTS
-from trainer.alerts import Alerts, say
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.metrics.click_metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
-from trainer.progress_line import ProgressLine
+from trainer.monitoring.alerts import FACTS as ALERTS_FACTS
+from trainer.monitoring.alerts import Alerts, say
+from trainer.monitoring.feature_coverage import Sightings
+from trainer.monitoring.progress_bar import ProgressLine
+from trainer.monitoring.trackers import Trackers
 from trainer.runtime.checked_json import Whole, check_form
 from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
 from trainer.runtime.progress import Progress
 from trainer.runtime.run_folder import LINES, append_json_line
-from trainer.sightings import Sightings
-from trainer.trackers import Trackers
 
 WINDOW_BINS = 1 << 14
 FACTS = {"epoch": Whole(-1), "last": dict, "alerts": dict}
