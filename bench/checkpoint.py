@@ -20,17 +20,17 @@ import torch.distributed as dist
 
 from bench import harness
 from bench.train import Ours
-from trainer import build
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
 from trainer.monitoring.metrics_logger import Reporter
+from trainer.run import build
+from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, choose_device, from_first, peak_memory_mb
 from trainer.runtime.process import guarded
 from trainer.runtime.progress import Progress
 from trainer.runtime.rendezvous import process_group
-from trainer.state import TrainingState
 
 MINUTE = 60.0
 

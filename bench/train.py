@@ -33,11 +33,11 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from bench import harness
 from bench.harness import Pass, Rates, take_turns
 from data_loaders.batch import Batch
-from trainer import build, loop
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
+from trainer.run import build, loop
 from trainer.runtime.distributed import Ranks, choose_device, peak_memory_mb
 from trainer.runtime.process import guarded
 from trainer.runtime.progress import Progress

@@ -8,9 +8,10 @@ import sys
 
 import psutil
 
-from trainer import job, train
+from trainer import train
 from trainer.monitoring.metrics_logger import Reporter
 from trainer.monitoring.row_log import Ledger
+from trainer.run import job
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def test_the_environment_is_read_in_two_places():
     [
         ("import torch.distributed as dist", ["torch.distributed"]),
         ("from torch import distributed", ["torch.distributed"]),
-        ("from . import loop", ["trainer.loop"]),
+        ("from . import loop", ["trainer.run.loop"]),
         ("from .models.din import Model", ["trainer.models.din.Model"]),
         ("def f():\n    import hydra", ["hydra"]),
     ],

@@ -14,11 +14,11 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.output_files import check_output
 from data_loaders.state_files import json_text, read_json, write_json
-from trainer import build
+from trainer.run import build
+from trainer.run.evaluator import evaluate
+from trainer.run.load import WHICH, opened
 from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.runtime.run_folder import METRICS
-from trainer.scoring import evaluate
-from trainer.trained import WHICH, opened
 
 SPLITS = ("train", "valid", "test")
 

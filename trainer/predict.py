@@ -28,12 +28,12 @@ from data_loaders.output_files import check_output
 from data_loaders.reader import Handle, RowGroups
 from data_loaders.state_files import publish
 from data_loaders.storage import Stat, Storage, is_uri
-from trainer import build
 from trainer.config.data import DataConfig
+from trainer.run import build
+from trainer.run.evaluator import score
+from trainer.run.load import WHICH, Trained, opened
 from trainer.runtime.distributed import from_first
 from trainer.runtime.process import guarded
-from trainer.scoring import score
-from trainer.trained import WHICH, Trained, opened
 
 PREDICTION = pa.field("prediction", pa.float32())
 MADE_BY = (b"made_by", b"trainer.predict")  # in the file's metadata

@@ -20,13 +20,10 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
-from trainer import build, loop
 from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
-from trainer.feed import open_feed
-from trainer.job import Job, begin, make_job
 from trainer.modules import contract
 from trainer.monitoring import trackers
 from trainer.monitoring.grace_period import GraceCheck
@@ -35,6 +32,11 @@ from trainer.monitoring.profiling.window import window
 from trainer.monitoring.sparsity import wide_weights
 from trainer.monitoring.stragglers import Pace
 from trainer.report.drawing import draw_or_warn
+from trainer.run import build, loop
+from trainer.run.data import open_feed
+from trainer.run.evaluator import best_possible, evaluate
+from trainer.run.job import Job, begin, make_job
+from trainer.run.training_state import ModelState
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import (
     Ranks,
@@ -52,9 +54,7 @@ from trainer.runtime.rendezvous import process_group
 from trainer.runtime.session import Session
 from trainer.runtime.step_guard import Guard
 from trainer.runtime.watchdog import Watchdog
-from trainer.scoring import best_possible, evaluate
 from trainer.sharding import shard
-from trainer.state import ModelState
 
 
 @record

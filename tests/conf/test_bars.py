@@ -10,8 +10,8 @@ import yaml
 import conf
 from bench import bars
 from data_loaders.prepare import compose as recipes
-from trainer.build import build_model
 from trainer.config.compose import compose
+from trainer.run.build import build_model
 
 CONF = Path(conf.__file__).parent
 BARS = bars.known()

@@ -13,10 +13,10 @@ from data_loaders import synthetic
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import loop
-from trainer.job import make_alerts
 from trainer.monitoring.feature_coverage import LOOK_EVERY
 from trainer.monitoring.metrics_logger import Reporter
+from trainer.run import loop
+from trainer.run.job import make_alerts
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
 

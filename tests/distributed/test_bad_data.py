@@ -23,7 +23,6 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build
 from trainer.checkpoint import clean, verify
 from trainer.config.compose import check_model
 from trainer.config.data import DataConfig, StreamConfig
@@ -31,6 +30,7 @@ from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.tables import embedding_tables
+from trainer.run import build
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.sharding import initialize
 

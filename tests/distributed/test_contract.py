@@ -10,14 +10,14 @@ import torch.distributed as dist
 import conf
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build, loop
 from trainer.checkpoint.saving import Checkpoints
 from trainer.monitoring.metrics_logger import Reporter
 from trainer.optim.tables import embedding_tables
+from trainer.run import build, loop
+from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize, shard
-from trainer.state import TrainingState
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 

@@ -12,9 +12,9 @@ from data_loaders.manifest import Manifest
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
-from trainer import build, loop
 from trainer.modules.task import ClickTask
 from trainer.optim.tables import embedding_tables
+from trainer.run import build, loop
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize

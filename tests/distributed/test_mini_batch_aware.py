@@ -18,13 +18,13 @@ from tests.distributed.test_contract import built_job, curve, ranks_of, state_of
 from tests.distributed.test_pieces import assembled, load
 from tests.distributed.test_sharding import DIMS, FEATURES, ROWS, all_tables, build, make_batch
 from tests.distributed.test_tables import DENSE, Closed, Reference, train
-from trainer.build import build_train_loader, count_ids
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
-from trainer.loop import batches_from
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.mini_batch_aware import MiniBatchAware
+from trainer.run.build import build_train_loader, count_ids
+from trainer.run.loop import batches_from
 from trainer.runtime.progress import Progress
 from trainer.sharding.initialize import gather_table
 

@@ -5,11 +5,11 @@ import torch
 
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from trainer import build
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
 from trainer.optim.tables import embedding_tables, fused_kernels, is_data_parallel
 from trainer.plan.estimate import Planned
+from trainer.run import build
 from trainer.runtime.distributed import Ranks
 from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster, Hardware

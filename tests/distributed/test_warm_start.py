@@ -15,11 +15,11 @@ from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of, state_of
 from tests.distributed.test_pieces import assembled
 from tests.trainer.test_warm_start import vocabulary
-from trainer import loop
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.warm_start import WarmStartConfig
-from trainer.resuming import job_identity
+from trainer.run import loop
+from trainer.run.resume import job_identity
 from trainer.runtime.progress import Progress
 from trainer.warm_start.start import warm_start, whole_checkpoint
 

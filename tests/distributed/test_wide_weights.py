@@ -10,9 +10,9 @@ import torch
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import loop
 from trainer.monitoring.sparsity import wide_weights
 from trainer.optim.tables import embedding_tables
+from trainer.run import loop
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize
 

@@ -9,8 +9,8 @@ import conf
 from data_loaders.manifest import Manifest
 from tests import tiny
 from tests.trainer.samples import randomize
-from trainer import build
 from trainer.modules.task import ClickTask
+from trainer.run import build
 from trainer.runtime.distributed import Ranks
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))

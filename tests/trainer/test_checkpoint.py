@@ -8,8 +8,8 @@ import torch
 from tests import tiny
 from tests.trainer.test_inputs import commit, log, scan  # noqa: F401  log is a fixture
 from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text, write_commit_files
-from trainer.inputs import Inputs
-from trainer.resuming import job_identity, resumable, starting_point
+from trainer.run.resume import job_identity, resumable, starting_point
+from trainer.run.training_files import Inputs
 from trainer.runtime.rendezvous import process_group
 
 

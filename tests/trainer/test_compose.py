@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import conf
-from trainer.build import build_model
 from trainer.config.compose import UserError, compose, from_yaml, parse
 from trainer.config.job import RunConfig
+from trainer.run.build import build_model
 
 CONF = Path(conf.__file__).parent
 ROOT = "data.root=somewhere"

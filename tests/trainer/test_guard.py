@@ -10,8 +10,8 @@ import torch
 from data_loaders.batch import Cursor
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import build, loop
 from trainer.optim.tables import embedding_tables
+from trainer.run import build, loop
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
 from trainer.runtime.restart_history import Attempts

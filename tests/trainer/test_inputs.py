@@ -11,7 +11,7 @@ import pytest
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import write_json
 from trainer.checkpoint import MANIFEST, write_commit_files
-from trainer.inputs import DATA, Inputs, Saved, continued, find, incremental
+from trainer.run.training_files import DATA, Inputs, Saved, continued, find, incremental
 from trainer.runtime.progress import Progress
 
 BATCH = 4

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from trainer.config.evaluation import EarlyStoppingConfig
 from trainer.config.job import TrainConfig
 from trainer.config.optim import PlateauConfig
-from trainer.judge import Judge
+from trainer.run.early_stopping import Judge
 from trainer.runtime.progress import Progress
 
 VALUES = [0.6, 0.7, 0.69, 0.705, 0.7049, None, 0.72, 0.71, 0.715, 0.71, 0.7, 0.7, 0.7]

@@ -19,9 +19,9 @@ from tests.trainer.samples import (
     small_schema,
     state,
 )
-from trainer.build import build_model
 from trainer.models import deepfm, embedding_mlp, fm, fnn, lr
 from trainer.modules.embeddings import wide_table
+from trainer.run.build import build_model
 
 CPU = torch.device("cpu")
 BAGS = "embedding_bags.embedding_bags"

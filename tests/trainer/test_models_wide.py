@@ -3,9 +3,9 @@
 import pytest
 
 from tests import tiny
-from trainer.build import build_model
 from trainer.config.compose import compose
 from trainer.modules.embeddings import wide_table
+from trainer.run.build import build_model
 
 USUAL = {"user_id", "item_id", "category_id", "hour", "tags", "hour_x_category"}
 OVERRIDES = (

@@ -8,7 +8,6 @@ import torch
 
 from data_loaders.manifest import Manifest
 from tests import tiny, warm
-from trainer import build
 from trainer.config.compose import compose
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
@@ -17,6 +16,7 @@ from trainer.plan.dense import DensePart, _batch, _measure, _small
 from trainer.plan.estimate import HELD, Planned
 from trainer.plan.smallest import cluster_sizes, smallest_cluster
 from trainer.plan.step import HOST_MS, LOOKUP, all_reduce_ms
+from trainer.run import build
 from trainer.runtime.distributed import Ranks
 from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster, Hardware, parse_cluster

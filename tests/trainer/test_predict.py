@@ -12,8 +12,9 @@ import torch
 
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
-from trainer import predict, trained
+from trainer import predict
 from trainer.config.data import DataConfig
+from trainer.run import load
 
 
 def write(path, **columns):
@@ -37,9 +38,9 @@ def write_parts(folder, monkeypatch, *, logits, dropped):
         monkeypatch.setattr(predict.build, "build_ordered_loader", lambda *_, **__: None)
         evaluation, data = SimpleNamespace(batch_size=4), SimpleNamespace(schema=None, stream=None)
         config = SimpleNamespace(evaluation=evaluation, batch_size=4, data=data)
-        trained = SimpleNamespace(config=config, built=SimpleNamespace(pipeline=None), layout=None, ranks=None)
+        load = SimpleNamespace(config=config, built=SimpleNamespace(pipeline=None), layout=None, ranks=None)
         paths.append(folder / f"part-{rank}")
-        predict.write_part(trained, None, paths[-1])
+        predict.write_part(load, None, paths[-1])
     return paths
 
 
@@ -187,12 +188,12 @@ def test_a_trained_run_is_scored_in_one_order_where_it_was_trained_so(tmp_path, 
     def process_group(*_):
         raise OSError("enough")
 
-    monkeypatch.setattr(trained, "from_yaml", lambda *_: SimpleNamespace(config=config))
-    monkeypatch.setattr(trained, "_find", lambda *_, **__: tmp_path)
-    monkeypatch.setattr(trained.build, "build_model", lambda *_: None)
-    monkeypatch.setattr(trained, "make_deterministic", lambda: called.append("one order"))
-    monkeypatch.setattr(trained, "choose_device", lambda _: called.append("device"))
-    monkeypatch.setattr(trained, "process_group", process_group)
-    with pytest.raises(OSError, match="enough"), trained.opened(tmp_path, None, []):
+    monkeypatch.setattr(load, "from_yaml", lambda *_: SimpleNamespace(config=config))
+    monkeypatch.setattr(load, "_find", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(load.build, "build_model", lambda *_: None)
+    monkeypatch.setattr(load, "make_deterministic", lambda: called.append("one order"))
+    monkeypatch.setattr(load, "choose_device", lambda _: called.append("device"))
+    monkeypatch.setattr(load, "process_group", process_group)
+    with pytest.raises(OSError, match="enough"), load.opened(tmp_path, None, []):
         pass
     assert called == (["one order"] if wanted else []) + ["device"]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer import loop
 from trainer.optim.tables import embedding_tables
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
+from trainer.run import loop
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize
 from trainer.sharding.model_state import model_pieces

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from data_loaders.manifest import Manifest
-from trainer.scoring import best_possible
+from trainer.run.evaluator import best_possible
 
 
 def test_best_possible_over_several_files(tmp_path):

@@ -20,7 +20,6 @@ import conf
 from data_loaders.schema import Cross, Feature, Schema, Table
 from tests.rounding import model_tolerance
 from tests.trainer.samples import make_batch, one_dim_schema, random_rows, randomize, small_schema
-from trainer.build import build_model
 from trainer.checkpoint import read_facts, write_commit_files, write_pieces
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
@@ -30,6 +29,7 @@ from trainer.models import load_model_class
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.ftrl import ftrl_update
 from trainer.optim.tables import embedding_tables, state_names
+from trainer.run.build import build_model
 from trainer.warm_start import tables
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report

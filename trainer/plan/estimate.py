@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torchrec.distributed.planner.types import ShardingOption, Topology
 
-from trainer import build
 from trainer.config.job import TrainConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
+from trainer.run import build
 from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster
 

@@ -14,7 +14,6 @@ from tests.data_loaders.flaky import Flaky
 from tests.object_store import BUCKET, serve
 from tests.trainer.checkpoint.made import cut, table, whole
 from tests.trainer.checkpoint.test_format import bits, of_every_dtype
-from trainer import inputs, trained
 from trainer.checkpoint import (
     Reader,
     chosen,
@@ -36,6 +35,7 @@ from trainer.checkpoint import (
 )
 from trainer.checkpoint.__main__ import main
 from trainer.checkpoint.paths import StorePath, Unreachable
+from trainer.run import load, training_files
 from trainer.warm_start.start import source_checkpoint
 
 NUMBERS = itertools.count()
@@ -293,7 +293,7 @@ def test_whoever_goes_on_from_a_run_finds_it_in_the_store(s3, folder, tmp_path):
     address = f"?{s3[0]}"
     (tmp_path / "checkpoints").mkdir()
     note(tmp_path, folder)
-    for find in (inputs.find, source_checkpoint):
+    for find in (training_files.find, source_checkpoint):
         for given in (f"{folder}{address}", f"{folder}/step-4{address}", str(tmp_path)):
             assert find(given) == folder / "step-4"
         assert find(f"{folder}/step-3{address}") == folder / "step-3"
@@ -301,7 +301,7 @@ def test_whoever_goes_on_from_a_run_finds_it_in_the_store(s3, folder, tmp_path):
             find(f"{folder}/nothing{address}")
     write_best(folder, {"step": 3, "metric": "valid.auc", "value": 0.8})
     for name, step in ((None, 4), ("step-3", 3), ("best", 3)):
-        assert trained._find(tmp_path, name, prefer_best=False) == folder / f"step-{step}"
+        assert load._find(tmp_path, name, prefer_best=False) == folder / f"step-{step}"
 
 
 def test_the_command_reads_stores(s3, folder, capsys):

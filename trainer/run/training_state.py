@@ -9,11 +9,11 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from trainer import checkpoint
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
-from trainer.judge import FACTS as JUDGE_FACTS
-from trainer.judge import Judge
 from trainer.monitoring.metrics_logger import FACTS as REPORTER_FACTS
 from trainer.monitoring.metrics_logger import Reporter
 from trainer.optim.combined import CombinedOptimizer
+from trainer.run.early_stopping import FACTS as JUDGE_FACTS
+from trainer.run.early_stopping import Judge
 from trainer.runtime.checked_json import Number, Whole, check_form
 from trainer.sharding.model_state import model_pieces
 
@@ -47,7 +47,7 @@ class ModelState:
 class TrainingState(ModelState):
     """Model, optimizers, the metrics of the rows trained so far, and what else a resumed job needs to be the same.
 
-    Random numbers need no state: what a step draws depends on (seed, rank, step) alone (``trainer.loop``).
+    Random numbers need no state: what a step draws depends on (seed, rank, step) alone (``trainer.run.loop``).
     """
 
     def __init__(

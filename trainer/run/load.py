@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import build
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import from_yaml
 from trainer.config.job import TrainConfig
+from trainer.run import build
+from trainer.run.training_state import ModelState
 from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
 from trainer.runtime.rendezvous import process_group
-from trainer.state import ModelState
 
 WHICH = (
     "a checkpoint, such as step-100, or best (default: the best one where checkpoint.restore_best or early_stopping has chosen "

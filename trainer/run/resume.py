@@ -10,15 +10,15 @@ from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole
 from trainer.config.job import TrainConfig
-from trainer.inputs import Inputs, Saved
 from trainer.monitoring.row_log import cut
+from trainer.run.training_files import Inputs, Saved
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 
 
 def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread.
-    (The data are a matter of their own: ``trainer.inputs``.)"""
+    (The data are a matter of their own: ``trainer.run.training_files``.)"""
     stream = config.data.stream
     return {
         "model": tree["model"],

@@ -12,11 +12,11 @@ from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint.saving import Checkpoints
 from trainer.monitoring.metrics_logger import Reporter
 from trainer.monitoring.row_log import Ledger
+from trainer.run.evaluator import Evaluator
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
 from trainer.runtime.step_guard import Guard
-from trainer.scoring import Evaluator
 
 
 def run(

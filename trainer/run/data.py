@@ -7,11 +7,11 @@ from typing import Any
 
 from data_loaders.loader import BatchIterator, Loader
 from data_loaders.schema import Layout
-from trainer import build, inputs, loop
 from trainer.checkpoint import AnyPath, note
 from trainer.config.job import TrainConfig
-from trainer.inputs import Inputs, Saved
-from trainer.resuming import checkpoints_folder, job_identity, resumable, starting_point
+from trainer.run import build, loop, training_files
+from trainer.run.resume import checkpoints_folder, job_identity, resumable, starting_point
+from trainer.run.training_files import Inputs, Saved
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 from trainer.warm_start.start import whole_checkpoint
@@ -51,7 +51,7 @@ def open_feed(
     from_first(lambda: note(folder, place))
     source = config.warm_start.path if saved is None else None  # a run that goes on has its own state
     warm = whole_checkpoint(source, ranks, alive) if source is not None else None
-    chosen = inputs.choose(config, layout, saved, ranks)
+    chosen = training_files.choose(config, layout, saved, ranks)
     progress = starting_point(saved, chosen)
     loader, _ = build.build_train_loader(
         config.data,

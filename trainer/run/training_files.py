@@ -13,9 +13,9 @@ from typing import Any
 
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout
-from trainer import build
 from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
 from trainer.config.job import TrainConfig
+from trainer.run import build
 from trainer.runtime.checked_json import Mapped, Whole
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress

@@ -10,21 +10,21 @@ from torch import nn
 
 from data_loaders.schema import Layout
 from data_loaders.state_files import write_json
-from trainer import build, inputs
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.job import TrainConfig
-from trainer.feed import Feed
-from trainer.judge import Judge
 from trainer.monitoring.alerts import Alerts
 from trainer.monitoring.metrics_logger import Reporter, print_plan
 from trainer.monitoring.row_log import Ledger
 from trainer.report.record import Record
-from trainer.resuming import checkpoints_folder, resume
+from trainer.run import build, training_files
+from trainer.run.data import Feed
+from trainer.run.early_stopping import Judge
+from trainer.run.evaluator import Evaluator
+from trainer.run.resume import checkpoints_folder, resume
+from trainer.run.training_state import TrainingState
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
-from trainer.scoring import Evaluator
-from trainer.state import TrainingState
 from trainer.warm_start.start import warm_start
 
 
@@ -77,7 +77,7 @@ def make_job(
         feed.identity,
         ranks,
         texts={
-            inputs.DATA: feed.chosen.dumps(),
+            training_files.DATA: feed.chosen.dumps(),
             run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
         },
         before_commit=ledger.flush,

@@ -1,0 +1,1 @@
+"""A run: built, fed, resumed, trained step by step, evaluated."""
