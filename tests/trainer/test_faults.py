@@ -70,7 +70,7 @@ def test_a_wrong_rule_is_refused(wrong):
 
 
 def test_ends_of_a_process_that_reads_the_variable():
-    source = "from trainer.runtime import fault_injection as it\nfor step in range(4):\n    it.at('step_begin', step=step)\nprint('alive')"
+    source = "from trainer.runtime import fault_injection as it\nfor n in range(4):\n    it.at('step_begin', step=n)\nprint('on')"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RANK": "1"}
     actions = {
         "kill9": -signal.SIGKILL,

@@ -1,8 +1,9 @@
 """A checkpoint's tensors: pieces written by each rank, an index that says what they are parts of, and their reader.
 
-The index names every tensor once, with one shape whatever the plan (``trainer.sharding.model_state``), and lists the rectangles it was
-saved in: file, key, offset, shape. A reader cuts what it is asked for out of these, so a job may be sharded in any other
-way than the one that saved. No file of a checkpoint is unpickled or executed, and torch.distributed is not needed.
+The index names every tensor once, with one shape whatever the plan (``trainer.sharding.model_state``), and lists the
+rectangles it was saved in: file, key, offset, shape. A reader cuts what it is asked for out of these, so a job may be
+sharded in any other way than the one that saved. No file of a checkpoint is unpickled or executed, and
+torch.distributed is not needed.
 """
 
 import itertools

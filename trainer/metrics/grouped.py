@@ -1,7 +1,7 @@
 """Metrics by group: GAUC over groups of any number, and figures of each of the largest slices.
 
-Both take the parts of ``trainer.metrics.shuffle_by_key`` one after the other (each has all rows of its groups), and need memory for
-one part and a few sums a part.
+Both take the parts of ``trainer.metrics.shuffle_by_key`` one after the other (each has all rows of its groups), and
+need memory for one part and a few sums a part.
 
 Letters: R rows of a part, N groups, T blocks of tied rows (of one group and logit).
 """

@@ -1,12 +1,13 @@
 """Early warnings: what is probably wrong with a run, why, and what to do, while it can still be mended.
 
 Rules look at what is computed anyway: the metrics of each line of training and of ``valid``, the same on all ranks; and at
-``trainer.monitoring.feature_coverage`` and ``trainer.monitoring.magnitudes``, sums over batches and rows that one more all-reduce each a line adds up.
-Nothing is done at every step but the first, after which numbers and loss are judged at once. Each warning comes once in a
-run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in ``metrics.json``.
+``trainer.monitoring.feature_coverage`` and ``trainer.monitoring.magnitudes``, sums over batches and rows that one more
+all-reduce each a line adds up. Nothing is done at every step but the first, after which numbers and loss are judged at
+once. Each warning comes once in a run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in
+``metrics.json``.
 
-Elsewhere: a slow rank (``trainer.monitoring.stragglers``), a loss that is not finite (``trainer.runtime.step_guard``, which ends the run), modules that the
-pipeline does not overlap (``trainer.sharding.shard.check_pipelined``, which ends it too).
+Elsewhere: a slow rank (``trainer.monitoring.stragglers``), a loss that is not finite (``trainer.runtime.step_guard``,
+which ends the run), modules that the pipeline does not overlap (``trainer.sharding.shard.check_pipelined``, which ends it too).
 """
 
 import math

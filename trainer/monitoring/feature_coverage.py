@@ -2,7 +2,8 @@
 tables are.
 
 A look at a batch costs a few kernels and never waits for a GPU; every ``LOOK_EVERY``-th batch is looked at. Like
-``trainer.metrics.click_metrics`` these are sums that ranks add up, so that a checkpoint holds them and any number of ranks goes on.
+``trainer.metrics.click_metrics`` these are sums that ranks add up, so that a checkpoint holds them and any number of
+ranks goes on.
 
 How many different values a hashed table was asked for follows from how many of its rows were asked for: n values thrown
 into m rows leave a share exp(-n / m) of them empty, so n ≈ -m · ln(empty share) (linear counting; Whang et al. 1990, "A

@@ -1,5 +1,6 @@
 """The one optimizer that the training pipeline steps: dense part, data-parallel tables, FTRL; fused tables are updated
-inside backward already. Its state is the same pieces whatever the plan (``trainer.sharding.model_state``), and the number of steps.
+inside backward already. Its state is the same pieces whatever the plan (``trainer.sharding.model_state``), and the
+number of steps.
 """
 
 from collections.abc import Sequence

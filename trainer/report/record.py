@@ -37,7 +37,8 @@ class Record:
         self._write(run_folder.ENVIRONMENT, environment(self.ranks))
 
     def scores(self, split: str, step: int, distribution: Mapping[str, Any]) -> None:
-        """How the model of ``step`` scores ``split`` (``trainer.metrics.histograms``); what was known of it before is forgotten."""
+        """How the model of ``step`` scores ``split`` (``trainer.metrics.histograms``); what was known of it before is
+        forgotten."""
         self._scores[split] = {"step": step, **distribution}
         self._write(run_folder.SCORES, self._scores)
 

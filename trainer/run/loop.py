@@ -48,7 +48,7 @@ def run(
             guard.over(progress.step)
             return
         on_first_step()
-        with record_function("## metrics ##"):  # a name in traces (trainer/profiling)
+        with record_function("## metrics ##"):  # a name in traces (trainer/monitoring/profiling)
             progress.advance(outputs.cursor)
             ledger.record(outputs.cursor, progress.step)
             reporter.update(outputs, progress)

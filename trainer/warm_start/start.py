@@ -29,7 +29,8 @@ CONFIG = "config.yaml"  # among the texts of a checkpoint
 @dataclass(frozen=True)
 class Begun:
     """``table_steps``: the steps that the tables' optimizers have made already (Adam's bias correction counts them); 0
-    where none of their state is kept. ``numbers``: how large the old run's dense features were (``trainer.monitoring.alerts``)."""
+    where none of their state is kept. ``numbers``: how large the old run's dense features were
+    (``trainer.monitoring.alerts``)."""
 
     report: dict[str, Any]
     table_steps: int
