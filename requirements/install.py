@@ -9,7 +9,6 @@ here is used as it is and never deleted.
 import argparse
 import ast
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import importlib.util
@@ -29,7 +28,9 @@ if sys.version_info < (3, 10):
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from trainer.doctor import pins  # noqa: E402 - standard library only
+from trainer.doctor import pins  # noqa: E402
+from trainer.doctor.check_install import NOT_CHECKED  # noqa: E402
+from trainer.runtime import gpus  # noqa: E402 - these need the standard library only
 
 # pip's arguments, call by call. On a CPU torchrec and fbgemm come without dependencies (why: cpu-engine.txt).
 STEPS = {
@@ -54,14 +55,7 @@ pip had to build a package from source and found no working compiler (its messag
   Debian and Ubuntu: sudo apt install build-essential python3-dev. Or use a Python version for which all packages are
   prebuilt, such as 3.11 or 3.12: make clean setup PYTHON=python3.12"""
 
-
-NO_DRIVER = """
-Installed, but not checked: there is no NVIDIA driver on this machine (a docker build, a login node), and the CUDA build of
-FBGEMM loads only beside one. The next make on a machine with a driver checks it, or
-    .venv/bin/python -m trainer.doctor.check_install --device cuda"""
 UNCHECKED, INCOMPLETE = "unchecked", "incomplete"  # in .installed
-NOT_CHECKED = 3  # trainer.doctor.check_install's exit code
-DRIVER_LIBRARY = "libnvidia-ml.so.1"
 MOST_SHOWN = 5
 
 
@@ -103,7 +97,7 @@ def ensure(root: Path, device: str | None, torch_index: str) -> None:
         _install_anew_or_over(root, device, torch_index, recorded, works)
         stamp.write_text(" ".join([*wanted, UNCHECKED]) + "\n")
         unfinished.unlink(missing_ok=True)
-    elif UNCHECKED not in recorded or not _has_driver(device):
+    elif UNCHECKED not in recorded or not (device == "cpu" or gpus.has_driver()):
         return
     if check(root, device):
         stamp.write_text(" ".join(wanted) + "\n")
@@ -115,8 +109,6 @@ def check(root: Path, device: str) -> bool:
     code, _ = _run([python, "-m", "trainer.doctor.check_install", "--device", device], root)
     if code not in (0, NOT_CHECKED):
         raise InstallError("the packages are installed, but cannot train: see above")
-    if code == NOT_CHECKED:
-        print(NO_DRIVER, flush=True)
     return code == 0
 
 
@@ -124,10 +116,10 @@ def differing(root: Path, device: str) -> list[str]:
     """The packages of .venv that are not of the pinned version, a line each; nothing of one that takes packages from
     elsewhere."""
     environment = root / ".venv"
-    python = pins.python_of(environment)
-    if python is None or "include-system-site-packages = true" in (environment / "pyvenv.cfg").read_text():
+    settings = environment / "pyvenv.cfg"
+    if settings.is_file() and "include-system-site-packages = true" in settings.read_text():
         return []
-    return pins.changed(pins.pins(_requirements(root, device), python), pins.installed(environment))
+    return pins.differing(environment, _requirements(root, device))
 
 
 def _report(differing: list[str]) -> list[str]:
@@ -247,17 +239,6 @@ def digest(root: Path, device: str) -> str:
 def _requirements(root: Path, device: str) -> list[Path]:
     """The requirement files that are named to pip."""
     return [root / argument for step in STEPS[device] for argument in step if argument.endswith(".txt")]
-
-
-def _has_driver(device: str) -> bool:
-    """Whether an installation for ``device`` can be checked here."""
-    if device == "cpu":
-        return True
-    try:
-        ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError:
-        return False
-    return True
 
 
 def explain(errors: str, device: str) -> str:

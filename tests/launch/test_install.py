@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.doctor import check_install, installation, pins
+from trainer.doctor import check_install, pins
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 spec = importlib.util.spec_from_file_location("requirements_install", REPOSITORY / "requirements" / "install.py")
@@ -131,13 +131,12 @@ def test_what_is_installed_but_did_not_pass_the_check_is_only_checked_again(mach
     assert machine.ensure() == []
 
 
-def test_without_a_driver_it_is_installed_and_checked_where_there_is_one(machine, monkeypatch, capsys):
+def test_without_a_driver_it_is_installed_and_checked_where_there_is_one(machine, monkeypatch):
     """A docker build, a login node: nothing is installed anew, and nothing checked, until there is a driver."""
     drivers = []
-    monkeypatch.setattr(installer, "_has_driver", lambda device: bool(drivers))
+    monkeypatch.setattr(installer.gpus, "has_driver", lambda: bool(drivers))
     machine.failure = ("check_install", installer.NOT_CHECKED, "")
     assert "trainer.doctor.check_install --device cuda" in machine.ensure("cuda")
-    assert "Installed, but not checked: there is no NVIDIA driver" in capsys.readouterr().out
     assert machine.ensure() == [] and not (machine.root / ".venv" / ".unfinished").exists()
     drivers.append("580")
     machine.failure = None
@@ -295,40 +294,41 @@ def test_versions_that_belong_together(device, versions):
         ("cpu", {**CPU, "fbgemm-gpu-cpu": "1.9.0"}, r"fbgemm 1\.9 do not belong together \(known: torch 2\.13"),
         ("cpu", {**CPU, "torch": "2.11.0+cpu"}, "do not belong together"),
         ("cpu", {**CPU, "fbgemm-gpu": "1.8.0"}, "both fbgemm-gpu and fbgemm-gpu-cpu"),
-        ("cpu", {"torch": "2.13.0+cpu"}, "torchrec and fbgemm-gpu not installed: run `make clean setup`"),
+        ("cpu", {"torch": "2.13.0+cpu"}, "torchrec and fbgemm-gpu not installed"),
         ("cpu", CUDA, "fbgemm-gpu is the CUDA build"),
         ("cuda", CPU, "cannot compute on GPUs"),
     ],
 )
 def test_versions_that_do_not_belong_together(device, versions, problem):
-    assert re.search(problem, check_install.check_versions(device, versions.get))
+    found = check_install.check_versions(device, versions.get)
+    assert re.search(problem, found.message) and "run `make clean setup`" in found.remedy
 
 
 def test_a_cuda_torch_in_a_cpu_installation_is_refused(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "is a CUDA build in a CPU installation" in check_install.check_build("cpu")
+    assert "is a CUDA build in a CPU installation" in check_install.check_build("cpu").message
     monkeypatch.setattr(torch.version, "cuda", None)
     assert check_install.check_build("cpu") is None
-    assert "TORCH_INDEX" in check_install.check_build("cuda")
+    assert "TORCH_INDEX" in check_install.check_build("cuda").remedy
 
 
 def test_a_library_that_does_not_load_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "fbgemm_gpu", None)  # import raises ImportError
-    assert "fbgemm_gpu does not load" in check_install.check_imports("cpu")
+    assert "fbgemm_gpu does not load" in check_install.check_imports("cpu").message
 
 
 def test_without_a_driver_nothing_of_cuda_is_loaded(monkeypatch, capsys):
-    assert installer.DRIVER_LIBRARY == check_install.packages.DRIVER_LIBRARY  # the installer imports nothing of ours
     monkeypatch.setattr(check_install, "version", lambda name: CUDA.get(name))
-    monkeypatch.setattr(check_install.packages, "DRIVER_LIBRARY", "libnot-here.so.1")
-    for check in ("check_versions", "check_build", "check_requirements"):
+    monkeypatch.setattr(check_install.gpus, "DRIVER_LIBRARY", "libnot-here.so.1")
+    for check in ("check_versions", "check_build"):
         monkeypatch.setattr(check_install, check, lambda device: None)
-    monkeypatch.setattr(check_install, "check_imports", lambda device: "was loaded")
+    monkeypatch.setattr(check_install, "check_requirements", lambda: [])
+    monkeypatch.setattr(check_install, "check_imports", lambda device: pytest.fail("was loaded"))
     monkeypatch.setattr(sys, "argv", ["check_install", "--device", "cuda"])
-    assert check_install.main() == check_install.NOT_CHECKED == installer.NOT_CHECKED == installation.NOT_CHECKED
-    assert "Not checked, as there is no NVIDIA driver here" in capsys.readouterr().out
+    assert check_install.main() == check_install.NOT_CHECKED
+    assert "warn  installation: not checked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("capability", "problem"), [((9, 0), None), ((7, 5), "T4 has compute capability 7.5")])
@@ -339,8 +339,8 @@ def test_a_gpu_without_code_fails_the_check_by_name(monkeypatch, capability, pro
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "T4")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    told = check_install.check_gpus("cuda")
-    assert told is None if problem is None else problem in told
+    found = check_install.check_gpus("cuda")
+    assert found is None if problem is None else problem in found.message
     assert check_install.check_gpus("cpu") is None
 
 
@@ -348,18 +348,17 @@ def test_the_operators_here_work():
     assert check_install.check_operators("cpu") is None
 
 
-def test_pip_check_forgives_only_the_cuda_build_and_what_is_not_from_here(monkeypatch, capsys):
-    def says(output):
+def test_pip_check_forgives_only_the_cuda_build_and_what_is_not_from_here(monkeypatch):
+    def found(output):
         done = subprocess.CompletedProcess([], 1, output)
         monkeypatch.setattr(check_install.subprocess, "run", lambda *_, **__: done)
+        return [(each.state, each.message) for each in check_install.check_requirements()]
 
-    says("torchrec 1.8.0 requires fbgemm-gpu, which is not installed.\n")
-    assert check_install.check_requirements("cpu") is None
-    says("mlflow 3.1 has requirement pyarrow<26, but you have pyarrow 26.0.1.\n")
-    assert check_install.check_requirements("cpu") is None
-    assert "note: mlflow 3.1 has requirement" in capsys.readouterr().err
-    says("torchrec 1.8.0 has requirement torchmetrics==1.0.3, but you have torchmetrics 1.9.\n")
-    assert "torchmetrics 1.9" in check_install.check_requirements("cpu")
+    assert found("torchrec 1.8.0 requires fbgemm-gpu, which is not installed.\n") == []
+    theirs = "mlflow 3.1 has requirement pyarrow<26, but you have pyarrow 26.0.1."
+    assert found(f"{theirs}\n") == [("warn", theirs)]
+    ours = "torchrec 1.8.0 has requirement torchmetrics==1.0.3, but you have torchmetrics 1.9."
+    assert found(f"{ours}\n") == [("fail", ours)]
 
 
 def system_commands(monkeypatch, environment, found=(), user=0, code=0):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from trainer.doctor import fused, gpu, training
+from trainer.doctor import fused, gpu, processes, training
 from trainer.doctor.__main__ import main
 from trainer.doctor.finding import passed
 
@@ -62,25 +62,12 @@ def test_without_a_gpu_it_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_p
 def answer(arguments, seconds, probe=None):
     """Two cards, on which row-wise AdaGrad of fp16 is wrong."""
     if arguments == [["gpus"]]:
-        return [{"build": "13.0", "devices": [{"name": "H200", "capability": [9, 0]}] * 2, "apart": [], "unusable": []}]
-    if arguments == [["lookups"]]:
+        card = {"name": "H200", "capability": [9, 0], "free": 130 << 30, "total": 140 << 30}
+        return [{"build": "13.0", "devices": [card] * 2, "apart": [], "unusable": []}]
+    if probe == processes.FUSED:
         kinds = [("adagrad", "fp32", True), ("rowwise_adagrad", "fp32", True), ("rowwise_adagrad", "fp16", False)]
-        return [
-            {
-                "cases": [
-                    {
-                        "optimizer": o,
-                        "precision": p,
-                        "pooled": True,
-                        "dim": 8,
-                        "right": r,
-                        "lookup": 0.0,
-                        "update": 1e-7,
-                    }
-                    for o, p, r in kinds
-                ]
-            }
-        ]
+        case = {"pooled": True, "dim": 8, "lookup": 0.0, "update": 1e-7}
+        return [[{"optimizer": o, "precision": p, "right": r, **case} for o, p, r in kinds]]
     if arguments[0][0] == "pinned":
         return [{"right": True, "copy_gb_per_s": 50.0, "write_gb_per_s": 2.0}]
     return [{"right": True, "gb_per_s": {"all_reduce": 400.0 - rank, "all_to_all": 300.0}} for rank in range(2)]
@@ -88,7 +75,6 @@ def answer(arguments, seconds, probe=None):
 
 def test_a_page_and_a_json_file_say_what_is_right_and_how_fast(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu, "run_probes", answer)
-    monkeypatch.setattr(gpu, "gpus", lambda device, seconds: ([passed("GPUs", "2 x H200")], 2))
     monkeypatch.setattr(training, "check", lambda model, *_: ([passed(f"training {model}", "200 steps")], {"a": 1}))
     assert main(["--gpu", "--folder", str(tmp_path)]) == 1
     out = capsys.readouterr().out

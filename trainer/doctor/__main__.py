@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trainer.doctor import gpu
-from trainer.doctor.finding import FAIL, WARN, Finding, bounded, failed, shown
+from trainer.doctor import machine, places, processes
+from trainer.doctor.finding import FAIL, WARN, Finding, bounded, shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if options.gpu:
+        from trainer.doctor import gpu  # here, as it loads NumPy, which may be what is broken
+
         return gpu.main(options.folder, options.timeout, options.json)
     found = []
     for finding in findings(options):
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"ok": not failures, "findings": [asdict(each) for each in found]}, indent=2))
     else:
-        print(f"{len(found)} looked at: {failures} failed, {warnings} to think about")
+        print(f"{len(found)} checks: {failures} failed, {warnings} warnings")
     return int(failures > 0)
 
 
@@ -39,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--timeout", type=float, default=120.0, help="seconds that any one check may take (default: 120)"
     )
     parser.add_argument(
-        "--gpu", action="store_true", help=f"some minutes on GPUs: all that training needs, and FOLDER/{gpu.NAME}"
+        "--gpu", action="store_true", help="some minutes on GPUs: all that training needs, and FOLDER/doctor-gpu.json"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
@@ -47,11 +49,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def findings(options: argparse.Namespace) -> Iterator[Finding]:
     """One check after the other, the quick ones first."""
-    try:
-        from trainer.doctor import installation, machine, places, processes
-    except Exception as error:  # noqa: BLE001 - a broken numpy or psutil
-        yield failed("installation", f"{type(error).__name__}: {error}", "make clean setup")
-        return
     seconds, device, count = options.timeout, options.device, []
 
     def gpus() -> list[Finding]:
@@ -60,15 +57,13 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         return found
 
     checks = {
-        "python": installation.python,
-        "versions": installation.versions,
         "memory": machine.memory,
         "shared memory": machine.shared_memory,
         "open files": machine.open_files,
         "cores": machine.cores,
         "clock": machine.clock,
         "disk": lambda: places.disk(options.folder),
-        "installation": lambda: installation.fits(device, seconds),
+        "installation": lambda: processes.installation(device, seconds),
         "GPUs": gpus if device != "cpu" else list,
         "gloo": lambda: processes.collectives("gloo", options.ranks, seconds),
         "nccl": lambda: processes.collectives("nccl", count[0], seconds) if any(count) else [],

@@ -1,5 +1,5 @@
-"""What `python -m trainer.doctor --gpu` has done in processes of its own: `python -m trainer.doctor.card lookups`,
-`… pinned FOLDER`, `… nccl RANK WORLD_SIZE STORE`. Each prints one line of JSON."""
+"""What `python -m trainer.doctor --gpu` has done in processes of its own: `python -m trainer.doctor.card pinned FOLDER`,
+`… nccl RANK WORLD_SIZE STORE`, `… difference RUN RUN`. Each prints one line of JSON."""
 
 import datetime
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.checkpoint import Reader, newest
 from trainer.checkpoint.direct_file import DirectFile
 
 PINNED_BYTES = 512 << 20
@@ -23,18 +24,9 @@ LIMIT = datetime.timedelta(seconds=240)
 
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    probes = {"lookups": lookups, "pinned": pinned, "nccl": nccl}
+    probes = {"pinned": pinned, "nccl": nccl, "difference": difference}
     print(json.dumps(probes[what](*arguments)), flush=True)
     os._exit(0)  # without the interpreter's teardown, as trainer.doctor.probe
-
-
-def lookups() -> dict[str, Any]:
-    """Every optimizer and precision, pooled and not, on the first GPU against float64."""
-    from trainer.doctor import fused  # FBGEMM takes seconds to load
-
-    device = torch.device("cuda", 0)
-    torch.cuda.set_device(device)
-    return {"cases": [fused.compare(case, device) for case in fused.all_cases(device)]}
 
 
 def pinned(folder: str) -> dict[str, Any]:
@@ -85,6 +77,14 @@ def nccl(rank: str, world_size: str, store: str) -> dict[str, Any]:
     others = (ranks - 1) / ranks  # the share of the bytes that leaves a GPU
     dist.destroy_process_group()
     return {"right": summed and exchanged, "gb_per_s": {name: rate * others for name, rate in rates.items()}}
+
+
+def difference(run: str, other: str) -> float:
+    """The largest of all that the last checkpoints of two runs hold; 0: bit for bit the same."""
+    first, second = (Reader(newest(Path(folder, "checkpoints"))) for folder in (run, other))
+    assert set(first.names) == set(second.names)
+    pairs = ((first.read(name), second.read(name)) for name in first.names)
+    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if not torch.equal(a, b)), default=0.0)
 
 
 def _rate(act: Any, values: torch.Tensor) -> float:

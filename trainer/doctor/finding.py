@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from data_loaders.messages import one_line
+
 PASS, WARN, FAIL = "pass", "warn", "fail"
 COLOURS = {PASS: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
 
@@ -49,8 +51,7 @@ def bounded(name: str, check: Callable[[], list[Finding]], seconds: float) -> li
         try:
             found.extend(check())
         except BaseException as error:  # noqa: BLE001 - whatever a broken machine raises
-            first = next((line for line in str(error).splitlines() if line.strip()), "no message")
-            message = f"could not be looked at ({type(error).__name__}: {first.strip()[:300]})"
+            message = f"could not be checked ({type(error).__name__}: {one_line(error, 300)})"
             found.append(failed(name, message, "mend what the message names, and run the doctor again"))
 
     thread = threading.Thread(target=run, name=f"doctor-{name}", daemon=True)

@@ -1,10 +1,14 @@
 """One table looked up and updated by FBGEMM's fused kernels, against the formulas of ``trainer.optim.tables`` in float64.
 
+`python -m trainer.doctor.fused` prints the comparisons of every optimizer and precision, pooled and not, on the first GPU, as
+one line of JSON.
+
 Weights begin as multiples of 1/64 in [-1, 1), which fp16 holds, and gradients are multiples of 1/8, of which float32 adds up
 some exactly, in whatever order: an update differs by the rounding of its own formula alone. Letters: R rows, D columns,
 B bags, N ids.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -153,3 +157,9 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     """Infinite where anything is not a number."""
     largest = (found.detach().double().cpu() - expected).abs().max() if len(expected) else torch.zeros(())
     return float(largest) if bool(largest.isfinite()) else float("inf")
+
+
+if __name__ == "__main__":
+    first = torch.device("cuda", 0)
+    torch.cuda.set_device(first)
+    print(json.dumps([compare(each, first) for each in all_cases(first)]))

@@ -12,15 +12,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from trainer.doctor import training
 from trainer.doctor.finding import Finding, bounded, failed, passed, shown
-from trainer.doctor.processes import MOST_RANKS, ProbeError, driver, gpus, run_probes
+from trainer.doctor.processes import CARD, FUSED, MOST_RANKS, ProbeError, driver, judged, run_probes
 
 NAME = "doctor-gpu.json"
-CARD = (sys.executable, "-m", "trainer.doctor.card")
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "nvidia-nccl-cu13")
 PROBE_SECONDS, TRAINING_SECONDS = 300.0, 600.0
 Part = Callable[[], tuple[list[Finding], Any]]
@@ -28,21 +29,20 @@ Part = Callable[[], tuple[list[Finding], Any]]
 
 def main(folder: Path, seconds: float, as_json: bool) -> int:
     """Exit code 0; 1 where anything fails; 2 without a GPU. ``folder``: where runs go, whose disk is written to."""
-    missing = why_none(seconds)
-    if missing is not None:
-        print(f"error: {missing}", file=sys.stderr)
-        return 2
+    try:
+        (seen,) = run_probes([["gpus"]], seconds)
+    except ProbeError as error:
+        return _stop(f"--gpu: PyTorch cannot look for GPUs ({error}): `python -m trainer.doctor` says more")
+    if not (seen["devices"] or seen["unusable"]):
+        return _stop(no_gpu(seen["build"]))
     found: list[Finding] = []
     measured: dict[str, Any] = {"machine": machine()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="doctor-gpu-", dir=folder))
     except OSError as error:
-        print(
-            f"error: {folder} cannot be written ({error.strerror}): name another place, --folder DIR", file=sys.stderr
-        )
-        return 2
-    for name, findings, figures in parts(scratch, seconds):
+        return _stop(f"{folder} cannot be written ({error.strerror}): name another place, --folder DIR")
+    for name, findings, figures in parts(seen, scratch, seconds):
         found += findings
         measured[name] = figures
         if not as_json:
@@ -54,55 +54,36 @@ def main(folder: Path, seconds: float, as_json: bool) -> int:
     page = {"ok": not failures, "findings": [asdict(each) for each in found], "measured": measured}
     text = json.dumps(page, indent=1)
     (folder / NAME).write_text(text + "\n")
-    print(text if as_json else f"{len(found)} looked at: {failures} failed; all figures: {folder / NAME}")
+    print(text if as_json else f"{len(found)} checks: {failures} failed; all figures: {folder / NAME}")
     return int(failures > 0)
 
 
-def why_none(seconds: float) -> str | None:
-    """Why no GPU can be looked at here, in one line; None where there is one."""
-    try:
-        (seen,) = run_probes([["gpus"]], seconds)
-    except ProbeError as error:
-        return f"--gpu: PyTorch cannot look for GPUs ({error}): `python -m trainer.doctor` says more"
-    if seen["devices"] or seen["unusable"]:
-        return None
-    build = "a CPU build" if seen["build"] is None else f"built for CUDA {seen['build']}"
-    there = driver()
-    why = f"driver {there}" if there else "no NVIDIA driver"
+def no_gpu(build: str | None) -> str:
+    torch = "a CPU build" if build is None else f"built for CUDA {build}"
+    installed = driver()
+    why = f"driver {installed}" if installed else "no NVIDIA driver"
     remedy = "start it on a machine with one, installed with DEVICE=cuda"
-    return f"--gpu: PyTorch sees no GPU here ({why}, torch is {build}): {remedy}"
+    return f"--gpu: PyTorch sees no GPU here ({why}, torch is {torch}): {remedy}"
 
 
-def parts(scratch: Path, seconds: float) -> Iterator[tuple[str, list[Finding], Any]]:
-    """One part after the other; without a GPU that can train, the first alone."""
-    counted: list[int] = []
-
-    def cards() -> tuple[list[Finding], Any]:
-        findings, count = gpus("cuda", seconds)
-        counted.append(count)
-        return findings, run_probes([["gpus"]], seconds)[0]
-
-    yield _bounded("GPUs", cards, 3 * seconds)
-    count = min(counted[0] if counted else 0, MOST_RANKS)
+def parts(seen: dict[str, Any], scratch: Path, seconds: float) -> Iterator[tuple[str, list[Finding], Any]]:
+    """One part after the other; without a GPU that can train, the first alone. ``seen``: the probe's."""
+    findings, count = judged(seen, "cuda")
+    yield "GPUs", findings, seen
+    count = min(count, MOST_RANKS)
     if not count:
         return
     yield _bounded("lookups", lambda: lookups(PROBE_SECONDS), PROBE_SECONDS)
     yield _bounded("nccl", lambda: nccl(count, PROBE_SECONDS), PROBE_SECONDS)
     yield _bounded("pinned writes", lambda: pinned(scratch, seconds), seconds)
-    yield from trainings(count, scratch)
-
-
-def trainings(count: int, scratch: Path) -> Iterator[tuple[str, list[Finding], Any]]:
-    from trainer.doctor import training  # PyTorch takes seconds to load
-
     for model in training.MODELS:
-        part = lambda model=model: training.check(model, count, scratch, TRAINING_SECONDS)  # noqa: E731
+        part = partial(training.check, model, count, scratch, TRAINING_SECONDS)
         yield _bounded(f"training {model}", part, 3 * TRAINING_SECONDS)
 
 
 def lookups(seconds: float) -> tuple[list[Finding], Any]:
     remedy = "the card, its driver or FBGEMM's build computes wrong values: send in the JSON file"
-    cases = _ask([["lookups"]], seconds)[0]["cases"]
+    (cases,) = run_probes([[]], seconds, FUSED)
     found = []
     for optimizer in dict.fromkeys(case["optimizer"] for case in cases):
         own = [case for case in cases if case["optimizer"] == optimizer]
@@ -121,23 +102,25 @@ def lookups(seconds: float) -> tuple[list[Finding], Any]:
 def nccl(count: int, seconds: float) -> tuple[list[Finding], Any]:
     with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
         store = str(Path(folder) / "store")
-        told = _ask([["nccl", str(rank), str(count), store] for rank in range(count)], seconds)
-    rates = {name: min(rank["gb_per_s"][name] for rank in told) for name in told[0]["gb_per_s"]}
+        ranks = run_probes([["nccl", str(rank), str(count), store] for rank in range(count)], seconds, CARD)
+    rates = {name: min(rank["gb_per_s"][name] for rank in ranks) for name in ranks[0]["gb_per_s"]}
     speed = ", ".join(f"{name} {rate:.1f} GB/s" for name, rate in rates.items()) if count > 1 else "nothing leaves it"
     message = f"{count} GPU(s): {speed}"
-    if not all(rank["right"] for rank in told):
+    if not all(rank["right"] for rank in ranks):
         remedy = "NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 shows which way is wrong; see dmesg for errors of the links"
-        return [failed("NCCL", f"wrong sums or parts on {message}", remedy)], told
-    return [passed("NCCL", message)], told
+        return [failed("NCCL", f"wrong sums or parts on {message}", remedy)], ranks
+    return [passed("NCCL", message)], ranks
 
 
 def pinned(scratch: Path, seconds: float) -> tuple[list[Finding], Any]:
-    (told,) = _ask([["pinned", str(scratch)]], seconds)
-    message = f"{told['copy_gb_per_s']:.1f} GB/s from the GPU, {told['write_gb_per_s']:.2f} GB/s to {scratch.parent}"
-    if not told["right"]:
+    (copied,) = run_probes([["pinned", str(scratch)]], seconds, CARD)
+    message = (
+        f"{copied['copy_gb_per_s']:.1f} GB/s from the GPU, {copied['write_gb_per_s']:.2f} GB/s to {scratch.parent}"
+    )
+    if not copied["right"]:
         remedy = "another file system for run.dir, and checkpoint.asynchronous=false; send in the JSON file"
-        return [failed("pinned writes", f"the file is not what the GPU held; {message}", remedy)], told
-    return [passed("pinned writes", message)], told
+        return [failed("pinned writes", f"the file is not what the GPU held; {message}", remedy)], copied
+    return [passed("pinned writes", message)], copied
 
 
 def machine() -> dict[str, Any]:
@@ -150,8 +133,9 @@ def machine() -> dict[str, Any]:
     return found | {"python": platform.python_version(), "system": platform.platform()}
 
 
-def _ask(arguments: list[list[str]], seconds: float) -> list[dict[str, Any]]:
-    return run_probes(arguments, seconds, CARD)
+def _stop(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def _bounded(name: str, part: Part, seconds: float) -> tuple[str, list[Finding], Any]:
@@ -159,8 +143,8 @@ def _bounded(name: str, part: Part, seconds: float) -> tuple[str, list[Finding],
     figures: list[Any] = []
 
     def run() -> list[Finding]:
-        found, told = part()
-        figures.append(told)
+        found, measured = part()
+        figures.append(measured)
         return found
 
     return name, bounded(name, run, seconds + 30), figures[0] if figures else None

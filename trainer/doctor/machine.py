@@ -7,8 +7,6 @@ import resource
 import shutil
 from pathlib import Path
 
-import psutil
-
 from trainer.doctor.finding import Finding, at_least, failed, passed, warned
 
 GIB = 2**30
@@ -18,7 +16,7 @@ UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 def memory(cgroup: Path = CGROUP) -> list[Finding]:
     """What is free: of the machine, or of the container's share where that is less."""
-    free, limit = psutil.virtual_memory().available, _cgroup_bytes(cgroup, "memory.max")
+    free, limit = _available(), _cgroup_bytes(cgroup, "memory.max")
     where = ""
     if limit is not None:
         used = _cgroup_bytes(cgroup, "memory.current") or 0
@@ -72,6 +70,11 @@ def clock() -> list[Finding]:
     if state == UNSYNCHRONISED:
         return [warned("clock", f"{message}; the kernel says that nothing keeps it right", remedy)]
     return [passed("clock", f"{message}{'' if state is None else '; kept right'}")]
+
+
+def _available() -> int:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def _clock_state() -> int | None:

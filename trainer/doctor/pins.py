@@ -56,6 +56,12 @@ def changed(wanted: dict[str, str], there: dict[str, set[str]]) -> list[str]:
     return differing
 
 
+def differing(environment: Path, files: Sequence[Path]) -> list[str]:
+    """What of a virtual environment is not as ``files`` pin it, a line a package; nothing where it does not say its Python."""
+    python = python_of(environment)
+    return changed(pins(files, python), installed(environment)) if python else []
+
+
 def python_of(environment: Path) -> tuple[int, int] | None:
     """Of a virtual environment; None where it does not say."""
     try:

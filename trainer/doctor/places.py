@@ -1,13 +1,14 @@
 """The folder that runs and checkpoints go to, and the place that the data come from."""
 
 import contextlib
+import mmap
+import os
 import shutil
 import time
 import uuid
 from pathlib import Path
 
-import numpy as np
-
+from data_loaders.messages import one_line
 from trainer.doctor.finding import Finding, at_least, failed, passed, warned
 
 GIB = 2**30
@@ -46,16 +47,15 @@ def disk(folder: Path) -> list[Finding]:
 
 def data_root(root: str) -> list[Finding]:
     """A folder or a URI: whether it answers. (A large bucket is not listed.)"""
-    from data_loaders.storage import Storage, is_uri, root_name  # here, as pyarrow takes a while
+    from data_loaders.storage import Storage, is_uri, root_name  # here, as pyarrow may be broken
 
     try:
         name = root_name(root)
         Storage(root).stat(name)
         empty = not is_uri(name) and not any(Path(name).iterdir())
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
         remedy = "look at the path, its rights, the network and the credentials"
-        return [failed("data.root", f"{root} cannot be read: {first}", remedy)]
+        return [failed("data.root", f"{root} cannot be read: {one_line(error, 300)}", remedy)]
     if empty:
         return [warned("data.root", f"{root} is empty", "put data there, or name another place (--data-root)")]
     return [passed("data.root", f"{root} can be read")]
@@ -63,16 +63,14 @@ def data_root(root: str) -> list[Finding]:
 
 def _write(path: Path) -> tuple[float, float]:
     """MB/s of a file of up to ``MOST_BYTES``, until it is on disk; and how far the file's own time is ahead of ours."""
-    from trainer.checkpoint.direct_file import DirectFile
+    from trainer.checkpoint.direct_file import DirectFile  # here, as torch may be broken
 
-    spare = np.empty(CHUNK + 4096, np.uint8)
-    start = -spare.ctypes.data % 4096
-    data = spare[start : start + CHUNK]
-    data[:] = np.random.default_rng(0).integers(0, 256, CHUNK, np.uint8)  # no disk compresses it
+    data = mmap.mmap(-1, CHUNK)  # aligned to pages
+    data.write(os.urandom(CHUNK))  # no disk compresses it
     began = time.perf_counter()
     with DirectFile(path) as file:
         while file.size < MOST_BYTES and time.perf_counter() - began < SECONDS:
-            file.write(data.data)
+            file.write(memoryview(data))
         ahead = path.stat().st_mtime - time.time()
     return file.size / 1e6 / (time.perf_counter() - began), ahead
 

@@ -8,6 +8,9 @@ import sys
 import time
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from trainer.runtime.gpus import explain_start, refusal
 
 ROUNDS = 20
@@ -23,8 +26,6 @@ def main() -> None:
 def gpus() -> dict[str, Any]:
     """What PyTorch sees: its CUDA build, the devices, and pairs that cannot reach each other's memory; ``unusable``: why a
     device cannot train."""
-    import torch
-
     try:
         return _gpus()
     except RuntimeError as error:  # a driver that is too old, or does not start
@@ -33,8 +34,6 @@ def gpus() -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    import torch
-
     count = torch.cuda.device_count()
     devices, unusable = [], []
     for index in range(count):
@@ -53,9 +52,6 @@ def _gpus() -> dict[str, Any]:
 
 def collectives(backend: str, rank: str, world_size: str, store: str) -> dict[str, Any]:
     """The sum of all ranks, right, and how long it takes: of one number, and of 1 MiB."""
-    import torch
-    import torch.distributed as dist
-
     device = torch.device("cuda", int(rank)) if backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -63,11 +59,11 @@ def collectives(backend: str, rank: str, world_size: str, store: str) -> dict[st
     dist.init_process_group(
         backend, init_method=f"file://{store}", rank=int(rank), world_size=int(world_size), timeout=limit
     )
-    times = {name: _all_reduce(torch.ones(size, device=device), dist) for name, size in (("one", 1), ("mib", FLOATS))}
+    times = {name: _all_reduce(torch.ones(size, device=device)) for name, size in (("one", 1), ("mib", FLOATS))}
     return {"rank": int(rank), "seconds": times}
 
 
-def _all_reduce(values: Any, dist: Any) -> float:
+def _all_reduce(values: torch.Tensor) -> float:
     """Seconds an all-reduce; raises ``RuntimeError`` where the sum is wrong."""
     expected = sum(range(1, dist.get_world_size() + 1))
     values.mul_(dist.get_rank() + 1)

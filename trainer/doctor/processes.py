@@ -9,21 +9,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.doctor.check_install import ANEW, ROOT
 from trainer.doctor.finding import Finding, at_least, failed, passed, warned
-from trainer.doctor.installation import ROOT
 
 GIB = 2**30
+INSTALLATION = (sys.executable, "-m", "trainer.doctor.check_install", "--json")
 PROBE = (sys.executable, "-m", "trainer.doctor.probe")
+CARD = (sys.executable, "-m", "trainer.doctor.card")
+FUSED = (sys.executable, "-m", "trainer.doctor.fused")
 MOST_RANKS = 8
 
 
 class ProbeError(Exception):
-    """The last line of what a probe said, or that it did not end."""
+    """The last line of a probe's error output, or that it did not end."""
+
+
+def installation(device: str | None, seconds: float) -> list[Finding]:
+    """In a process of its own, as a build for another torch may crash."""
+    try:
+        (found,) = run_probes([["--device", device] if device else []], seconds, INSTALLATION)
+    except ProbeError as error:
+        remedy = f"{ANEW}; look for a GPU driver that hangs"
+        return [failed("installation", f"torch, torchrec or fbgemm cannot be checked ({error})", remedy)]
+    return [Finding(**each) for each in found]
 
 
 def gpus(device: str | None, seconds: float) -> tuple[list[Finding], int]:
     """What PyTorch sees, and how many."""
-    installed = driver()
     try:
         (seen,) = run_probes([["gpus"]], seconds)
     except ProbeError as error:
@@ -31,9 +43,15 @@ def gpus(device: str | None, seconds: float) -> tuple[list[Finding], int]:
             "look at nvidia-smi and dmesg; a driver older than torch's CUDA build must be updated, or torch be replaced"
         )
         return [failed("GPUs", f"PyTorch cannot use them ({error})", remedy)], 0
+    return judged(seen, device)
+
+
+def judged(seen: dict[str, Any], device: str | None) -> tuple[list[Finding], int]:
+    """Of what the probe ``gpus`` printed: findings, and how many GPUs can train."""
     if seen["unusable"]:
         remedy = "CUDA_VISIBLE_DEVICES chooses other GPUs, device=cpu none"
         return [failed("GPUs", each, remedy) for each in seen["unusable"]], 0
+    installed = driver()
     devices = seen["devices"]
     if not devices:
         return [_none(device, installed, seen["build"])], 0
@@ -54,24 +72,24 @@ def collectives(backend: str, ranks: int, seconds: float) -> list[Finding]:
     remedies = {
         "gloo": "let this host's name lead to an address of its own (getent hosts $(hostname)), or set GLOO_SOCKET_IFNAME "
         "to a network interface (ip link)",
-        "nccl": "set NCCL_DEBUG=INFO and start again; NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 tell which way fails; "
+        "nccl": "set NCCL_DEBUG=INFO and start again; NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 show which way fails; "
         "NCCL_SOCKET_IFNAME names the network interface",
     }
     try:
         with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
             store = str(Path(folder) / "store")
-            told = run_probes([["collectives", backend, str(r), str(ranks), store] for r in range(ranks)], seconds)
+            ranks_found = run_probes(
+                [["collectives", backend, str(r), str(ranks), store] for r in range(ranks)], seconds
+            )
     except ProbeError as error:
         return [failed(backend, f"{ranks} ranks do not reach each other ({error})", remedies[backend])]
-    slowest = {name: 1000 * max(rank["seconds"][name] for rank in told) for name in ("one", "mib")}
+    slowest = {name: 1000 * max(rank["seconds"][name] for rank in ranks_found) for name in ("one", "mib")}
     message = f"{ranks} ranks: an all-reduce takes {slowest['one']:.2f} ms, of 1 MiB {slowest['mib']:.2f} ms"
     slow = "look for other jobs on these cores, and a slow network interface"
     return [at_least(backend, -slowest["mib"], -200, -float("inf"), message, slow)]
 
 
-def run_probes(
-    arguments: Sequence[Sequence[str]], seconds: float, probe: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+def run_probes(arguments: Sequence[Sequence[str]], seconds: float, probe: Sequence[str] | None = None) -> list[Any]:
     """Runs probes (``PROBE``'s where not given) side by side; none outlives ``seconds``. Raises ``ProbeError`` for the first
     one that fails."""
     with tempfile.TemporaryFile("w+") as errors:
@@ -95,7 +113,7 @@ def run_probes(
                 process.communicate()
 
 
-def _answer(process: subprocess.Popen[str], deadline: float, seconds: float, errors: Any) -> dict[str, Any]:
+def _answer(process: subprocess.Popen[str], deadline: float, seconds: float, errors: Any) -> Any:
     try:
         text, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
@@ -104,8 +122,8 @@ def _answer(process: subprocess.Popen[str], deadline: float, seconds: float, err
         raise ProbeError(f"crashed by signal {-process.returncode}")
     if process.returncode:
         errors.seek(0)
-        said = [line.strip() for line in errors.read().splitlines() if "Error" in line] or ["no message"]
-        raise ProbeError(said[-1][:300])
+        lines = [line.strip() for line in errors.read().splitlines() if "Error" in line] or ["no message"]
+        raise ProbeError(lines[-1][:300])
     return json.loads(text.splitlines()[-1])
 
 

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trainer.checkpoint import Reader, newest
+from trainer.doctor.check_install import ROOT
 from trainer.doctor.finding import Finding, failed, passed, warned
-from trainer.doctor.installation import ROOT
+from trainer.doctor.processes import CARD, ProbeError, run_probes
 from trainer.report.run_record import RunRecord
 
 MODELS = ("wide_deep", "deepfm", "din")
 STEPS, BATCH, HELD_OUT = 200, 2048, 20_480
 CHANCE = 0.5
+KINDS = ("whole", "resumed")
 SHOWN = ("samples_per_second", "seconds", "input_wait_fraction", "peak_memory_mb")
 
 
@@ -26,25 +25,24 @@ class TrainingError(Exception):
 def check(model: str, ranks: int, folder: Path, seconds: float) -> tuple[list[Finding], dict[str, Any]]:
     """What is found of one model on ``ranks`` GPUs, and the figures."""
     name = f"training {model}"
-    remedy = f"look at {folder / model}-*; python -m trainer.train model={model} shows all that is said"
+    remedy = f"look at {folder / model}-*; python -m trainer.train model={model} shows all its messages"
     try:
-        whole = train(model, ranks, folder, f"{model}-whole", [STEPS], seconds)
-        halves = train(model, ranks, folder, f"{model}-resumed", [STEPS // 2, STEPS], seconds)
-    except TrainingError as error:
+        whole = train(model, ranks, folder, f"{model}-{KINDS[0]}", [STEPS], seconds)
+        halves = train(model, ranks, folder, f"{model}-{KINDS[1]}", [STEPS // 2, STEPS], seconds)
+        (apart,) = run_probes([["difference", *(str(folder / f"{model}-{kind}") for kind in KINDS)]], seconds, CARD)
+    except (TrainingError, ProbeError) as error:
         return [failed(name, str(error), remedy)], {}
-    runs = [folder / f"{model}-{kind}" for kind in ("whole", "resumed")]
-    apart = largest_difference(*runs)
     auc = whole["test"]["auc"]
     figures = {key: whole["train"].get(key) for key in SHOWN}
-    told = {**figures, "test": whole["test"], "test_resumed": halves["test"], "resumed_differs_by": apart}
+    measured = {**figures, "test": whole["test"], "test_resumed": halves["test"], "resumed_differs_by": apart}
     speed = f"{figures['samples_per_second'] or 0:,.0f} samples/s on {ranks} rank(s)"
     message = f"{STEPS} steps, {speed}, test AUC {auc if auc is None else round(auc, 4)}; resumed: {_shown(apart)}"
     if auc is None or not auc > CHANCE:
-        return [failed(name, f"{message}: nothing was learnt", remedy)], told
+        return [failed(name, f"{message}: nothing was learnt", remedy)], measured
     if apart:
         why = "expected of DIN, whose gradients of repeated ids are added up atomically; elsewhere worth a report"
-        return [warned(name, message, why)], told
-    return [passed(name, message)], told
+        return [warned(name, message, why)], measured
+    return [passed(name, message)], measured
 
 
 def train(model: str, ranks: int, folder: Path, name: str, stops: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -52,14 +50,8 @@ def train(model: str, ranks: int, folder: Path, name: str, stops: Sequence[int],
     ``TrainingError``."""
     run = folder / name
     for stop in stops:
-        command = [
-            sys.executable,
-            "-m",
-            "launch.run",
-            "--nproc-per-node",
-            str(ranks),
-            *arguments(model, folder, run, stop),
-        ]
+        command = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(ranks)]
+        command += arguments(model, folder, run, stop)
         try:
             done = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
@@ -67,8 +59,8 @@ def train(model: str, ranks: int, folder: Path, name: str, stops: Sequence[int],
         except subprocess.TimeoutExpired:
             raise TrainingError(f"not over after {seconds:.0f} s (step {stop} of {STEPS})") from None
         if done.returncode:
-            said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-            named = [line for line in said if line.startswith("error: ") or "Error" in line] or said
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+            named = [line for line in lines if line.startswith("error: ") or "Error" in line] or lines
             raise TrainingError(f"exit code {done.returncode} before step {stop}: {named[0][:300]}")
     return RunRecord(run).final
 
@@ -86,14 +78,6 @@ def arguments(model: str, folder: Path, run: Path, stop: int) -> list[str]:
         "report=false",
         *(f"data.synthetic.{split}_rows={count}" for split, count in rows.items()),
     ]
-
-
-def largest_difference(run: Path, other: Path) -> float:
-    """Of all that the last checkpoints of two runs hold; 0: bit by bit the same."""
-    first, second = (Reader(newest(folder / "checkpoints")) for folder in (run, other))
-    assert set(first.names) == set(second.names)
-    pairs = ((first.read(name), second.read(name)) for name in first.names)
-    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if not torch.equal(a, b)), default=0.0)
 
 
 def _shown(apart: float) -> str:

@@ -4,13 +4,23 @@ FBGEMM 1.6 and 1.8 hold machine code for compute capability 8.0, 9.0 and 10.0 an
 others (no PTX). Code for 8.0 runs on all of 8.x, and so on. On another GPU the first lookup fails.
 """
 
+import ctypes
 import re
 
 from data_loaders.messages import one_line
+from data_loaders.packages import DRIVER_LIBRARY
 
 GENERATIONS = (8, 9, 10)
 RUNS_ON = "GPUs of compute capability 8.x, 9.x and 10.x, such as A100, L4, L40S, H100, H200, B200"
 DRIVERS = {12: "525", 13: "580"}  # the oldest for a CUDA of that number
+
+
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return False
+    return True
 
 
 def has_code(capability: tuple[int, int]) -> bool:
