@@ -1,6 +1,8 @@
 """The numbers of a report against plain numpy and published examples."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -9,7 +11,7 @@ from trainer.metrics.click_metrics import ClickMetrics
 from trainer.report.curves import kept_points
 from trainer.report.memory import segments
 from trainer.report.scores import wilson
-from trainer.report.slices import in_order, standard_error
+from trainer.report.slices import in_order, standard_error, with_words
 from trainer.report.table_statistics import sampled_rows
 
 
@@ -117,6 +119,23 @@ def test_slices_of_numbers_are_ordered_by_size_and_others_by_rows():
         "10",
     ]
     assert [value["value"] for value in in_order([{"value": "b"}, {"value": None}, {"value": "1"}])] == ["b", None, "1"]
+
+
+def test_slices_show_the_words_of_a_vocabulary(tmp_path):
+    (tmp_path / "vocabulary").mkdir()
+    words = {"value": ["Paris", "Rome", "Oslo"], "id": pa.array([2, 3, 4], pa.int32()), "count": [5, 4, 3]}
+    pq.write_table(pa.table(words), tmp_path / "vocabulary" / "city.parquet")
+    features = {
+        "town": {"kind": "sparse", "column": "city", "table": "city"},
+        "hour": {"kind": "sparse", "table": "hour"},
+    }
+    config = {"data": {"prepared": str(tmp_path), "schema": {"features": features}}}
+    values = [{"value": value, "rows": 9} for value in ("3", "0", "1", "2", None, "17")]
+    found = with_words(config, "city", values)
+    assert [value["value"] for value in found] == ["Rome", "missing", "unknown", "Paris", None, "17"]
+    assert with_words(config, "hour", values) == values and with_words(config, "raw_column", values) == values
+    config["data"]["prepared"] = None
+    assert with_words(config, "city", values) == values
 
 
 def test_bars_of_the_plan_add_up_to_what_each_rank_holds():

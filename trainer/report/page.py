@@ -52,7 +52,7 @@ def _or_warn(make: Callable[[], T], what: str, default: T, run: RunRecord) -> T:
     """What a damaged file of the run keeps from being drawn is left out: the rest is worth seeing."""
     try:
         return make()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         print(f"warning: the report of {run.folder} lacks its {what}: a file is damaged ({reason})", file=sys.stderr)
         return default

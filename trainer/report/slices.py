@@ -1,13 +1,18 @@
 """AUC by the values of chosen columns (``evaluation.slices``)."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Span
 
+from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID
 from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
 from trainer.report.run_record import RunRecord
+from trainer.warm_start.vocabularies import vocabulary_file
 
+RESERVED = {str(MISSING_ID): "missing", str(UNKNOWN_ID): "unknown"}
 MOST_VALUES = 40  # those of most rows
 
 
@@ -17,8 +22,23 @@ def cards(run: RunRecord) -> list[Card]:
         return []
     split, columns = found
     whole = run.metrics[split]["auc"]
-    made = [_card(split, column, values, whole) for column, values in columns.items()]
+    made = [_card(split, column, with_words(run.config, column, values), whole) for column, values in columns.items()]
     return [card for card in made if card is not None]
+
+
+def with_words(config: dict[str, Any], column: str, values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``values`` with the vocabulary's words in place of ids, where ``column`` is a feature of a prepared data set."""
+    data = config["data"]
+    features = data["schema"]["features"]
+    tables = [each.get("table") for name, each in features.items() if (each.get("column") or name) == column]
+    folder = Path(data["prepared"]) if data.get("prepared") else None
+    file = next((file for table in tables if table and (file := vocabulary_file(folder, table))), None)
+    if file is None:
+        return values
+    ids = [int(value["value"]) for value in values if str(value.get("value")).isdigit()]
+    table = pq.read_table(file, columns=["id", "value"], filters=[("id", "in", ids)]) if ids else None
+    words = RESERVED | (dict(zip(map(str, table["id"].to_pylist()), table["value"].to_pylist())) if table else {})
+    return [{**value, "value": words.get(value.get("value"), value.get("value"))} for value in values]
 
 
 def _card(split: str, column: str, values: list[dict[str, Any]], whole: float) -> Card | None:

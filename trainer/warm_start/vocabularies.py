@@ -44,7 +44,7 @@ class Vocabularies:
 
     def files(self, old_table: str, new_table: str) -> tuple[Path | None, Path | None]:
         """The vocabulary files of a table, None for what is not there."""
-        return _file(self.old, old_table), _file(self.new, new_table)
+        return vocabulary_file(self.old, old_table), vocabulary_file(self.new, new_table)
 
     def follow(self, *way: Any) -> Ids:
         """As the function ``follow``; once for all tables that share a vocabulary."""
@@ -77,7 +77,8 @@ def follow(old_file: Path, new_file: Path, old_rows: int, new_rows: int) -> Ids:
     return Ids(rows, moved, len(old), len(ids))
 
 
-def _file(folder: Path | None, table: str) -> Path | None:
+def vocabulary_file(folder: Path | None, table: str) -> Path | None:
+    """Of a prepared folder; None where it has none for this table."""
     path = None if folder is None else folder / "vocabulary" / f"{table}.parquet"
     return path if path is not None and path.is_file() else None
 
