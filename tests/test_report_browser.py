@@ -13,7 +13,7 @@ from tests.faulty import SLOWLY, Job
 from trainer.report.run_record import RunRecord
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SMALL = ("model.hidden_units=[8]", "log_every_steps=2")
+SMALL = ("model.hidden_units=[8]",)  # 13 steps: by default, too, they have lines enough for a curve
 # Told to the page once Bokeh is idle: how many figures there are, and how many of them have painted something.
 PROBE = """<script>
 function painted(canvas) {

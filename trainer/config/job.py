@@ -73,17 +73,18 @@ class DebugConfig:
 
 @dataclass
 class TrainConfig:
-    """The whole job. ``profile``: a window of steps is profiled, and where their time went is told (``profiling`` says
-    which). ``device``: what computes (``auto``: GPUs where there are any). ``seed``: of initial values, the
+    """The whole job. ``profile``: a window of steps is profiled, and where their time went is told (``profiling``
+    says which). ``device``: what computes (``auto``: GPUs where there are any). ``seed``: of initial values, the
     order of rows, dropout. ``batch_size`` is global: rows of one step over all ranks. ``epochs``: passes over train.
-    ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate). ``log_every_steps``:
-    how often a line of metrics is written. ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that
-    of the dense part (``auto``: bf16 where the hardware multiplies bf16 matrices). ``deterministic``: on a GPU too, sums
-    are added up in one fixed order, slower, so that a resumed run equals an uninterrupted one bit by bit (docs/state.md).
-    ``resume=auto`` goes on from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A
-    job in which nothing moves for ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long
-    while it builds, and for a first step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's
-    own limit, for what the watchdog cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each
+    ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate).
+    ``log_every_steps``: how often a line of metrics is written (null: 20 times a run, and every 50 steps of a long
+    one). ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that of the dense part (``auto``:
+    bf16 where the hardware multiplies bf16 matrices). ``deterministic``: on a GPU too, sums are added up in one fixed
+    order, slower, so that a resumed run equals an uninterrupted one bit by bit (docs/state.md). ``resume=auto`` goes
+    on from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A job in which
+    nothing moves for ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it
+    builds, and for a first step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own
+    limit, for what the watchdog cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each
     other. ``report``: the run ends with ``report.html`` in its folder (docs/seeing.md)."""
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -110,7 +111,7 @@ class TrainConfig:
     steps: int | None = None
     batch_size: int = 4096
     accumulate_steps: int = 1
-    log_every_steps: int = 50
+    log_every_steps: int | None = None
     resume: str = "auto"
     timeout_seconds: float = 1800.0
     hang_timeout_seconds: float = 600.0
@@ -120,7 +121,7 @@ class TrainConfig:
         one_of(self.device, DEVICES, "device")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.resume, RESUMES, "resume")
-        for name in ("epochs", "batch_size", "log_every_steps", "timeout_seconds"):
+        for name in ("epochs", "batch_size", "timeout_seconds"):
             positive(getattr(self, name), name)
         for name in ("hang_timeout_seconds", "rendezvous_timeout_seconds"):
             positive(getattr(self, name), name)
@@ -141,8 +142,9 @@ class TrainConfig:
                 "several batches cannot be added up for them; set batch_size to "
                 f"{self.batch_size * max(self.accumulate_steps, 1)} instead, or add ranks"
             )
-        if self.steps is not None:
-            positive(self.steps, "steps")
+        for name in ("steps", "log_every_steps"):
+            if getattr(self, name) is not None:
+                positive(getattr(self, name), name)
         if not self.data.schema.features:
             raise ValueError(
                 "data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic"

@@ -67,7 +67,8 @@ def make_job(
     ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)
     built.task.register_forward_pre_hook(alerts.look)
-    reporter = Reporter(folder, feed.loader, feed.total_steps, config.log_every_steps, ranks, alerts)
+    every_steps = config.log_every_steps or max(1, min(50, feed.total_steps // 20))
+    reporter = Reporter(folder, feed.loader, feed.total_steps, every_steps, ranks, alerts)
     judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
     state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
     checkpoints = Checkpoints(
