@@ -28,74 +28,72 @@ LABEL_POLICIES = ("error", "drop")
 
 @dataclass
 class Table:
-    """Embedding rows that one or more features share.
-
-    ``num_embeddings``: how many rows; it must be given. ``embedding_dim`` (a multiple of 4, FBGEMM's rule) defaults to
-    the schema's; ``pooling`` is how a bag of ids becomes one vector.
-
-    ``init``, ``init_std``: the distribution of the initial values, around 0, and its standard deviation: normal, 0.01 by
-    default, or uniform, by default from -1/√num_embeddings to 1/√num_embeddings as in DLRM. ``init_std: 0`` is zeros.
-
-    ``dtype``: of the rows; those of fp16 take half the memory and are rounded after each update (docs/training.md).
-    """
+    """Embedding rows that one or more features share."""
 
     num_embeddings: int = 0
+    """Number of rows; must be given."""
     embedding_dim: int | None = None
+    """Width of a row, a multiple of 4 (FBGEMM); by default the schema's."""
     pooling: str = "mean"
+    """How a bag of ids becomes one vector."""
     init_std: float | None = None
+    """Standard deviation of the initial values, around 0. By default 0.01 (``normal``), or that of the range
+    -1/√num_embeddings to 1/√num_embeddings (``uniform``, as in DLRM). 0 gives zeros."""
     init: str = "normal"
+    """Distribution of the initial values."""
     dtype: str = "fp32"
+    """Type of the rows; fp16 takes half the memory and rounds after each update (docs/training.md)."""
 
 
 @dataclass
 class Feature:
-    """One column of the log.
-
-    ``kind``: a number (``dense``), an id or a bag of ids (``sparse``), or ids in time order, oldest first (``sequence``); it
-    must be given. ``column``: the Parquet column, the feature's own name by default. ``wide``: whether a linear model uses the
-    feature (sparse: yes, sequence: no by default).
-
-    ``on_null``, ``on_non_finite`` (dense) and ``on_out_of_range`` (ids outside the table) say what happens to a value
-    that cannot be used, and it is counted: ``missing`` takes ``fill`` or the missing id in its place, ``drop`` leaves
-    the whole row out (it keeps its place in the batch, as padding does), ``error`` ends the run.
-
-    dense: (x - ``offset``) · ``scale``, computed in float64 (a timestamp is seconds since 1970, of which float32 keeps
-    but 64 s: give an offset); ``fill`` then replaces missing values (no ``fill``: they are an error); ``log1p`` applies
-    log(1 + max(x, 0)) to all.
-
-    sparse and sequence: ``table``: whose rows the ids are; ``ids`` is ``identity`` (the integer is the row) or ``hash``
-    (any integer or string); ``missing_id`` is the row for missing ids. ``max_length`` keeps the last ids of a list (the
-    most recent of a sequence), counted.
-
-    sequence: ``target`` is the sparse feature the sequence is compared with; sequences with the same ``history`` name are
-    several attributes of the same events, have equal lengths, and are attended to as one.
-    """
+    """A column of the log."""
 
     kind: str = ""
+    """A number (``dense``), an id or a bag of ids (``sparse``), or ids in order of time, oldest first (``sequence``);
+    must be given."""
     column: str | None = None
+    """Parquet column; by default the feature's name."""
     table: str | None = None
+    """Table whose rows the ids are (sparse, sequence)."""
     ids: str = "identity"
+    """``identity``: the integer is the row. ``hash``: any integer or string is hashed to a row."""
     on_null: str = "missing"
+    """A null counts as missing (``fill``, or ``missing_id``), ends the run (``error``), or drops the row, which keeps
+    its place in the batch as padding does (``drop``). All are counted."""
     on_out_of_range: str = "error"
+    """The same for an id outside the table."""
     on_non_finite: str = "missing"
+    """The same for a dense value that is not finite."""
     missing_id: int | None = None
+    """Row for missing ids."""
     max_length: int | None = None
+    """Ids of a list that are kept, from its end (the most recent of a sequence); what is cut is counted."""
     target: str | None = None
+    """Sparse feature that a sequence is compared with."""
     history: str | None = None
+    """Sequences with the same ``history`` are attributes of the same events: equally long, and attended to as one."""
     wide: bool | None = None
+    """Whether the linear part uses the feature; by default sparse features and no sequences."""
     offset: float = 0.0
+    """A dense value becomes (x - offset) · scale, computed in float64. A timestamp in seconds needs an offset: float32
+    keeps steps of 64 s of it."""
     scale: float = 1.0
+    """See ``offset``."""
     fill: float | None = None
+    """Value in place of a missing dense value; not given: missing is an error."""
     log1p: bool = False
+    """Apply log(1 + max(x, 0)) at the end."""
 
 
 @dataclass
 class Cross:
-    """A cross-product feature of the wide part: the combination of ``columns``, single-valued sparse features, hashed into
-    ``num_buckets`` (row 0 is the missing id: any of the parts is missing)."""
+    """A cross-product feature of the linear part."""
 
     columns: list[str] = field(default_factory=list)
+    """Single-valued sparse features whose combination is hashed."""
     num_buckets: int = 0
+    """Rows that it is hashed into; row 0 stands for a combination with a missing part."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +110,20 @@ class Layout:
 
 @dataclass
 class Schema:
-    """All of it. ``label``: the column of clicks, 0 or 1. ``embedding_dim``: of all tables that do not say their own.
-    ``weight`` names a column of sample weights. ``on_bad_label``: what happens to a row whose label is
-    null, or neither 0 nor 1: ``error``, or ``drop`` (left out and counted).
+    """What a row means.
 
-    Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
+    Raises ``UserError`` (what, where, remedy) when it contradicts itself.
     """
 
     label: str = "label"
+    """Column of clicks, 0 or 1."""
     on_bad_label: str = "error"
+    """A label that is null, or neither 0 nor 1, ends the run (``error``) or drops the row, which is counted
+    (``drop``)."""
     weight: str | None = None
+    """Column of sample weights."""
     embedding_dim: int = 16
+    """Width of tables that do not give their own."""
     tables: dict[str, Table] = field(default_factory=dict)
     features: dict[str, Feature] = field(default_factory=dict)
     crosses: dict[str, Cross] = field(default_factory=dict)

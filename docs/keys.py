@@ -1,6 +1,6 @@
 """Every configuration key, read from the dataclasses: `python -m docs.keys > docs/keys.md`.
 
-What a key means is said beside its field (``docs.meanings``). Allowed values are those that the class itself names when it
+What a key means is the docstring under its field. Allowed values are those that the class itself names when it
 is given another one. Models are read from their syntax trees, so that nothing here takes the time to load PyTorch.
 """
 
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_loaders.prepare.declaration import STEPS, Declaration
-from docs.meanings import sentence
-from docs.sections import Key, Section, as_yaml, sections
+from docs.sections import Key, Section, as_yaml, markdown, sections
 from launch.cluster.options import KINDS, Nodes
 from launch.sweep.options import SweepConfig
 from trainer.config.job import TrainConfig
@@ -39,13 +38,13 @@ its own ([add-a-model.md](add-a-model.md)).
 
 def parts() -> Iterator[tuple[str, str, list[tuple[str, type, str]]]]:
     """``(title, what it is about, [(heading, dataclass, what its keys begin with)])``."""
-    yield "A run", "Of `trainer.train`, `launch.run` and all that takes their arguments.", [("", TrainConfig, "")]
-    yield "A sweep", "Of `launch.run --multirun` ([sweeps.md](sweeps.md)).", [("sweep=NAME", SweepConfig, "sweep")]
+    yield "A run", "Of `clicktrainer train`, and of `plan`, `evaluate` and `predict`.", [("", TrainConfig, "")]
+    yield "A sweep", "Of `clicktrainer sweep` ([sweeps.md](sweeps.md)).", [("sweep=NAME", SweepConfig, "sweep")]
     kinds = [(f"launch={name}", kind, "launch") for name, kind in KINDS.items()]
-    about = "Of `launch.cluster` ([clusters.md](clusters.md)): a job on several machines."
+    about = "Of `clicktrainer cluster` ([clusters.md](clusters.md)): a job on several machines."
     yield "A job on a cluster", about, [("launch=NAME", Nodes, "launch"), *kinds]
     steps = [(f"steps: {{{name}: …}}", kind, name) for name, kind in STEPS.items() if dataclasses.is_dataclass(kind)]
-    about = "Of `data_loaders.prepare` ([prepare.md](prepare.md)); the file of a recipe holds these keys."
+    about = "Of `clicktrainer prepare` ([prepare.md](prepare.md)); the file of a recipe holds these keys."
     yield "A recipe", about, [("", Declaration, ""), *steps]
 
 
@@ -54,7 +53,6 @@ def main() -> None:
 
 
 def page() -> str:
-    """Raises ``ValueError`` naming the fields that have no meaning."""
     text, done = [HEAD], {}
     for title, about, roots in parts():
         text.append(f"\n## {title}\n\n{about}\n")
@@ -71,17 +69,15 @@ def _rendered(section: Section) -> str:
         lines.append(f"{section.introduction}\n")
     if section.keys:
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-        told: dict[str, str] = {}
-        for key in section.keys:
-            first = told.setdefault(key.meaning, key.path)
-            lines.append(_row(key, key.meaning if first == key.path else f"See `{first}`."))
-        lines.append("")
+        lines += [*map(_row, section.keys), ""]
     return "\n".join(lines) if section.keys or section.introduction else ""
 
 
-def _row(key: Key, meaning: str) -> str:
+def _row(key: Key) -> str:
     kind = key.type + (": " + ", ".join(f"`{value}`" for value in key.allowed) if key.allowed else "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key.path}`", kind, key.default, meaning)) + " |"
+    return (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key.path}`", kind, key.default, key.meaning)) + " |"
+    )
 
 
 def _models() -> str:
@@ -102,7 +98,7 @@ def _model(name: str) -> str:
             raise ValueError(f"trainer.models.{name}: {owner}'s docstring does not say what ``{argument.arg}`` means")
     file = (ROOT / "conf" / "model" / f"{name}.yaml").read_text()
     paper = re.split("[;\n]", file.removeprefix("# "))[0]
-    text = " ".join(filter(None, (sentence(paper, ""), sentence(" ".join(said.split()), ""))))
+    text = " ".join(filter(None, (markdown(paper[:1].upper() + paper[1:] + "."), markdown(said))))
     lines = [f"#### `model={name}`\n", text]
     if arguments:
         lines += ["\n| key | type | default |", "|---|---|---|"]

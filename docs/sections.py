@@ -1,6 +1,10 @@
-"""A dataclass's fields as rows of a page: key, type, default, allowed values, meaning; section by section."""
+"""A dataclass's fields as rows of a page: key, type, default, allowed values, and the docstring under the field; section by
+section."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import re
 import types
 import typing
@@ -12,7 +16,6 @@ import yaml
 
 from data_loaders.prepare.declaration import Source
 from data_loaders.schema import Feature, Schema, Table
-from docs.meanings import Meanings
 from trainer.config.job import TrainConfig
 
 PROBE, PLACED = "no-such-value", "placed-by-the-probe"
@@ -49,9 +52,10 @@ class Section:
 
 
 def sections(root: type, prefix: str, done: dict[type, str]) -> Iterator[Section]:
-    """A dataclass's own keys, then those of the dataclasses in it; one met before (``done``: its path) is only named."""
+    """A dataclass's own keys, then those of the dataclasses in it; one met before (``done``: its path) is only named.
+    Raises ``ValueError`` naming a key without a docstring."""
     done[root] = prefix
-    hints, meanings = typing.get_type_hints(root), Meanings(root)
+    hints, said = typing.get_type_hints(root), field_docstrings(root)
     inherited = [base for base in root.__mro__[1:] if base in done]
     keys, inner = [], []
     for item in dataclasses.fields(root):
@@ -62,22 +66,42 @@ def sections(root: type, prefix: str, done: dict[type, str]) -> Iterator[Section
         if nested is None:
             if item.name == "model" and root is TrainConfig:
                 continue  # free in the dataclass; a section of its own here
+            if item.name not in said:
+                raise ValueError(
+                    f"{root.__module__}.{root.__name__}.{item.name} has no docstring: write one under the field"
+                )
             kind, default = _type(hints[item.name]), _default(item)
-            keys.append(Key(path, kind, default, allowed(root, item.name), meanings.of(item.name)))
+            keys.append(Key(path, kind, default, allowed(root, item.name), said[item.name]))
             continue
         place = f"{path}.{NAMES[item.name]}" if is_map else path
         if nested in done:
-            keys.append(Key(place, f"as `{done[nested]}`", _changed(item, nested), (), meanings.of(item.name, "")))
+            meaning = said.get(item.name, "")
+            keys.append(Key(place, f"as `{done[nested]}`", _changed(item, nested), (), meaning))
         else:
             done[nested] = place
-            inner.append((nested, place, meanings.of(item.name, "")))
+            inner.append((nested, place))
     besides = [f"And all of `{done[base]}`." for base in inherited]
-    yield Section(prefix, " ".join((meanings.introduction, *besides)).strip(), tuple(keys))
-    for nested, place, said in inner:
-        said = "" if said in (key.meaning for key in keys) else said
-        first, *others = sections(nested, place, done)
-        yield dataclasses.replace(first, introduction=" ".join(filter(None, (said, first.introduction))))
-        yield from others
+    introduction = markdown((inspect.getdoc(root) or "").partition("\n\nRaises ")[0])
+    yield Section(prefix, " ".join((introduction, *besides)).strip(), tuple(keys))
+    for nested, place in inner:
+        yield from sections(nested, place, done)
+
+
+def field_docstrings(owner: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass and of those it extends."""
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(owner.__mro__)):
+        body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body
+        for node, below in itertools.pairwise(body):
+            if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[node.target.id] = markdown(ast.literal_eval(below.value))
+    return found
+
+
+def markdown(text: str) -> str:
+    """A docstring, as it stands in the cell of a table."""
+    text = " ".join(text.replace("``", "`").split())
+    return re.sub(r"(?<!`)docs/([\w-]+\.md)", r"[\1](\1)", text)
 
 
 def allowed(owner: type, name: str) -> tuple[str, ...]:

@@ -49,30 +49,32 @@ def _check_name(name: str, where: str) -> None:
 
 @dataclass
 class Source:
-    """Raw files that make one table.
-
-    ``files``: paths, folders or globs under ``input``; read in that order, those of a glob by name. ``format``: parquet,
-    csv (any separator) or json (one object a line); text may be compressed (gzip, zstd, bzip2, xz, lz4: told by content).
-    ``columns``: name -> type (``int32``, ``string``, ``list<int64>`` …), in the order of the file for csv without a header;
-    for parquet it may be left empty (all columns, types as they are). ``null_values``: what stands for a missing value in
-    csv, beside the empty field. ``file_column`` names a column to make that holds the path of the row's file. ``quote``:
-    csv's quoting character, empty for none. ``escape``: what stands before a quote inside a quoted field: empty for another
-    quote, a backslash as Spark and MySQL write. ``separator`` and ``header``: csv's separator, and whether its first line
-    names the columns. ``encoding``: of text files. ``bad_rows``: what becomes of a row of a text file that cannot be read
-    as declared: an error, or it is left out and counted (skip).
-    """
+    """Raw files that make one table."""
 
     files: list[str] = field(default_factory=list)
+    """Paths, folders or globs under ``input``, read in this order, those of a glob by name."""
     format: str = "parquet"
+    """Format; csv has any separator, json one object a line. Text may be compressed (gzip, zstd, bzip2, xz, lz4; found
+    by content)."""
     columns: dict[str, str] = field(default_factory=dict)
+    """Name -> type (``int32``, ``string``, ``list<int64>`` …), in the order of the file for csv without a header.
+    Parquet may leave it empty: all columns, with the types of the file."""
     separator: str = ","
+    """Separator of csv."""
     header: bool = True
+    """Whether the first line of csv names the columns."""
     quote: str = '"'
+    """Quote character of csv; empty: none."""
     escape: str = ""
+    """What precedes a quote inside a quoted field: empty for a second quote, a backslash as Spark and MySQL write."""
     null_values: list[str] = field(default_factory=list)
+    """Texts that mean null in csv, besides the empty field."""
     encoding: str = "utf-8"
+    """Encoding of text files."""
     bad_rows: str = "error"
+    """A row of text that cannot be read as declared ends the run (``error``) or is left out and counted (``skip``)."""
     file_column: str | None = None
+    """New column that holds the path of the row's file."""
 
     def __post_init__(self) -> None:
         self.separator = self.separator.replace("\\t", "\t")  # as a shell hands it over
@@ -128,55 +130,67 @@ class Source:
 
 @dataclass
 class Explode:
-    """One row for each element of list columns of equal length: ``columns`` maps a list to the column its elements go
-    to, ``position`` names a column for the element's position (from 0). The lists themselves are left out; a row with an
-    empty or missing list vanishes."""
+    """One row for each element of list columns of equal length. The lists are left out; a row with an empty or missing
+    list is dropped."""
 
     columns: dict[str, str] = field(default_factory=dict)
+    """List column -> column of its elements."""
     position: str | None = None
+    """New column with the position of the element, from 0."""
 
 
 @dataclass
 class Join:
-    """Adds ``columns`` of ``table`` (all if empty), null where there is no match. ``on``: the key columns, of the same
-    name in both. The keys must be unique in ``table``; otherwise it is an error."""
+    """Add columns of another table; null where nothing matches."""
 
     table: str = ""
+    """Source or view whose columns are added; its keys must be unique."""
     on: list[str] = field(default_factory=list)
+    """Key columns, of the same name in both."""
     columns: list[str] = field(default_factory=list)
+    """Columns to add; empty: all."""
 
 
 @dataclass
 class Clicks:
-    """Labels impressions with a separate log of clicks: ``label`` becomes 1 where a click of ``table`` has the same
-    ``on`` columns and lies between the impression's ``time`` and ``within`` later, both included, else 0. ``within`` is in
-    the time's own unit, in seconds for timestamps, in days for dates. A click counts for the latest such impression only.
-    ``click_time``: the click log's time, ``time`` by default."""
+    """Label impressions by a separate log of clicks: 1 where a click with the same ``on`` columns lies between the time
+    of the impression and ``within`` later, both included. A click counts for the latest such impression only."""
 
     table: str = ""
+    """Source or view of clicks."""
     on: list[str] = field(default_factory=list)
+    """Columns that a click and its impression share."""
     time: str = ""
+    """Column with the time of the impression."""
     click_time: str | None = None
+    """Column with the time of the click; by default ``time``."""
     within: float = 0.0
+    """How much later a click may come: in the unit of the time; seconds for timestamps, days for dates."""
     label: str = "label"
+    """Column of the label to add."""
 
 
 @dataclass
 class Negatives:
-    """Adds ``count`` negative rows behind each row, which is positive: ``label`` is 1 and 0; a negative has another
-    ``item``, one that its ``user`` touched nowhere in ``touched`` (a table with both columns; the table at this step by
-    default). ``strategy``: uniform over the distinct items, or by popularity (an item's share of the touched rows).
-    ``attributes``: columns of the item that change with it, taken from the item's first row in ``touched``. The draws
-    depend on ``seed`` and the row's place alone."""
+    """Add negative rows behind each row, which is positive. The draws depend on ``seed`` and the place of the row
+    alone."""
 
     user: str = ""
+    """Column of users."""
     item: str = ""
+    """Column of items: a negative has another item, one that its user touched nowhere in ``touched``."""
     count: int = 1
+    """Negative rows for each positive row."""
     strategy: str = "uniform"
+    """``uniform`` over the distinct items, or by ``popularity`` (share of the touched rows)."""
     touched: str | None = None
+    """Table with both columns; by default the table at this step."""
     attributes: list[str] = field(default_factory=list)
+    """Columns of the item that change with it, taken from the item's first row in ``touched``."""
     label: str = "label"
+    """Column of the label to add, 1 and 0."""
     seed: int = 2024
+    """Seed of the draws."""
 
 
 STEPS: dict[str, type] = {
@@ -202,10 +216,12 @@ class Step:
 
 @dataclass
 class View:
-    """``start``: the source or view whose rows it takes; ``steps`` change them, in order (``STEPS``, docs/prepare.md)."""
+    """Rows that steps make of a source or of another view."""
 
     start: str = ""
+    """Source or view to start from."""
     steps: list[Any] = field(default_factory=list)
+    """Steps, in order (docs/prepare.md)."""
 
     def __post_init__(self) -> None:
         self.steps = [_with_on(step) for step in self.steps]
@@ -216,30 +232,31 @@ class View:
 
 @dataclass
 class History:
-    """The previous events of an example's user, strictly before it: ``events`` (a source or view) with the same ``by``
-    column(s) and a smaller ``time``, the feature's ``max_length`` most recent, oldest first. Events of the same time as
-    the example never count, itself included. Events of the same time among each other keep their order in the log.
-    ``value``: the event's column; ``where``: an SQL condition on events."""
+    """Earlier events of the user of an example: the feature's ``max_length`` most recent before it, oldest first.
+    Events at the time of the example never count, itself included. Events of one time keep their order in the log."""
 
     events: str = ""
+    """Source or view of events."""
     by: list[str] = field(default_factory=list)
+    """Columns that name the user, in both."""
     time: str = ""
+    """Column of the time, in both."""
     value: str = ""
+    """Column of the event to take."""
     where: str | None = None
+    """SQL condition on events."""
 
 
 @dataclass
 class Make:
-    """How a feature's column is made. With nothing given it is the raw column of the feature's name.
-
-    ``column``: the raw column. ``numbers``: steps from the raw number to the feature's, in order (``NUMBERS``, docs/prepare.md).
-    ``cross``: features or raw columns whose combination is the raw value (null where any part is null). ``history``: the
-    user's earlier events.
-    """
+    """How the column of a feature is made; by default it is the raw column of the feature's name."""
 
     column: str | None = None
+    """Raw column."""
     numbers: list[Any] = field(default_factory=list)
+    """Steps from the raw number to the value of the feature, in order (docs/prepare.md)."""
     cross: list[str] = field(default_factory=list)
+    """Features or raw columns whose combination is the raw value; null where a part is null."""
     history: History | None = None
 
     def parsed(self, where: str) -> tuple["Number", ...]:
@@ -271,12 +288,14 @@ class Number:
 
 @dataclass
 class Vocabulary:
-    """Which raw values get a row of their own: those seen at least ``min_count`` times in train, at most ``max_size`` of
-    them. ``keep_rare``: the counts of the others are written too, so that a later day can add to them."""
+    """Which raw values get a row of their own."""
 
     min_count: int = 1
+    """Least number of times a value must occur in train."""
     max_size: int | None = None
+    """Most values; the most frequent are taken."""
     keep_rare: bool = True
+    """Also write the counts of the other values, so that a later day can add to them."""
 
 
 @dataclass
@@ -288,22 +307,26 @@ class PreparedTable(Table):
 
 @dataclass
 class PreparedFeature(Feature):
-    """``make``: how the column arises. ``counted``: whether its values count for the table's vocabulary (sparse: yes;
-    sequence: only if no sparse feature shares the table)."""
+    """A feature, and how its column is made."""
 
     make: Make = field(default_factory=Make)
     counted: bool | None = None
+    """Whether its values count for the table's vocabulary; by default those of sparse features, and of sequences whose
+    table no sparse feature shares."""
 
 
 @dataclass
 class PreparedSchema:
-    """The training schema with the extensions: ``label``, ``on_bad_label``, ``weight``, ``embedding_dim`` as there
-    (``data_loaders.schema.Schema``)."""
+    """The training schema, with vocabularies and how columns are made."""
 
     label: str = "label"
+    """As ``data.schema.label``."""
     on_bad_label: str = "error"
+    """As ``data.schema.on_bad_label``."""
     weight: str | None = None
+    """As ``data.schema.weight``."""
     embedding_dim: int = 16
+    """As ``data.schema.embedding_dim``."""
     tables: dict[str, PreparedTable] = field(default_factory=dict)
     features: dict[str, PreparedFeature] = field(default_factory=dict)
     crosses: dict[str, Cross] = field(default_factory=dict)
@@ -357,43 +380,51 @@ def _filled_table(table: PreparedTable, num_embeddings: int | None) -> Table:
 
 @dataclass
 class TimeSplit:
-    """``column`` is compared with two bounds: valid from ``valid`` on, test from ``test`` on (both included; either may
-    be left out). Numbers, or ISO dates (UTC) for a timestamp. Rows without a time are left out."""
+    """By time. Bounds are included; either may be left out. Rows without a time are left out."""
 
     column: str = ""
+    """Column of the time."""
     valid: Any = None
+    """Where valid begins: a number, or an ISO date (UTC) for a timestamp."""
     test: Any = None
+    """Where test begins."""
 
 
 @dataclass
 class HashSplit:
-    """Shares of the rows, ``valid`` and ``test``, drawn by the hash of ``by`` and ``seed``: rows with the same values go the
-    same way."""
+    """By hash: rows with the same values of ``by`` go to the same split."""
 
     by: list[str] = field(default_factory=list)
+    """Columns that are hashed."""
     valid: float = 0.0
+    """Share of valid."""
     test: float = 0.0
+    """Share of test."""
     seed: int = 2024
+    """Seed of the hash."""
 
 
 @dataclass
 class LastSplit:
-    """The last rows of each ``by``, ordered by ``order`` (ties: the raw order): the last ``test`` are test, the ``valid``
-    before them valid. A whole number is a count, a number below 1 a share (rounded down). Rows with a missing ``by`` are
-    train, a missing ``order`` comes first."""
+    """The last rows of each ``by`` are test, those before them valid. Rows with a missing ``by`` are train; a missing
+    ``order`` comes first."""
 
     by: list[str] = field(default_factory=list)
+    """Columns that name the group."""
     order: list[str] = field(default_factory=list)
+    """Columns that order a group; ties keep the raw order."""
     valid: float = 0
+    """Rows of valid in a group: a whole number, or a share below 1 (rounded down)."""
     test: float = 0
+    """Rows of test in a group, likewise."""
 
 
 @dataclass
 class Split:
-    """One of four. ``column``: a column that holds train, valid or test (other values leave the row out). With none given
-    all rows are train."""
+    """One of four ways; with none given all rows are train."""
 
     column: str | None = None
+    """Column that holds train, valid or test; rows with another value are left out."""
     time: TimeSplit | None = None
     hash: HashSplit | None = None
     last: LastSplit | None = None
@@ -401,32 +432,35 @@ class Split:
 
 @dataclass
 class Order:
-    """How the rows of each split lie in the output: as in the raw data (default), sorted ``by`` columns (ties: the raw
-    order), or ``shuffle``d with ``seed``."""
+    """How the rows of each split are ordered; by default as in the raw data."""
 
     by: list[str] = field(default_factory=list)
+    """Columns to sort by; ties keep the raw order."""
     shuffle: bool = False
+    """Shuffle instead."""
     seed: int = 2024
+    """Seed of the shuffle."""
 
 
 @dataclass
 class Declaration:
-    """All of it. ``name``: of the data set that comes out (``data=<name>``). ``keep``: raw columns to copy into the
-    output beside the features (a group for GAUC, a time). ``negative_sampling_rate``: the share of train's rows with
-    label 0 that is kept, drawn by each row's place; valid and test stay whole. The trainer corrects its scores by
-    ``loss.negative_sampling_rate``, which is the same number.
+    """A recipe.
 
-    Raises ``ValueError`` (what, where, how to mend) when it contradicts itself.
+    Raises ``UserError`` (what, where, remedy) when it contradicts itself.
     """
 
     name: str = "prepared"
+    """Name of the data set that comes out (``data=<name>``)."""
     sources: dict[str, Source] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
     examples: View = field(default_factory=View)
     split: Split = field(default_factory=Split)
     order: Order = field(default_factory=Order)
     negative_sampling_rate: float = 1.0
+    """Share of the rows of train with label 0 to keep, drawn by the place of the row; valid and test stay whole.
+    ``loss.negative_sampling_rate`` of the job is the same number."""
     keep: list[str] = field(default_factory=list)
+    """Raw columns to copy to the output besides the features (a group for GAUC, a time)."""
     schema: PreparedSchema = field(default_factory=PreparedSchema)
 
     def asked_as(self, recorded: dict[str, Any]) -> None:

@@ -36,23 +36,28 @@ KUBERNETES_NAME = re.compile(r"[a-z]([-a-z0-9]{0,43}[a-z0-9])?")  # pods are cal
 
 @dataclass
 class Nodes:
-    """What every kind of job has (``kind``: torchrun, slurm or kubernetes, said by the file that ``launch=`` names). ``name``: of
-    the job (default: ``<run.name>-<date-time>``). ``nodes``: machines. ``nproc_per_node``: ranks a machine
-    (default: ``gpus_per_node``). ``gpus_per_node=0`` is a job on CPUs. ``cpus_per_node`` are shared out to the ranks' threads.
-    ``max_restarts``: new starts of all ranks after a crash, from the newest checkpoint. ``grace``: seconds from a request to
-    stop to the end, for a last checkpoint. ``env``: variables of the ranks. ``python``: on the machines (default: this one; in
-    a container, ``python``)."""
+    """What every kind of job has."""
 
     kind: str = MISSING
+    """``torchrun``, ``slurm`` or ``kubernetes``; set by the file that ``launch=`` names."""
     name: str | None = None
+    """Name of the job; by default ``<run.name>-<date-time>``."""
     nodes: int = 1
+    """Number of machines."""
     gpus_per_node: int = 8
+    """GPUs of a machine; 0 is a job on CPUs."""
     nproc_per_node: int | None = None
+    """Ranks of a machine; by default ``gpus_per_node``."""
     cpus_per_node: int | None = None
+    """Cores of a machine, shared by the threads of its ranks."""
     max_restarts: int = 0
+    """Restarts of all ranks after a crash, from the newest checkpoint."""
     grace: int = 120
+    """Seconds from a request to stop until ranks are killed, for a last checkpoint."""
     env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the ranks."""
     python: str | None = None
+    """Python on the machines; by default this one, in a container ``python``."""
 
     def __post_init__(self) -> None:
         least = {"nodes": 1, "gpus_per_node": 0, "nproc_per_node": 1, "cpus_per_node": 1, "max_restarts": 0, "grace": 1}
@@ -82,9 +87,10 @@ class Nodes:
 
 @dataclass
 class Torchrun(Nodes):
-    """``endpoint``: HOST:PORT where the machines meet: one of them, under a name that all of them resolve, and a free port."""
+    """Machines on which the command is started by hand or by another scheduler."""
 
     endpoint: str = MISSING
+    """HOST:PORT of the rendezvous: one of the machines, by a name that all resolve, and a free port."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,13 +101,15 @@ class Torchrun(Nodes):
 
 @dataclass
 class Slurm(Nodes):
-    """``options``: further options of sbatch without their dashes, such as ``partition``, ``account``, ``time``; ``true`` for
-    one that takes no value. ``setup``: lines of shell on the first node before it starts, such as ``ulimit -n 65536``.
-    ``port``: of the rendezvous on the first node (default: from the job's number, 20000 to 29999)."""
+    """A batch job."""
 
     options: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch without dashes, such as ``partition``, ``account``, ``time``; ``true`` for one without
+    a value."""
     setup: list[str] = field(default_factory=list)
+    """Lines of shell that run first on the first node, such as ``ulimit -n 65536``."""
     port: int | None = None
+    """Port of the rendezvous on the first node; by default from the job's number, 20000 to 29999."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,21 +128,26 @@ class Slurm(Nodes):
 
 @dataclass
 class Kubernetes(Nodes):
-    """``image`` holds this program, installed. ``namespace``: default: kubectl's. ``runtime``: a ClusterTrainingRuntime to
-    use (default: a TrainingRuntime of the job's own, which also restarts it). ``volumes``: persistent volume claim -> where
-    it is mounted. ``shared_memory``: size of /dev/shm. ``memory``: of a machine. ``secrets``: variable -> ``secret/key``.
-    ``node_selector``: labels that the machines must have. ``service_account``: whose rights the pods have (default: the
-    namespace's default)."""
+    """A TrainJob of Kubeflow."""
 
     image: str = MISSING
+    """Image with this program installed."""
     namespace: str | None = None
+    """Namespace; by default kubectl's."""
     runtime: str | None = None
+    """ClusterTrainingRuntime to use; by default a TrainingRuntime of the job's own, which also restarts it."""
     volumes: dict[str, str] = field(default_factory=dict)
+    """Persistent volume claim -> mount point."""
     shared_memory: str = "16Gi"
+    """Size of /dev/shm."""
     memory: str | None = None
+    """Memory of a machine."""
     secrets: dict[str, str] = field(default_factory=dict)
+    """Environment variable -> ``secret/key``."""
     node_selector: dict[str, str] = field(default_factory=dict)
+    """Labels that the machines must have."""
     service_account: str | None = None
+    """Service account of the pods; by default the namespace's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

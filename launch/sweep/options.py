@@ -17,32 +17,36 @@ SEARCH_ONLY = ("trials", "seed", "storage", "study", "prune", "prune_after", "st
 
 @dataclass
 class SweepConfig:
-    """``method``: every combination (``grid``) or a search (``optuna``). ``dir``: the sweep's folder, which the same
-    command goes on in (default: ``<run.root>/sweep-<digest of the command>``). ``metric``: the objective, in
-    ``metrics.json``. ``parallel``: trials side by side, each on its share of GPUs and cores. ``through``: a command that
-    each trial is started by, such as ``srun --nodes=1 --gpus=8``, which then finds it a place: this machine is not
-    divided. ``params``: a search space, key by key, beside that of the command line.
-
-    Of a search alone: ``trials`` in the study, whatever became of them; ``seed``: that they are drawn with; ``storage``:
-    a database URL (default: SQLite in ``dir``), in which the study is called ``study`` (default: ``dir``'s name);
-    ``startup_trials`` are drawn at random before TPE begins, and as many have to end before it prunes; ``prune``: a trial
-    is stopped once its best metric so far is worse than the median of the others' after as many evaluations, from the
-    evaluation ``prune_after`` on.
-    """
+    """A sweep. ``trials`` and what follows are for ``method: optuna`` only."""
 
     method: str = "grid"
+    """Every combination (``grid``) or a search (``optuna``)."""
     dir: str | None = None
+    """Folder of the sweep, in which the same command continues; by default ``<run.root>/sweep-<digest of the
+    command>``."""
     parallel: int = 1
+    """Trials at a time, each with its share of GPUs and cores."""
     through: str | None = None
+    """Command that starts each trial and finds it a place, such as ``srun --nodes=1 --gpus=8``; this machine is then
+    not divided."""
     metric: str = "valid.auc"
+    """Objective, from ``metrics.json``."""
     params: dict[str, str] = field(default_factory=dict)
+    """Search space, key by key, besides that of the command line."""
     trials: int = 50
+    """Trials in the study, failed ones included."""
     seed: int = 1
+    """Seed of the draws."""
     storage: str | None = None
+    """Database URL of the study; by default SQLite in ``dir``."""
     study: str | None = None
+    """Name of the study; by default that of ``dir``."""
     startup_trials: int = 10
+    """Trials drawn at random before TPE begins, and trials that must end before any is pruned."""
     prune: bool = True
+    """Stop a trial whose best metric is worse than the median of the others' after as many evaluations."""
     prune_after: int = 1
+    """Evaluation from which trials may be pruned."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

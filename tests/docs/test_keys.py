@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_loaders.schema import POLICIES, Feature
 from docs import keys, sections
-from docs.meanings import Meanings, attributed
 from launch.sweep.options import SweepConfig
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.checks import BEST
@@ -18,11 +17,16 @@ PAGE = Path(keys.__file__).with_name("keys.md")
 
 
 @dataclass
-class Undocumented:
-    """``said``: in the docstring."""
+class Base:
+    inherited: int = 0
+    """Of the ``base``."""
 
+
+@dataclass
+class Undocumented(Base):
     said: int = 0
-    beside: int = 0  # in a comment
+    """Longer than
+    a line; docs/seeing.md."""
     forgotten: int = 0
 
 
@@ -57,21 +61,11 @@ def test_every_key_has_a_row(config, prefix):
     assert found and [key for key in missing if not key.startswith(inside)] == []
 
 
-def test_a_field_without_a_meaning_is_named():
-    meanings = Meanings(Undocumented)
-    assert meanings.of("said") == "In the docstring." and meanings.of("beside") == "In a comment."
-    with pytest.raises(ValueError, match=r"test_keys\.Undocumented\.forgotten has no meaning"):
-        meanings.of("forgotten")
-
-
-def test_a_sentence_belongs_to_the_fields_it_is_the_first_to_name():
-    doc = """All of it. ``a`` and ``b=2`` go together (not; here). They do, as ``a`` says; ``c``: alone.
-
-    Nothing of ``d`` in this one. Raises ``ValueError``. ``e`` is too late."""
-    found, rest = attributed(doc, ["a", "b", "c", "d", "e"])
-    together = "`a` and `b=2` go together (not; here). They do, as `a` says."
-    assert found == {"a": together, "b": together, "c": "Alone.", "d": "Nothing of `d` in this one."}
-    assert rest == "All of it."
+def test_a_field_without_a_docstring_is_named():
+    said = {"inherited": "Of the `base`.", "said": "Longer than a line; [seeing.md](seeing.md)."}
+    assert sections.field_docstrings(Undocumented) == said
+    with pytest.raises(ValueError, match=r"test_keys\.Undocumented\.forgotten has no docstring"):
+        list(sections.sections(Undocumented, "x", {}))
 
 
 def test_allowed_values_are_those_that_the_check_names():
@@ -82,7 +76,7 @@ def test_allowed_values_are_those_that_the_check_names():
     assert sections.allowed(Feature, "table") == sections.allowed(Feature, "column") == ()
 
 
-def test_a_section_met_twice_is_told_once():
+def test_a_section_met_twice_stands_once():
     text = PAGE.read_text()
-    assert "| `optim.wide` | as `optim.tables` | `name: adagrad` |" in text
+    assert "| `optim.wide` | as `optim.tables` | `name: adagrad` | Tables of the linear part. |" in text
     assert "### `optim.by_table.<table>`" not in text and text.count("`optim.tables.mini_batch_l2`") == 1

@@ -10,28 +10,30 @@ ON_CORRUPT = ("fallback", "error")
 
 @dataclass
 class CheckpointConfig:
-    """A checkpoint every ``every_steps`` steps or ``every_minutes`` minutes, whichever comes first, and at the end; the
-    last ``keep`` stay, and with ``best`` (such as ``valid.auc`` or ``valid.logloss``) that of the best evaluation.
-    ``restore_best``: it is the best one that the final evaluation, ``trainer.evaluate`` and ``trainer.predict`` take,
-    instead of the last one; so it is with ``early_stopping``.
-
-    ``asynchronous``: training goes on while a snapshot is written, which takes as much memory as a rank's tables and
-    optimizer state. ``max_failures``: so many failed saves in a row are reported and tried again. ``on_corrupt``: a
-    damaged newest checkpoint is passed over (``fallback``) or ends the run (``error``).
-
-    ``root``: checkpoints go to ``<root>/<name of the run folder>`` instead of the run folder's ``checkpoints``: a folder, or
-    a URI of ``data_loaders.storage`` such as ``s3://bucket/prefix``. Where ``run.dir`` is empty, and the run folder's
-    name a date, it is ``<root>/<run.name>/<date-time>``. No two runs under a root may have the same name."""
+    """When checkpoints are saved, where they lie, and which are kept. One is always saved at the end."""
 
     root: str | None = None
+    """Save to ``<root>/<name of the run folder>`` instead of ``checkpoints/`` of the run folder: a folder, or a URI
+    such as ``s3://bucket/prefix``. Where ``run.dir`` is not given it is ``<root>/<run.name>/<date-time>``. Two runs
+    under a root must differ in name."""
     every_steps: int | None = None
+    """Steps between two checkpoints."""
     every_minutes: float | None = 10.0
+    """Minutes between two checkpoints; whichever of ``every_steps`` and ``every_minutes`` comes first."""
     keep: int = 2
+    """Number of newest checkpoints that are kept."""
     best: str | None = None
+    """Also keep the checkpoint of the best evaluation by this metric."""
     restore_best: bool = False
+    """The final evaluation, ``clicktrainer evaluate`` and ``clicktrainer predict`` take the best checkpoint instead of
+    the last one. ``early_stopping`` sets it."""
     asynchronous: bool = True
+    """Continue training while a snapshot is written. The snapshot takes as much memory as the tables and optimizer
+    state of a rank."""
     max_failures: int = 3
+    """Failed saves in a row that are reported and retried before the run ends."""
     on_corrupt: str = "fallback"
+    """A corrupt newest checkpoint is skipped for the one before (``fallback``) or ends the run (``error``)."""
 
     def __post_init__(self) -> None:
         if self.root is not None:

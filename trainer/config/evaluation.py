@@ -7,25 +7,29 @@ from trainer.config.checks import check_patience, positive
 
 @dataclass
 class EvaluationConfig:
-    """``every_steps``: valid is evaluated so often (None: at each epoch's end). ``batch_size``: global; the training
-    batch size by default. ``before_training``: the rows to be trained are scored once before the first step, as a model
-    that goes on day by day is judged (progressive validation); ``metrics.json`` has it as ``before``.
-
-    Columns of the data, features or not (docs/metrics.md): ``group_by`` for GAUC, ``request`` for NDCG, hit rate (at each
-    of ``top_k``) and MRR, ``slices`` for figures of each of a column's values. Their rows are kept, ``memory_mb`` of them a
-    rank in memory, the others in temporary files. ``calibration_bins`` of expected calibration error. ``base_auc``: the AUC
-    of the model that ``relaimpr`` compares with."""
+    """When valid is evaluated, and what is computed besides AUC and log loss (docs/metrics.md)."""
 
     every_steps: int | None = None
+    """Steps between two evaluations of valid; by default once an epoch."""
     batch_size: int | None = None
+    """Global batch size of evaluation; by default that of training."""
     before_training: bool = False
+    """Score the rows to be trained once before the first step, as models that are trained day by day are judged
+    (progressive validation); ``before`` in ``metrics.json``."""
     group_by: str | None = None
+    """Column, a feature or not, whose groups GAUC averages over."""
     request: str | None = None
+    """Column that tells requests apart, for NDCG, hit rate and MRR."""
     top_k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """Cut-offs of the hit rate."""
     slices: list[str] = field(default_factory=list)
+    """Columns for whose values metrics are computed separately."""
     memory_mb: int = 1024
+    """Memory of each rank for the rows that grouped metrics keep; further rows go to temporary files."""
     calibration_bins: int = 20
+    """Bins of the expected calibration error."""
     base_auc: float | None = None
+    """AUC of the model that ``relaimpr`` compares with."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "batch_size"):
@@ -48,13 +52,14 @@ class EvaluationConfig:
 
 @dataclass
 class EarlyStoppingConfig:
-    """Training ends after ``patience`` evaluations in a row that did not improve ``metric`` by more than ``min_delta``. The
-    best checkpoint by that metric is then restored and evaluated (``checkpoint.best``, ``checkpoint.restore_best``). No
-    ``patience``: not at all."""
+    """Stop when evaluations no longer improve; the best checkpoint is then restored and evaluated."""
 
     metric: str = "valid.auc"
+    """Metric that must improve."""
     patience: int | None = None
+    """Evaluations in a row without improvement before training stops; not given: never."""
     min_delta: float = 0.0
+    """Least change of the metric that counts as an improvement."""
 
     def __post_init__(self) -> None:
         check_patience(self.metric, self.patience, self.min_delta, "early_stopping")

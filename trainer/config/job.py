@@ -28,12 +28,14 @@ MOST_ROWS_OF_A_STEP = 2**31 - 1  # counted in 32 bits
 
 @dataclass
 class RunConfig:
-    """``root``: the folder of all runs. ``name``: of runs that belong together, that of model and data set unless given.
-    ``dir``: the run folder; left empty it is ``root/name/<date-time>``, chosen once by rank 0."""
+    """Where a run keeps its files."""
 
     root: str = "runs"
+    """Folder of all runs."""
     name: str = "run"
+    """Name that related runs share; by default ``<model>_<data>``."""
     dir: str | None = None
+    """Folder of this run. By default ``<root>/<name>/<date-time>``, chosen once by rank 0."""
 
     def __post_init__(self) -> None:
         for key in ("root", "dir"):
@@ -46,12 +48,13 @@ class RunConfig:
 
 @dataclass
 class LossConfig:
-    """``label_smoothing``: a click counts as 1 - label_smoothing / 2, none as label_smoothing / 2.
-    ``negative_sampling_rate``: the share of negatives that the preparation left in the training data (and not in ``valid`` and
-    ``test``); evaluation and prediction correct the probabilities for it."""
+    """What the log loss is corrected by."""
 
     label_smoothing: float = 0.0
+    """A click counts as 1 - label_smoothing / 2, a non-click as label_smoothing / 2."""
     negative_sampling_rate: float = 1.0
+    """Share of the negatives that preparation kept in the training data (valid and test keep all). Evaluation and
+    prediction correct probabilities for it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -65,27 +68,16 @@ class LossConfig:
 
 @dataclass
 class DebugConfig:
-    """``ledger``: write down which rows each step trained, as Parquet in ``ledger/`` of the run folder
-    (``trainer/monitoring/row_log.py``)."""
+    """For debugging."""
 
     ledger: bool = False
+    """Write which rows each step trained as Parquet, to ``ledger/`` of the run folder
+    (``trainer/monitoring/row_log.py``)."""
 
 
 @dataclass
 class TrainConfig:
-    """The whole job. ``profile``: a window of steps is profiled, and where their time went is told (``profiling``
-    says which). ``device``: what computes (``auto``: GPUs where there are any). ``seed``: of initial values, the
-    order of rows, dropout. ``batch_size`` is global: rows of one step over all ranks. ``epochs``: passes over train.
-    ``steps`` ends the run early, even within an epoch (and with it the decay of a learning rate).
-    ``log_every_steps``: how often a line of metrics is written (null: 20 times a run, and every 50 steps of a long
-    one). ``accumulate_steps`` is 1 and, asked for more, says why. ``precision`` is that of the dense part (``auto``:
-    bf16 where the hardware multiplies bf16 matrices). ``deterministic``: on a GPU too, sums are added up in one fixed
-    order, slower, so that a resumed run equals an uninterrupted one bit by bit (docs/state.md). ``resume=auto`` goes
-    on from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds any. A job in which
-    nothing moves for ``hang_timeout_seconds`` is ended, and says which rank hangs (twelve times as long while it
-    builds, and for a first step, an evaluation and a checkpoint); ``timeout_seconds`` is the process group's own
-    limit, for what the watchdog cannot see. Before all that the ranks wait ``rendezvous_timeout_seconds`` for each
-    other. ``report``: the run ends with ``report.html`` in its folder (docs/seeing.md)."""
+    """A whole job."""
 
     run: RunConfig = field(default_factory=RunConfig)
     model: dict[str, Any] = field(default_factory=dict)
@@ -102,20 +94,38 @@ class TrainConfig:
     profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     report: bool = True
+    """Write ``report.html`` into the run folder at the end (docs/seeing.md)."""
     profile: bool = False
+    """Profile a window of steps and print where their time went; ``profiling`` chooses the window."""
     device: str = "auto"
+    """Device that computes; ``auto`` takes GPUs where there are any."""
     precision: str = "auto"
+    """Precision of the dense part; ``auto`` is bf16 where the hardware multiplies bf16 matrices."""
     deterministic: bool = False
+    """On a GPU, add sums in a fixed order (slower), so that a resumed run equals an uninterrupted one bit by bit
+    (docs/state.md)."""
     seed: int = 1
+    """Seed of initial values, order of rows and dropout."""
     epochs: int = 1
+    """Passes over train."""
     steps: int | None = None
+    """End the run after this many steps, even within an epoch. Learning rates decay over them."""
     batch_size: int = 4096
+    """Global batch size: rows of a step over all ranks."""
     accumulate_steps: int = 1
+    """Must be 1: tables are updated inside each backward pass, so gradients of several batches cannot be
+    accumulated."""
     log_every_steps: int | None = None
+    """Steps between two lines of metrics; by default a twentieth of the run, at most 50."""
     resume: str = "auto"
+    """``auto`` resumes from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds one."""
     timeout_seconds: float = 1800.0
+    """Limit of a collective in the process group, for what the watchdog cannot see."""
     hang_timeout_seconds: float = 600.0
+    """A job in which nothing moves for this long is ended, with a message that names the rank that hangs. Twelve times
+    as long while building, and for a first step, an evaluation and a checkpoint."""
     rendezvous_timeout_seconds: float = 60.0
+    """How long ranks wait for each other at the start."""
 
     def __post_init__(self) -> None:
         one_of(self.device, DEVICES, "device")

@@ -7,22 +7,26 @@ from trainer.config.checks import positive
 
 @dataclass
 class LoggingConfig:
-    """Where metrics go besides ``metrics.jsonl`` (docs/seeing.md). ``tensorboard``: to its files, in ``tensorboard/`` of the
-    run folder. ``mlflow``: to MLflow. ``wandb``: to Weights & Biases."""
+    """Where metrics go besides ``metrics.jsonl`` (docs/seeing.md)."""
 
     tensorboard: bool = True
+    """Write TensorBoard files to ``tensorboard/`` of the run folder."""
     mlflow: bool = False
+    """Log to MLflow."""
     wandb: bool = False
+    """Log to Weights & Biases."""
 
 
 @dataclass
 class AlertsConfig:
-    """Early warnings (``trainer/monitoring/alerts.py``); ``enabled: false`` turns them off. What rows look like is judged after
-    ``after_rows`` rows, and whether anything is learnt after ``after_steps`` steps and the warm-up of learning rates."""
+    """Early warnings (``trainer/monitoring/alerts.py``)."""
 
     enabled: bool = True
+    """Whether there are any."""
     after_rows: int = 20_000
+    """Rows after which the data is judged."""
     after_steps: int = 200
+    """Steps, after the warm-up of learning rates, after which it is judged whether the model learns."""
 
     def __post_init__(self) -> None:
         for name in ("after_rows", "after_steps"):
@@ -31,12 +35,14 @@ class AlertsConfig:
 
 @dataclass
 class ProfilingConfig:
-    """The window of ``profile=true`` (docs/seeing.md). ``after_steps``: it begins after so many steps of this process, which a
-    run that goes on counts anew. ``steps``: it has so many. ``ranks``: they write a trace each."""
+    """The window of ``profile=true`` (docs/seeing.md)."""
 
     after_steps: int = 20
+    """Steps of this process before the window; a resumed run counts from its own start."""
     steps: int = 5
+    """Steps of the window."""
     ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that write a trace."""
 
     def __post_init__(self) -> None:
         for name in ("after_steps", "steps"):

@@ -15,12 +15,14 @@ DECAYS = ("constant", "linear", "cosine")
 
 @dataclass
 class ScheduleConfig:
-    """A learning rate over the run: a linear warm-up over ``warmup_steps``, then ``decay`` to ``final`` times the
-    rate at the end of the run."""
+    """A learning rate over the run."""
 
     warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0."""
     decay: str = "constant"
+    """How the rate falls after the warm-up until the end of the run."""
     final: float = 0.0
+    """Rate at the end, as a share of the full rate."""
 
     def __post_init__(self) -> None:
         one_of(self.decay, DECAYS, "optim: schedule.decay")
@@ -32,28 +34,32 @@ class ScheduleConfig:
 
 @dataclass
 class TableOptimizerConfig:
-    """The optimizer of embedding tables, fused into backward. ``name``: which one (``adam``: on GPUs alone; ``ftrl``: for the
-    linear part alone). ``lr``: the learning rate, FTRL's alpha; ``beta``, ``l1`` and ``l2`` belong to FTRL, ``eps`` to the
-    AdaGrads and Adam, ``beta1`` and ``beta2`` to Adam.
-
-    ``weight_decay`` with ``weight_decay_rows: touched`` shrinks the rows that a step looks up by lr · weight_decay of
-    themselves, once a step (``trainer.optim.mini_batch_aware``); ``all`` is an L2 term of the loss,
-    weight_decay / 2 · ‖table‖², which moves every row at every step: for data-parallel tables only.
-
-    ``mini_batch_l2``: λ of DIN's mini-batch aware regularisation, lr · λ / n of a row once in every step in which its id
-    occurs, n being how often it does in the training data (``trainer.optim.mini_batch_aware``)."""
+    """The optimizer of embedding tables, fused into the backward pass."""
 
     name: str = "rowwise_adagrad"
+    """Optimizer; ``adam`` on GPUs only, ``ftrl`` for the linear part only."""
     lr: float = 0.02
+    """Learning rate; FTRL's alpha."""
     eps: float = 1e-8
+    """Term in the denominator of AdaGrad and Adam."""
     weight_decay: float = 0.0
+    """L2 weight decay of the rows that ``weight_decay_rows`` names."""
     beta1: float = 0.9
+    """Adam's decay of the first moment."""
     beta2: float = 0.999
+    """Adam's decay of the second moment."""
     beta: float = 1.0
+    """FTRL's beta."""
     l1: float = 0.0
+    """FTRL's L1 regularisation."""
     l2: float = 0.0
+    """FTRL's L2 regularisation."""
     weight_decay_rows: str = "touched"
+    """``touched``: rows that a step looks up shrink by lr · weight_decay of themselves, once a step. ``all``:
+    weight_decay / 2 · ‖table‖² is part of the loss and moves every row at every step; for data-parallel tables only."""
     mini_batch_l2: float = 0.0
+    """λ of DIN's mini-batch aware regularisation: a row shrinks by lr · λ / n of itself once in each step in which its
+    id occurs; n is how often the id occurs in the training data."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
@@ -86,17 +92,21 @@ class TableOptimizerConfig:
 
 @dataclass
 class DenseOptimizerConfig:
-    """A ``torch.optim`` optimizer: ``name``, ``lr``, ``weight_decay``. ``clip_norm``: the largest norm of the whole gradient,
-    which is scaled down to it (None: never). ``options`` are further arguments of its constructor (``betas``, ``momentum`` …).
-    ``ema_decay``: evaluation and prediction take an exponential moving average of the dense parameters in their place
-    (0.999 is one over some thousand steps)."""
+    """The optimizer of the dense part, one of ``torch.optim``."""
 
     name: str = "adam"
+    """Optimizer."""
     lr: float = 1e-3
+    """Learning rate."""
     weight_decay: float = 0.0
+    """The optimizer's weight decay."""
     clip_norm: float | None = None
+    """Norm that the whole gradient is scaled down to where it is larger; not given: never."""
     ema_decay: float | None = None
+    """Decay of an exponential moving average of the dense parameters, which evaluation and prediction use (0.999
+    averages over some thousand steps)."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer's constructor, such as ``betas`` or ``momentum``."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
@@ -113,15 +123,18 @@ class DenseOptimizerConfig:
 
 @dataclass
 class PlateauConfig:
-    """All learning rates, of the dense part and of tables, are multiplied by ``factor`` after ``patience`` evaluations in a
-    row that did not improve ``metric`` by more than ``min_delta``, down to ``min_factor`` of what the schedule says. No
-    ``patience``: not at all."""
+    """Lower all learning rates, of the dense part and of tables, when evaluations no longer improve."""
 
     metric: str = "valid.auc"
+    """Metric that must improve."""
     factor: float = 0.1
+    """Factor of the rates."""
     patience: int | None = None
+    """Evaluations in a row without improvement before rates fall; not given: never."""
     min_delta: float = 0.0
+    """Least change of the metric that counts as an improvement."""
     min_factor: float = 0.0
+    """Least product of the factors: rates do not fall below this share of the schedule."""
 
     def __post_init__(self) -> None:
         check_patience(self.metric, self.patience, self.min_delta, "optim.plateau")
@@ -133,11 +146,14 @@ class PlateauConfig:
 
 @dataclass
 class OptimConfig:
-    """``tables`` is for all tables but those of the linear part (``wide``) and those named in ``by_table``."""
+    """Optimizers."""
 
     tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
+    """All tables that neither ``wide`` nor ``by_table`` names."""
     wide: TableOptimizerConfig = field(default_factory=lambda: TableOptimizerConfig(name="adagrad"))
+    """Tables of the linear part."""
     by_table: dict[str, TableOptimizerConfig] = field(default_factory=dict)
+    """Tables by name."""
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
 

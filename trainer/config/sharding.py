@@ -9,14 +9,16 @@ SHARDING_TYPES = ("table_wise", "row_wise", "column_wise", "table_row_wise", "gr
 
 @dataclass
 class ShardingConfig:
-    """``types``: sharding types the planner may choose from; empty: all that the device and the optimizer allow.
-    ``by_table``: one type for a table. ``hbm_gb``, ``ddr_gb``: memory of one device and of one rank's share of the host;
-    left empty they are measured."""
+    """How tables are divided over ranks (docs/scaling.md)."""
 
     types: list[str] = field(default_factory=list)
+    """Sharding types that the planner may choose from; empty: all that device and optimizer allow."""
     by_table: dict[str, str] = field(default_factory=dict)
+    """Sharding type of a table."""
     hbm_gb: float | None = None
+    """Memory of a GPU in GB; by default measured."""
     ddr_gb: float | None = None
+    """Memory of a rank's share of the host in GB; by default measured."""
 
     def __post_init__(self) -> None:
         for name in self.types:

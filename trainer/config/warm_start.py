@@ -19,27 +19,30 @@ MAPS = ("rename", "optimizer")
 
 @dataclass
 class WarmStartConfig:
-    """``path``: a checkpoint, or the folder of a run (its newest). ``dry_run``: report and stop. ``prepared``: the old
-    run's folder of vocabularies, where it is no longer its ``data.prepared``. ``trust_root``: a folder or URI that ``path``
-    must lie under, links followed: for whoever sets up jobs that others start (nothing in a checkpoint is executed, but a
-    stranger's model would be trained on and served).
-
-    ``rename``: old name -> new name. ``skip``: new ones that keep their initial values. ``require``: new ones that must
-    come from the old run. ``drop``: old ones that may be lost. ``grow``: tables whose ids have not moved though no
-    vocabulary shows it. ``optimizer``: pattern on tables and dense parameters -> ``keep`` (as without a rule), ``reset``
-    or ``decay=<factor>`` (AdaGrad's sums and Adam's moments times it); the first that matches counts.
-    """
+    """Start from the checkpoint of an earlier run (docs/state.md)."""
 
     path: str | None = None
+    """Checkpoint, or folder of a run (its newest checkpoint)."""
     dry_run: bool = False
+    """Report what would be taken, and stop."""
     prepared: str | None = None
+    """The earlier run's folder of vocabularies, where it has moved from its ``data.prepared``."""
     trust_root: str | None = None
+    """Folder or URI that ``path`` must lie under, links followed: for whoever sets up jobs that others start. Nothing
+    in a checkpoint is executed, but a model from a stranger would be trained on and served."""
     rename: dict[str, str] = field(default_factory=dict)
+    """Old name -> new name."""
     skip: list[str] = field(default_factory=list)
+    """New tables and parameters that keep their initial values."""
     require: list[str] = field(default_factory=list)
+    """New tables and parameters that must come from the earlier run."""
     drop: list[str] = field(default_factory=list)
+    """Old tables and parameters that may be lost."""
     grow: list[str] = field(default_factory=list)
+    """Tables whose ids kept their rows although no vocabulary shows it."""
     optimizer: dict[str, str] = field(default_factory=dict)
+    """Pattern of tables and dense parameters -> what becomes of their optimizer state: ``keep`` (default), ``reset`` or
+    ``decay=<factor>``, which multiplies sums of AdaGrad and moments of Adam. The first match counts."""
 
     def __post_init__(self) -> None:
         if self.path is None and (
