@@ -1,4 +1,4 @@
-"""Pieces of decoded columns to a ``Batch``: the only place that builds a KeyedJaggedTensor.
+"""Chunks of decoded columns to a ``Batch``: the only place that builds a KeyedJaggedTensor.
 
 Letters: B rows of the batch, of which ``real`` are data and the rest padding; K keys, of which S have at most one id a
 row and J any number; D dense features.
@@ -24,7 +24,7 @@ from data_loaders.schema import Layout
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Rows [start, stop) of some decoded columns."""
 
     columns: Columns
@@ -33,7 +33,7 @@ class Piece:
 
 
 class Collator:
-    """``collator(pieces, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids lie.
+    """``collator(chunks, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids lie.
 
     ``may_drop``: ``Batch.normalizer`` is this rank's number of rows that are not dropped, instead of what is given.
     """
@@ -47,68 +47,68 @@ class Collator:
         self._buffers = Buffers()
         self._kept_lengths: dict[tuple[int, int], torch.Tensor] = {}
 
-    def __call__(self, pieces: list[Piece], normalizer: float, cursor: Cursor) -> Batch:
-        """``pieces`` hold ``cursor.local_rows`` rows, possibly none."""
-        rows = sum(piece.stop - piece.start for piece in pieces)
+    def __call__(self, chunks: list[Chunk], normalizer: float, cursor: Cursor) -> Batch:
+        """``chunks`` hold ``cursor.local_rows`` rows, possibly none."""
+        rows = sum(chunk.stop - chunk.start for chunk in chunks)
         assert rows == cursor.local_rows <= self._batch_size
-        num_dense = pieces[0].columns.num_dense
-        weights = self._column("weights", pieces, num_dense + 1, 1, rows)
+        num_dense = chunks[0].columns.num_dense
+        weights = self._column("weights", chunks, num_dense + 1, 1, rows)
         if self._may_drop:
             normalizer = rows
         if cursor.dropped is not None:
             weights[:rows][cursor.dropped] = 0
             normalizer = rows - int(cursor.dropped.sum())
         return Batch(
-            dense=self._dense(pieces, num_dense, rows),
-            sparse=self._jagged("sparse", self._pooled, pieces, rows),
-            sequence=self._jagged("sequence", self._unpooled, pieces, rows) if self._unpooled else None,
-            labels=torch.from_numpy(self._column("labels", pieces, num_dense, 0, rows)),
+            dense=self._dense(chunks, num_dense, rows),
+            sparse=self._jagged("sparse", self._pooled, chunks, rows),
+            sequence=self._jagged("sequence", self._unpooled, chunks, rows) if self._unpooled else None,
+            labels=torch.from_numpy(self._column("labels", chunks, num_dense, 0, rows)),
             weights=torch.from_numpy(weights),
             normalizer=torch.tensor(normalizer, dtype=torch.float32),
             cursor=cursor,
-            group_ids=self._group_ids(pieces, rows),
+            group_ids=self._group_ids(chunks, rows),
         )
 
-    def _dense(self, pieces: list[Piece], num_dense: int, rows: int) -> torch.Tensor:
+    def _dense(self, chunks: list[Chunk], num_dense: int, rows: int) -> torch.Tensor:
         dense = torch.from_numpy(self._buffers.empty("dense", (self._batch_size, num_dense), np.float32))  # [B, D]
         # PyTorch transposes in tiles, NumPy does not; from 32768 elements on it would wake other threads.
         tile = max(1, 32767 // max(num_dense, 1))
         begin = 0
-        for piece in pieces:
-            numbers = torch.from_numpy(piece.columns.numbers[:num_dense, piece.start : piece.stop])  # [D, rows]
+        for chunk in chunks:
+            numbers = torch.from_numpy(chunk.columns.numbers[:num_dense, chunk.start : chunk.stop])  # [D, rows]
             for part in numbers.split(tile, dim=1):
                 dense[begin : begin + part.shape[1]] = part.t()
                 begin += part.shape[1]
         dense[rows:] = 0
         return dense
 
-    def _column(self, name: str, pieces: list[Piece], line: int, default: float, rows: int) -> NDArray[np.float32]:
+    def _column(self, name: str, chunks: list[Chunk], line: int, default: float, rows: int) -> NDArray[np.float32]:
         """Line ``line`` of the numbers, or ``default`` where it is not read; 0 in the padding."""
         column = self._buffers.empty(name, (self._batch_size,), np.float32)
         column[rows:] = 0
-        if line >= len(pieces[0].columns.numbers):
+        if line >= len(chunks[0].columns.numbers):
             column[:rows] = default
         else:
-            np.concatenate([p.columns.numbers[line, p.start : p.stop] for p in pieces], out=column[:rows])
+            np.concatenate([p.columns.numbers[line, p.start : p.stop] for p in chunks], out=column[:rows])
         return column
 
-    def _group_ids(self, pieces: list[Piece], rows: int) -> torch.Tensor | None:
-        if pieces[0].columns.group_ids is None:
+    def _group_ids(self, chunks: list[Chunk], rows: int) -> torch.Tensor | None:
+        if chunks[0].columns.group_ids is None:
             return None
-        ids = self._buffers.empty("groups", (self._batch_size, len(pieces[0].columns.group_ids)), np.int64)  # [B, G]
+        ids = self._buffers.empty("groups", (self._batch_size, len(chunks[0].columns.group_ids)), np.int64)  # [B, G]
         ids[rows:] = 0
-        np.concatenate([p.columns.group_ids[:, p.start : p.stop].T for p in pieces], out=ids[:rows])
+        np.concatenate([p.columns.group_ids[:, p.start : p.stop].T for p in chunks], out=ids[:rows])
         return torch.from_numpy(ids)
 
-    def _jagged(self, name: str, keys: list[str], pieces: list[Piece], rows: int) -> KeyedJaggedTensor:
+    def _jagged(self, name: str, keys: list[str], chunks: list[Chunk], rows: int) -> KeyedJaggedTensor:
         slots = [self._slots[key] for key in keys]
         singles = [slot.index for slot in slots if not slot.bag]
-        ids = self._single_ids(name, singles, pieces, rows)  # [keys of single ids, real]
-        if not keys or (len(ids) == len(keys) and all(piece.columns.complete for piece in pieces)):
+        ids = self._single_ids(name, singles, chunks, rows)  # [keys of single ids, real]
+        if not keys or (len(ids) == len(keys) and all(chunk.columns.complete for chunk in chunks)):
             lengths = self._ones(len(keys), rows)
             values, length_per_key = torch.from_numpy(ids.reshape(-1)), [rows] * len(keys)
         else:
-            values, lengths, length_per_key = self._mixed(name, slots, ids, pieces, rows)
+            values, lengths, length_per_key = self._mixed(name, slots, ids, chunks, rows)
         return KeyedJaggedTensor(
             keys=keys,
             values=values,
@@ -118,12 +118,12 @@ class Collator:
             offset_per_key=[0, *itertools.accumulate(length_per_key)],
         )
 
-    def _single_ids(self, name: str, indices: list[int], pieces: list[Piece], rows: int) -> NDArray[np.int64]:
-        """Lines ``indices`` of ``Columns.ids`` in all pieces; the decoder numbers the keys of one tensor consecutively."""
+    def _single_ids(self, name: str, indices: list[int], chunks: list[Chunk], rows: int) -> NDArray[np.int64]:
+        """Lines ``indices`` of ``Columns.ids`` in all chunks; the decoder numbers the keys of one tensor consecutively."""
         first, stop = (indices[0], indices[-1] + 1) if indices else (0, 0)
         assert indices == list(range(first, stop))
         ids = self._buffers.empty(f"{name} ids", (stop - first, rows), np.int64)
-        return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in pieces], axis=1, out=ids)
+        return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in chunks], axis=1, out=ids)
 
     def _ones(self, keys: int, rows: int) -> torch.Tensor:
         """Lengths [K * B] where each real row has one id of each key: the same for nearly all batches, so made once, and
@@ -135,15 +135,15 @@ class Collator:
         return self._kept_lengths[keys, rows]
 
     def _mixed(
-        self, name: str, slots: list[Slot], ids: NDArray[np.int64], pieces: list[Piece], rows: int
+        self, name: str, slots: list[Slot], ids: NDArray[np.int64], chunks: list[Chunk], rows: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Values of all keys, lengths [K * B], and how many values each key has, where some have no id or several."""
         lengths = self._buffers.empty(f"{name} lengths", (len(slots), self._batch_size), np.int64)  # [K, B]
         lengths[:, rows:] = 0
-        complete = all(piece.columns.complete for piece in pieces)
+        complete = all(chunk.columns.complete for chunk in chunks)
         singles = iter(ids)
         parts: list[list[NDArray[np.integer]]] = [
-            _bag_values(pieces, slot.index, out) if slot.bag else [_present(next(singles), out, complete)]
+            _bag_values(chunks, slot.index, out) if slot.bag else [_present(next(singles), out, complete)]
             for slot, out in zip(slots, lengths[:, :rows])
         ]
         length_per_key = [sum(map(len, found)) for found in parts]
@@ -162,12 +162,12 @@ def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64], complete: bool)
     return ids[present]
 
 
-def _bag_values(pieces: list[Piece], index: int, lengths: NDArray[np.int64]) -> list[NDArray[np.integer]]:
-    """Ids of one key with lists, piece by piece; writes their lengths."""
+def _bag_values(chunks: list[Chunk], index: int, lengths: NDArray[np.int64]) -> list[NDArray[np.integer]]:
+    """Ids of one key with lists, chunk by chunk; writes their lengths."""
     values, begin = [], 0
-    for piece in pieces:
-        bags = piece.columns.bags[index]
-        offsets = bags.offsets[piece.start : piece.stop + 1]
+    for chunk in chunks:
+        bags = chunk.columns.bags[index]
+        offsets = bags.offsets[chunk.start : chunk.stop + 1]
         np.subtract(offsets[1:], offsets[:-1], out=lengths[begin : begin + len(offsets) - 1])
         values.append(bags.values[offsets[0] : offsets[-1]])
         begin += len(offsets) - 1

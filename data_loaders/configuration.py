@@ -24,7 +24,7 @@ from data_loaders import safe_yaml, secrets
 from data_loaders.messages import one_line
 from data_loaders.typed import check, shown
 
-LONGEST = 1 << 20  # letters and nodes of all interpolations, written out
+LONGEST = 1 << 20  # characters and nodes of all interpolations, written out
 _REFERENCE = re.compile(r"[\w.\[\]-]+")
 _ABSENT = "<no such variable>"
 
@@ -169,7 +169,7 @@ def _check_size(plain: dict[str, Any]) -> None:
 
     def size(path: str, value: Any) -> int:
         if path not in known:
-            known[path] = 0  # a circle, which is told when it is resolved
+            known[path] = 0  # a circle, which is reported when it is resolved
             known[path] = min(sum(parts(path, value)), LONGEST + 1)
         if known[path] > LONGEST:
             raise ValueError(f"{path or 'the configuration'} repeats other keys too often: write out what is meant")

@@ -55,7 +55,7 @@ def _integers(values: bytes) -> tuple[int, ...]:
 
 
 def answer(footer: bytes, size: int, schemas: dict[str, int]) -> dict[str, Any]:
-    """``schemas``: those told already, with their numbers; thousands of files share a few."""
+    """``schemas``: those sent already, with their numbers; thousands of files share a few."""
     try:
         row_groups, schema = facts(footer, size)
     except DamagedFooter as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_loaders.arrow import flat, is_text, null_mask, numbers, type_kind
 from data_loaders.hashing import hash_ids, mix
 from data_loaders.manifest import Manifest
-from data_loaders.reader import PIECE_ROWS, Handle, RowGroups
+from data_loaders.reader import READ_ROWS, Handle, RowGroups
 
 _NULL = mix(np.array([0x6E756C6C], np.uint64)).view(np.int64)[0]  # "null"
 _NAN = np.float64("nan")
@@ -57,7 +57,7 @@ def texts_of_group_ids(manifest: Manifest, column: str, wanted: Iterable[int]) -
     left, found = set(wanted), {}
     groups, handle = RowGroups(manifest, [column], {column}), Handle()
     for number in range(groups.count):
-        for table in groups.pieces(number, PIECE_ROWS, handle):
+        for table in groups.read(number, READ_ROWS, handle):
             if not left:
                 return found
             ids, first = np.unique(group_ids_of(flat(table.column(0))), return_index=True)

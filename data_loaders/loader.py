@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from data_loaders.batch import Batch, Cursor
 from data_loaders.buffers import Buffers
-from data_loaders.collate import Collator, Piece
+from data_loaders.collate import Chunk, Collator
 from data_loaders.column_decoders import Counters, RowError
 from data_loaders.column_types import check_types
 from data_loaders.columns import Columns
@@ -194,12 +194,12 @@ class Loader:
 
     def _batch(self, epoch: int, step: int, parts: "list[_Part]") -> Batch:
         rows = self._order.step_rows(step)
-        pieces = [part.piece(step) for part in parts]
-        cursor = Cursor(epoch, step + 1, rows, sum(piece.stop - piece.start for piece in pieces), _dropped(pieces))
+        chunks = [part.chunk(step) for part in parts]
+        cursor = Cursor(epoch, step + 1, rows, sum(chunk.stop - chunk.start for chunk in chunks), _dropped(chunks))
         if self._record_origin:
-            found = [part.origin[piece.start : piece.stop] for part, piece in zip(parts, pieces)]
+            found = [part.origin[chunk.start : chunk.stop] for part, chunk in zip(parts, chunks)]
             cursor = replace(cursor, origin=np.concatenate(found))
-        batch = self._collator(pieces, rows / self._world_size, cursor)
+        batch = self._collator(chunks, rows / self._world_size, cursor)
         return batch.pin_memory() if self._pin_memory else batch
 
 
@@ -270,9 +270,9 @@ class _Part:
         self.columns, self.origin = self._make()
         self._make = None  # lets go of what it was made from
 
-    def piece(self, step: int) -> Piece:
+    def chunk(self, step: int) -> Chunk:
         index = step - self.unit.first
-        return Piece(self.columns, int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
+        return Chunk(self.columns, int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
 
 
 class _Blocks:
@@ -363,12 +363,12 @@ class _Blocks:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
-def _dropped(pieces: list[Piece]) -> NDArray[np.bool_] | None:
-    if all(piece.columns.dropped is None for piece in pieces):
+def _dropped(chunks: list[Chunk]) -> NDArray[np.bool_] | None:
+    if all(chunk.columns.dropped is None for chunk in chunks):
         return None
     parts = [
         np.zeros(p.stop - p.start, bool) if p.columns.dropped is None else p.columns.dropped[p.start : p.stop]
-        for p in pieces
+        for p in chunks
     ]
     return np.concatenate(parts)
 

@@ -1,7 +1,7 @@
 """What the data is: files, row groups and column types, read from Parquet footers once, before the first step.
 
 Everything that could go wrong with a file later (missing, empty, truncated, without a column, of another type than its
-neighbours) is one ``ValueError`` here that names the file and the remedy. The fingerprint tells whether a resumed run
+neighbours) is one ``ValueError`` here that names the file and the remedy. The fingerprint shows whether a resumed run
 sees the same data.
 
 A *column* is a file's column of that name; or a child of a struct column, ``geo.city``; or a *partition column*: the

@@ -102,7 +102,7 @@ class Order:
 
     def shard_range(self, shard: int, first: int, stop: int) -> tuple[int, int]:
         """Where a shard's rows of steps [first, stop) lie in the epoch's concatenation of row groups; not for the order
-        ``time``, whose shards are not in one piece."""
+        ``time``, whose shards are not contiguous."""
         start, end = shard * self.num_rows // self.shards, (shard + 1) * self.num_rows // self.shards
         return min(start + first * self.rows_per_step, end), min(start + stop * self.rows_per_step, end)
 
@@ -151,7 +151,7 @@ class EpochOrder:
 
     def rest(self, row_group: int, shards: range, block: int) -> list[Segment]:
         """What these shards take of a row group in this block and later ones, in order; not for the order ``time``, where
-        that is many small pieces."""
+        that is many small segments."""
         order = self.order
         assert order.kind != "time"
         end = int(self._ends[self._places[row_group]])

@@ -124,7 +124,7 @@ def _asked_by(error: BaseException) -> str:
 
 
 def _package_in(error: BaseException) -> str:
-    """The library whose code raised an error, as far as the file's path tells."""
+    """The library whose code raised an error, by the files' paths."""
     for frame in reversed(_frames(error)):
         parts = Path(frame).parts
         if "site-packages" in parts[:-1]:

@@ -1,6 +1,6 @@
 """Row groups to Arrow tables: each shard reads its rows in order, never a whole row group where a part will do.
 
-A shard streams its row groups in pieces, so it holds one piece however large they are. Small data is the exception:
+A shard streams its row groups table by table, so it holds one table however large they are. Small data is the exception:
 where several shards of this rank read the same row group at the same time, it is read once and kept until all have had
 their part, in at most ``SHARED_BYTES``.
 """
@@ -21,7 +21,7 @@ from data_loaders.storage import Storage, StorageError, is_transient, is_uri
 REMOTE_BYTES = 1 << 25  # of one open remote file
 _SMALLEST_REQUEST = 1 << 16
 LOCAL_BUFFER = 1 << 14  # bytes of a column; pages beyond are read past it
-PIECE_ROWS = 1 << 13  # rows: enough to be worth the calls, few enough to stay in the CPU's cache until decoded
+READ_ROWS = 1 << 13  # rows: enough to be worth the calls, few enough to stay in the CPU's cache until decoded
 _SMALL_DICTIONARY = 1 << 16  # bytes
 _KEPT_FOOTERS = 256
 
@@ -30,9 +30,9 @@ class RowGroups:
     """All row groups of a manifest, numbered over all files, with ``columns`` read of each.
 
     ``hashed``: columns whose values are only hashed; strings among them with a small dictionary in the file are read as
-    Arrow dictionaries, so that each distinct string is hashed once a piece. So are strings of partition columns.
+    Arrow dictionaries, so that each distinct string is hashed once a table. So are strings of partition columns.
 
-    A local file is streamed, column by column, and each piece is handed out only if the file is still as it was scanned. Of
+    A local file is streamed, column by column, and each table is handed out only if the file is still as it was scanned. Of
     a remote one at most ``REMOTE_BYTES`` (compressed) are held for each handle: its
     row groups are fetched whole where they are no larger, in a few large requests side by side; else they are streamed,
     column by column (in buffers of 64 KiB at least). Pages with a checksum are verified; a bit that flips in one without
@@ -63,10 +63,10 @@ class RowGroups:
         file, index = self._places[row_group]
         return file.row_groups[index]
 
-    def pieces(self, row_group: int, rows: int, handle: "Handle") -> Iterator[pa.Table]:
+    def read(self, row_group: int, rows: int, handle: "Handle") -> Iterator[pa.Table]:
         """The row group in order, in tables of ``rows`` rows or, now and then, fewer. Each has ``columns`` in their order.
 
-        What passes by itself is tried again from where it stopped, so that no row comes twice. Raises ``ValueError`` where
+        Transient errors are retried from where reading stopped, so that no row comes twice. Raises ``ValueError`` where
         the file is not the one that was scanned or is damaged, ``StorageError`` where it is gone or its storage keeps
         failing, ``OSError`` where it cannot be read otherwise; all name file and row group.
         """
@@ -117,7 +117,7 @@ class RowGroups:
         return pa.Table.from_arrays(arrays, names=self._columns)
 
     def _explain(self, error: Exception, file: File, where: str) -> None:
-        """Raises what the user is to know, unless trying again may help."""
+        """Raises the error to report, unless a retry may help."""
         if is_transient(error) or isinstance(error, StorageError):
             return
         if isinstance(error, FileNotFoundError):
@@ -197,7 +197,7 @@ class RowGroups:
 def _gone(where: str) -> StorageError:
     return StorageError(
         f"{where}: No such file any more, though it was there when the run began: put it back and start the same command "
-        "again; the run goes on from its last checkpoint"
+        "again; the run resumes from its last checkpoint"
     )
 
 
@@ -255,8 +255,8 @@ class TableStream:
     def __init__(self, row_groups: RowGroups) -> None:
         self._row_groups = row_groups
         self._row_group = -1
-        self._pieces: Iterator[pa.Table] = iter(())
-        self._position = 0  # of the first row of ``_rest``, or else of the next piece
+        self._tables: Iterator[pa.Table] = iter(())
+        self._position = 0  # of the first row of ``_rest``, or else of the next table
         self._rest: pa.Table | None = None
         self.handle = Handle()
 
@@ -264,15 +264,15 @@ class TableStream:
         """Rows [start, stop) of a row group. Within it, calls come in order; rows between them are skipped."""
         if row_group != self._row_group:
             self._row_group, self._position, self._rest = row_group, 0, None
-            self._pieces = self._row_groups.pieces(row_group, PIECE_ROWS, self.handle)
+            self._tables = self._row_groups.read(row_group, READ_ROWS, self.handle)
         assert start >= self._position, "segments come in order"
         while self._position < stop:
-            piece = next(self._pieces, None) if self._rest is None else self._rest
-            assert piece is not None, "pieces() gives all rows or raises"
-            first, end = self._position, self._position + piece.num_rows
-            self._rest = piece.slice(stop - first) if stop < end else None
+            table = next(self._tables, None) if self._rest is None else self._rest
+            assert table is not None, "read() gives all rows or raises"
+            first, end = self._position, self._position + table.num_rows
+            self._rest = table.slice(stop - first) if stop < end else None
             self._position = min(stop, end)
             if self._position > max(first, start):
-                yield piece.slice(max(first, start) - first, self._position - max(first, start))
+                yield table.slice(max(first, start) - first, self._position - max(first, start))
         if stop == self._row_groups.num_rows(row_group):
-            self._row_group = -1  # lets go of the last piece
+            self._row_group = -1  # drops the last table

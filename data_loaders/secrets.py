@@ -1,4 +1,4 @@
-"""What must not be written down or printed: values under names such as ``password`` and ``api_key``, credentials in
+"""What must not be recorded or printed: values under names such as ``password`` and ``api_key``, credentials in
 addresses and connection strings, and what the environment provided.
 
 The one place that says what a secret looks like. ``redact`` is for records (a run's ``config.yaml``, and with it checkpoints,
@@ -35,7 +35,7 @@ _ASSIGNED = re.compile(r"""(?<![\w?&#.-])([\w.+-]+)(\s*=\s*)(\$\{[^}]*\}|"[^"]*"
 _CONNECTION = re.compile(r"(^|;)(\s*)([\w .-]+?)(\s*=\s*)([^;]*)")
 # Recorded as it was asked for: nothing of its value is in it.
 _ASKED = re.compile(r"\$\{\s*(oc\.env:\s*\w+(\s*,\s*null)?|[\w.]+)\s*\}")
-_SHORTEST = 4  # letters of the environment's that a message is searched for
+_SHORTEST = 4  # characters of the environment's that a message is searched for
 _provided: dict[str, str] = {}
 
 
@@ -81,7 +81,7 @@ def holds_credentials(address: str) -> bool:
 
 
 def scrub(text: str) -> str:
-    """A message without secrets: addresses, ``password=…`` pairs, and values that ``remember`` was told of."""
+    """A message without secrets: addresses, ``password=…`` pairs, and values that ``remember`` was given."""
     text = _OPTION.sub(_without_option, _without_user(as_asked(text)))
     text = _ASSIGNED.sub(_without_pair, text)
     return _in_braces(text)

@@ -8,9 +8,8 @@ also stand in ``AWS_ENDPOINT_URL``. What follows ``scheme://authority/`` is take
 ``%20``, and in a path ``?`` is a glob's. Credentials come from the environment, configuration files or the instance's
 role, and never stand in a URI: it would end up in logs and recorded configurations.
 
-Storage fails now and then. What passes by itself (timeouts, lost connections, "slow down", EIO) is tried
-``ATTEMPTS`` times in all, with growing pauses; then comes a ``StorageError``. pyarrow's S3 client tries each request a
-few times more below that.
+An operation with a transient error (timeout, lost connection, "slow down", EIO) is tried ``ATTEMPTS`` times in all, with
+growing pauses; then comes a ``StorageError``. pyarrow's S3 client retries each request a few times by itself.
 """
 
 import contextlib
@@ -65,13 +64,13 @@ class NoParquetError(ValueError):
 
 class StorageError(OSError):
     """A file could not be read for now: all attempts were used up, or it is gone. To start again is safe and loses
-    nothing, as a run goes on from its checkpoint."""
+    nothing, as a run resumes from its checkpoint."""
 
 
 @dataclass(frozen=True)
 class Stat:
-    """A file as it lies there: ``name`` in full, ``size`` in bytes, ``mtime_ns`` since 1970 (0 where the storage tells
-    none)."""
+    """A file as it lies there: ``name`` in full, ``size`` in bytes, ``mtime_ns`` since 1970 (0 where the storage
+    reports none)."""
 
     name: str
     size: int
@@ -181,7 +180,7 @@ class Storage:
             mount.filesystem.delete_dir(path)
 
     def retries(self, name: str, where: str | None = None) -> "Retries":
-        """The attempts of one piece of work on a file; ``where`` says more than its name."""
+        """The attempts of one operation on a file; ``where`` says more than its name."""
         return Retries(where or f"'{name}'", lambda error: self._warn(name, error))
 
     def _warn(self, name: str, error: BaseException) -> None:
@@ -226,7 +225,7 @@ class Storage:
 
 
 class Retries:
-    """Counts the attempts of one piece of work, and pauses between them."""
+    """Counts the attempts of one operation, and pauses between them."""
 
     def __init__(self, where: str, warn: Callable[[BaseException], None]) -> None:
         self._where, self._warn = where, warn
@@ -249,7 +248,7 @@ class Retries:
         if self._failed == ATTEMPTS:
             raise StorageError(
                 f"{self._where}: storage failed {ATTEMPTS} times, the last time with: {error}. Start the same command "
-                "again once the storage is well: a run goes on from its last checkpoint"
+                "again once the storage works: the run resumes from its last checkpoint"
             ) from error
         self._warn(error)
         time.sleep(_FIRST_PAUSE * 2 ** (self._failed - 1) * random.uniform(0.5, 1.0))

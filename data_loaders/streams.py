@@ -17,7 +17,7 @@ from data_loaders.column_decoders import RowError
 from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
 from data_loaders.order import Segment
-from data_loaders.reader import PIECE_ROWS, Handle, RowGroups, TableStream
+from data_loaders.reader import READ_ROWS, Handle, RowGroups, TableStream
 
 SHARED_BYTES = 1 << 30
 # Taking turns over many row groups costs Parquet's reader its caches (a third of its speed at 8192 rows a turn).
@@ -72,7 +72,7 @@ class SharedRowGroups:
         """The rows of ``rest`` and no others: those are another rank's, or were trained before a run was resumed, and
         must not be counted (again)."""
         position = 0
-        for table in self._row_groups.pieces(entry.row_group, PIECE_ROWS, handle):
+        for table in self._row_groups.read(entry.row_group, READ_ROWS, handle):
             for segment in entry.rest:
                 start, stop = max(segment.start - position, 0), min(segment.stop - position, table.num_rows)
                 if start < stop:

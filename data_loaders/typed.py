@@ -14,7 +14,7 @@ from data_loaders.messages import one_line
 from data_loaders.secrets import redact
 
 MISSING = "???"  # OmegaConf's mark of a value that must be given
-LONGEST = 60  # letters of a value that is shown
+LONGEST = 60  # characters of a value that is shown
 _TRUTHS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "0", "1"))
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word or text"}
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on with what is already stored", 130)
+        return _fail("interrupted; the same command resumes from what is already stored", 130)
     return 0
 
 
@@ -142,7 +142,7 @@ def _options(own: dict[str, Any]) -> Options:
 def _storage(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
-            f"the disk is full ({error}): free space and run the same command again; it goes on, and nothing was lost"
+            f"the disk is full ({error}): free space and run the same command again; it resumes, and nothing was lost"
         )
     return str(error)
 

@@ -14,21 +14,21 @@ from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
 
 _MOST_LINES = 1000  # of one row, quoted line ends and all: more is a quote that was not closed
-LONGEST = {"csv": 2_000_000, "json": 16_000_000}  # letters of a row, as DuckDB has it
+LONGEST = {"csv": 2_000_000, "json": 16_000_000}  # characters of a row, as DuckDB has it
 _SHOWN = 60
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What an engine told: the row is near ``line`` (from 1), and ``value`` is what could not be converted."""
+    """What an engine reported: the row is near ``line`` (from 1), and ``value`` is what could not be converted."""
 
     line: int | None = None
     value: str | None = None
 
 
 def explain(name: str, source: Source, file: TextFile, names: list[str], hint: Hint) -> ValueError | None:
-    """What is wrong with the file's first bad row, or with the one that the engine tells of; None where nothing is found.
+    """What is wrong with the file's first bad row, or with the one that the engine reports; None where nothing is found.
     ``names``: of the columns in the file's order (csv)."""
     check = _csv_check(name, source, names) if source.format == "csv" else _json_check(name, source)
     if hint.line is not None:
@@ -65,7 +65,7 @@ def good_lines(name: str, source: Source, file: TextFile, skipped: Skipped) -> I
 
 
 def find(name: str, file: TextFile, line: str) -> int | None:
-    """The number of a line, which is told by its text."""
+    """The number of the line with this text."""
     wanted = line.encode("utf-8", "replace")
     return next((number for number, found in enumerate(text_files.lines(name, file), 1) if found == wanted), None)
 
@@ -147,7 +147,7 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
 
     def check(text: str, value: str | None) -> str | None:
         if len(text) > LONGEST["csv"]:
-            return f"a row of {len(text):,} letters, where {LONGEST['csv']:,} can be read: is a quote not closed?"
+            return f"a row of {len(text):,} characters, where {LONGEST['csv']:,} can be read: is a quote not closed?"
         row = csv_lines.split(text, source)
         if "\0" in text:
             return "zero bytes, which text has not"
@@ -155,7 +155,7 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
             problem = f"a quote ({source.quote}) that opens a field is not closed ({_shown(text)})"
             return problem + _quote_advice(name, source, text)
         if row.has_stray_quote:
-            return f"letters follow a closing quote ({_shown(text)}){_quote_advice(name, source, text)}"
+            return f"characters follow a closing quote ({_shown(text)}){_quote_advice(name, source, text)}"
         fields = row.fields
         if len(fields) == len(names) + 1 and not fields[-1]:
             fields = fields[:-1]  # a separator at the line's end
@@ -178,7 +178,7 @@ def _csv_check(name: str, source: Source, names: list[str]) -> Check:
 def _json_check(name: str, source: Source) -> Check:
     def check(text: str, value: str | None) -> str | None:
         if len(text) > LONGEST["json"]:
-            return f"an object of {len(text):,} letters, where {LONGEST['json']:,} can be read"
+            return f"an object of {len(text):,} characters, where {LONGEST['json']:,} can be read"
         if not text.strip():
             return None
         try:
@@ -192,7 +192,7 @@ def _json_check(name: str, source: Source) -> Check:
         except ValueError as error:
             return str(error)
         if _HALF.search(text) and _has_half_letters(found):
-            return "half of a letter (\\ud800 … \\udfff without its other half) in a text"
+            return "half of a surrogate pair (\\ud800 … \\udfff without its other half) in a text"
         if not isinstance(found, dict):
             kind = "an array" if isinstance(found, list) else "a single value"
             return f"{kind} where an object {{…}} is due ({_shown(text)}); {_ONE_A_LINE}"
@@ -224,7 +224,7 @@ def _no_json(text: str, error: json.JSONDecodeError) -> str:
         return f"more follows the object ({_shown(text[error.pos :])}); {_ONE_A_LINE}"
     if begin in ("[", "{") or (begin.startswith("[") and not begin.endswith("]")):
         return f"a value that goes over several lines ({_shown(text)}); {_ONE_A_LINE}"
-    return f"broken JSON at letter {error.pos + 1} ({_shown(text[max(0, error.pos - 20) :])})"
+    return f"broken JSON at character {error.pos + 1} ({_shown(text[max(0, error.pos - 20) :])})"
 
 
 def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:

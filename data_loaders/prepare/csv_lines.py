@@ -33,7 +33,7 @@ def columns(name: str, file: TextFile, source: Source, optional: frozenset[str] 
 
 
 def split(line: str, source: Source) -> Row:
-    """One row, or the beginning of one that goes on in the next line."""
+    """One row, or the beginning of one that continues in the next line."""
     return csv_rows.split(line, source.separator, source.quote, source.escape)
 
 

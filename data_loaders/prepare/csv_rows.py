@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """``fields`` as far as they could be split; ``is_open``: a quote is not closed (the row may go on in the next line);
-    ``has_stray_quote``: letters follow a closing quote."""
+    """``fields`` as far as they could be split; ``is_open``: a quote is not closed (the row may continue in the next line);
+    ``has_stray_quote``: characters follow a closing quote."""
 
     fields: list[str]
     is_open: bool = False
@@ -14,7 +14,7 @@ class Row:
 
 
 def split(line: str, separator: str, quote: str, escape: str) -> Row:
-    """One row, or the beginning of one that goes on in the next line. ``escape``: empty for quotes that are doubled."""
+    """One row, or the beginning of one that continues in the next line. ``escape``: empty for quotes that are doubled."""
     if not quote or quote not in line:
         return Row(line.split(separator))
     fields, rest, stray = [], line, False
@@ -37,13 +37,13 @@ def _quoted(text: str, quote: str, escape: str) -> tuple[str, str, bool]:
     """The value of a quoted field at the beginning of ``text``, what follows it, and whether it ends at all."""
     place, value = 1, []
     while place < len(text):
-        letter, following = text[place], text[place + 1 : place + 2]
-        if letter == escape and following and following in (quote, escape):
+        character, following = text[place], text[place + 1 : place + 2]
+        if character == escape and following and following in (quote, escape):
             value.append(following)
             place += 2
-        elif letter == quote:
+        elif character == quote:
             return "".join(value), text[place + 1 :], True
         else:
-            value.append(letter)
+            value.append(character)
             place += 1
     return "".join(value), "", False

@@ -99,7 +99,7 @@ class Source:
             raise ValueError(f"{where}.columns is empty: {self.format} files need names and types of their columns")
 
     def _check_columns(self, where: str) -> None:
-        """Names that the engines can tell from each other and from the program's own."""
+        """Names that the engines distinguish from each other and from the program's own."""
         names = [*self.columns, *([self.file_column] if self.file_column else [])]
         for number, name in enumerate(names):
             if TEMPORARY.match(name) or not name:
@@ -107,14 +107,16 @@ class Source:
             for other in names[:number]:
                 if other.lower() == name.lower():
                     raise ValueError(
-                        f"{where}: the columns '{other}' and '{name}' differ by case alone, which SQL does not tell apart: "
+                        f"{where}: the columns '{other}' and '{name}' differ by case alone, which SQL does not distinguish: "
                         "declare one of them"
                     )
 
     def _check_marks(self, where: str) -> None:
         """Of csv: what separates, quotes and escapes."""
         if not 1 <= len(self.separator.encode()) <= 4 or set(self.separator) & set("\r\n"):
-            raise ValueError(f"{where}.separator is {self.separator!r}: one to four letters, none of them a line end")
+            raise ValueError(
+                f"{where}.separator is {self.separator!r}: one to four characters, none of them a line end"
+            )
         for key in ("quote", "escape"):
             mark = getattr(self, key)
             if len(mark) > 1 or not mark.isascii() or mark in ("\r", "\n"):

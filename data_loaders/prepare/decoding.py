@@ -11,7 +11,7 @@ from data_loaders.prepare.declaration import ENCODINGS
 from data_loaders.storage import Storage, is_uri
 
 _CHUNK = 1 << 20
-_LONGEST = 1 << 26  # bytes of a line, and more than the letters of bad_rows.LONGEST take
+_LONGEST = 1 << 26  # bytes of a line, and more than the characters of bad_rows.LONGEST take
 _OPENERS = {"xz": lambda stream, _: lzma.LZMAFile(stream)}  # noqa: SIM115 - the others are pyarrow's
 _PLAIN_NAMES = {"bz2": "bzip2"}
 
@@ -81,7 +81,7 @@ def lines(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _joined(parts: list[bytes], size: int) -> bytes:
-    """A line, without a last letter that may be cut."""
+    """A line, without a last character that may be cut."""
     line = b"".join(parts)
     if size < _LONGEST:
         return line
@@ -91,7 +91,7 @@ def _joined(parts: list[bytes], size: int) -> bytes:
 
 def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterator[bytes]:
     """Text of another encoding. Raises ``ValueError``, with the line, for bytes that it does not have, for those of
-    latin-1 that mean letters in cp1252 only, and for text that is UTF-8 in truth."""
+    latin-1 that are characters in cp1252 only, and for text that is really UTF-8."""
     decoder, check, line = codecs.getincrementaldecoder(codec)(), _Utf8Check(), 1
     for chunk in parts:
         check.feed(chunk)
@@ -102,13 +102,13 @@ def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterat
     _decoded(where, file, codec, decoder, b"", line)
     if check.is_utf8 and not codec.startswith("utf-"):
         raise ValueError(
-            f"{where}: '{file}' is utf-8, and {codec} is declared, which makes several letters of each accented one: "
+            f"{where}: '{file}' is utf-8, and {codec} is declared, which makes several characters of each accented one: "
             f"{where}.encoding=utf-8"
         )
 
 
 class _Utf8Check:
-    """Whether bytes are UTF-8 with letters beyond ASCII, which text of another encoding is by accident alone never."""
+    """Whether bytes are UTF-8 with characters beyond ASCII, which text of another encoding is by accident alone never."""
 
     def __init__(self) -> None:
         self._decoder, self._valid, self._ascii = codecs.getincrementaldecoder("utf-8")(), True, True
@@ -142,10 +142,10 @@ def _check_controls(where: str, file: str, codec: str, text: str, line: int) -> 
     """Between 0x80 and 0x9f latin-1 has control characters, which no text has, and cp1252 its quotes and the euro."""
     if codec != "latin-1" or text.isascii():
         return
-    for place, letter in enumerate(text):
-        if "\x80" <= letter <= "\x9f":
+    for place, character in enumerate(text):
+        if "\x80" <= character <= "\x9f":
             raise ValueError(
-                f"{where}: '{file}', line {line + text.count(chr(10), 0, place):,}: byte 0x{ord(letter):02x} is a control "
+                f"{where}: '{file}', line {line + text.count(chr(10), 0, place):,}: byte 0x{ord(character):02x} is a control "
                 f"character in latin-1: the file is cp1252 (Windows) rather, {where}.encoding=cp1252"
             )
 

@@ -143,7 +143,7 @@ class DuckDBEngine(Engine):
         if not isinstance(error, duckdb.Error):
             return None
         if "No space left" in str(error) or "failed to offload data block" in str(error):
-            return EngineError("the disk is full: free space and run the same command again, which goes on")
+            return EngineError("the disk is full: free space and run the same command again, which resumes")
         if isinstance(error, duckdb.OutOfMemoryException):
             return EngineError(
                 f"memory_limit is too small for DuckDB: raise it, or lower threads ({self.keep_words(error)})"
@@ -152,7 +152,7 @@ class DuckDBEngine(Engine):
         if known or isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
             return ValueError(known or f"an expression of the recipe cannot be computed ({self.keep_words(error)})")
         return EngineError(
-            f"DuckDB could not finish: run the same command again, which goes on ({self.keep_words(error)})"
+            f"DuckDB could not finish: run the same command again, which resumes ({self.keep_words(error)})"
         )
 
     def close(self) -> None:

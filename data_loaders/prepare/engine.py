@@ -25,7 +25,7 @@ from data_loaders.secrets import scrub
 from data_loaders.storage import Storage
 
 ROW, PART, SPLIT = "__row", "__part", "__split"
-KEY = (ROW, PART)  # the raw order of rows, and what tells them apart
+KEY = (ROW, PART)  # the raw order of rows, and what identifies them
 # The two halves of __row, where an engine skips what it need not read by them, but not by their sum.
 FILE, PLACE = "__source_file", "__source_place"
 FILE_SHIFT = 40  # __row is (number of the file) · 2^40 + place in the file
@@ -33,7 +33,7 @@ FILE_SHIFT = 40  # __row is (number of the file) · 2^40 + place in the file
 
 class EngineError(RuntimeError):
     """The engine could not finish, though nothing was declared wrongly: a full disk, too little memory, a lost worker.
-    Nothing that was there before is lost; the same command goes on with what is already stored."""
+    Nothing that was there before is lost; the same command resumes from what is already stored."""
 
 
 @dataclass
@@ -115,8 +115,8 @@ class Engine(ABC):
         by: str | None = None,
     ) -> int:
         """Writes the columns of ``schema`` to Parquet files in ``folder``, whose names sort in the order of the rows: chunk
-        after chunk, each sorted by ``keys``. The tables of a chunk hold columns of the same rows, which ``keys`` tell
-        apart; all but the first are held in memory. ``by``: a column of the first that names each row's
+        after chunk, each sorted by ``keys``. The tables of a chunk hold columns of the same rows, which ``keys``
+        identify; all but the first are held in memory. ``by``: a column of the first that names each row's
         folder in ``folder``. Returns the number of rows. Raises ``ValueError`` where a column that
         ``schema`` calls not null has a null."""
 

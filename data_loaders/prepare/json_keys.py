@@ -1,7 +1,7 @@
 """Whether the keys that a JSON source declares are in its files at all.
 
 A line may leave a key out: the value is missing then. A key that no line of a file has is another thing: it was renamed, or
-declared under a wrong name, and everything would go on with nulls.
+declared under a wrong name, and all its values would be null.
 """
 
 import json

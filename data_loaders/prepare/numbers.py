@@ -3,7 +3,7 @@
 A missing value (null, NaN, ±infinity) stays null through every step but ``fill``; as a bucket it is id 0.
 
 Both engines must agree to the last bit. Sums, products, quotients and comparisons do by IEEE 754; logarithms come from
-two libraries, so those that go on as numbers are rounded to float32, in which features are written anyway.
+two libraries, so those that stay numbers are rounded to float32, in which features are written anyway.
 """
 
 import sys
@@ -24,7 +24,7 @@ LEARNING = ("minmax", "standardize", "quantiles", "buckets")
 
 
 def learns(step: Number) -> bool:
-    """Whether a step needs what train tells."""
+    """Whether a step needs statistics of train."""
     return step.name in LEARNING and not isinstance(step.argument, list)
 
 

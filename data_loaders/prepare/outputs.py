@@ -11,7 +11,7 @@
       report.json                rows, positives, vocabularies, seconds
   .prepared.json             which files these are: an output is replaced only if nothing else lies there
 
-Until then all of it lies in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command goes on there.
+Until then all of it lies in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command resumes there.
 """
 
 import dataclasses

@@ -38,8 +38,8 @@ def foreign(folder: Path) -> list[str] | None:
 
 
 def delete(folder: Path) -> None:
-    """What ``prepare`` wrote, and the folders that this leaves empty. The marker last, so that one who is interrupted can
-    go on."""
+    """What ``prepare`` wrote, and the folders that this leaves empty. The marker last, so that an interrupted
+    deletion can be resumed."""
     files = _listed(folder) or {}
     for path in _entries(folder):  # and not by the names in the marker, which may lead elsewhere
         if path.is_file() and not path.is_symlink() and files.get(str(path.relative_to(folder))) == _facts(path):

@@ -51,7 +51,7 @@ def groups(
     """In the order of their first files. ``needed``: where no columns are declared, those that others give way to (case
     counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, with which an engine might
     lose rows or crash, for a file that lacks a
-    column which is declared or which others have, and for columns that SQL does not tell apart."""
+    column which is declared or which others have, and for columns that SQL does not distinguish."""
     storage = Storage.at(root)
     try:
         found = footers.scan(storage, [storage.stat(file) for file in files])
@@ -84,7 +84,7 @@ def _wanted(name: str, source: Source, made: list[Group], needed: frozenset[str]
     """The columns to read: those declared, or all but those that cannot be read and are not needed."""
     if source.columns:
         return list(source.columns)
-    found: dict[str, str] = {}  # in small letters -> as it is
+    found: dict[str, str] = {}  # lowercase -> as it is
     for group in made:
         for column in [*group.schema.names, *path_values(group.names[0])]:
             other = found.setdefault(column.lower(), column)
@@ -92,8 +92,8 @@ def _wanted(name: str, source: Source, made: list[Group], needed: frozenset[str]
                 continue
             if needed is None or other in needed:
                 raise ValueError(
-                    f"sources.{name}: '{group.names[0]}' has the columns '{other}' and '{column}', which SQL does not tell "
-                    f"apart: name those that you need, with their types, in sources.{name}.columns"
+                    f"sources.{name}: '{group.names[0]}' has the columns '{other}' and '{column}', which SQL does not "
+                    f"distinguish: name those that you need, with their types, in sources.{name}.columns"
                 )
             found[column.lower()] = column
     columns = [column for column in found.values() if not TEMPORARY.match(column)]
@@ -146,8 +146,8 @@ def needs_look(source: Source, group: Group, table: ibis.Table) -> bool:
 
 def misfit(name: str, source: Source, file: str, place: int, bad: str) -> ValueError:
     """``bad``: what ``values.BAD`` says of the row at ``place`` (from 0)."""
-    told = values.misfit(name, source.columns, bad, text=False)
-    return ValueError(f"sources.{name}: '{file}', row {place + 1:,}: {told}")
+    problem = values.misfit(name, source.columns, bad, text=False)
+    return ValueError(f"sources.{name}: '{file}', row {place + 1:,}: {problem}")
 
 
 def united(name: str, source: Source, parts: Sequence[Group], tables: Sequence[ibis.Table]) -> ibis.Table:

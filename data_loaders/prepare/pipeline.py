@@ -98,10 +98,10 @@ def _opened(options: Options, folder: outputs.Folder, files: list[Stat], previou
         engine.confine([file.name for file in files] + ([str(previous.folder / "vocabulary")] if previous else []))
         yield engine
     except Exception as error:
-        told = engine.explain(error)
-        if told is None:
+        explained = engine.explain(error)
+        if explained is None:
             raise
-        raise told from error
+        raise explained from error
     finally:
         engine.close()
 
@@ -123,8 +123,8 @@ def _score(
     with progress.step("rows to score"):
         histories = encoder.histories(examples)
         output = _arrow_schema(encoder.whole(examples, histories, kept), declaration, kept)
-        pieces = _chunks(engine, examples, encoder.width(examples, len(output)))
-        chunks = (encoder.apart(piece, histories, kept) for piece in pieces)
+        parts = _chunks(engine, examples, encoder.width(examples, len(output)))
+        chunks = (encoder.apart(part, histories, kept) for part in parts)
         return engine.write(chunks, folder.made, output, list(KEY))
 
 
@@ -176,7 +176,7 @@ class _Preparation:
         halves = [column for column in (FILE, PLACE) if column in examples.columns]
         examples = examples.select(*raw_columns(self.declaration, examples.columns), ROW, PART, SPLIT, *halves)
         in_rows = all(step.name in ("where", "select", "drop") for step in parsed)
-        # What each row tells by itself is quicker computed again than copied.
+        # Columns of a row alone are quicker computed again than copied.
         if in_rows and not self.declaration.split.last:
             return examples
         return self.engine.store(examples, "examples")
@@ -260,8 +260,8 @@ class _Preparation:
         if extra:  # sorted by the engine, however large
             chunks = iter([[whole]])
         else:
-            pieces = _chunks(self.engine, examples, encoder.width(examples, len(output)))
-            chunks = (encoder.apart(piece, histories, keep) for piece in pieces)
+            parts = _chunks(self.engine, examples, encoder.width(examples, len(output)))
+            chunks = (encoder.apart(part, histories, keep) for part in parts)
         self.engine.write(chunks, self.folder.made, output, [*extra, *keys], by=SPLIT)
 
     def _write_facts(self, fitted: statistics.Statistics, report: dict[str, Any], splits: list[str]) -> None:
@@ -362,7 +362,7 @@ def _read(
 
 
 def _chunks(engine: Engine, examples: ibis.Table, columns: int) -> Iterator[ibis.Table]:
-    """The rows in pieces that follow each other in raw order, of about ``engine.chunk_bytes`` as int32 columns."""
+    """The rows in parts that follow each other in raw order, of about ``engine.chunk_bytes`` as int32 columns."""
     if engine.chunk_bytes is None:
         yield examples
         return

@@ -49,8 +49,8 @@ def mentioned(declaration: Declaration) -> frozenset[str]:
 
 
 def label_columns(declaration: Declaration) -> frozenset[str]:
-    """The raw columns that only the label is made of: rows to score need not have them. SQL does not tell names by their
-    case, so a column that anything else names in another case is none of them."""
+    """The raw columns that only the label is made of: rows to score need not have them. SQL ignores the case of
+    names, so a column that anything else names in another case is none of them."""
     label = declaration.schema.label
     found = {label}
     others = _feature_columns(declaration) | _history_columns(declaration)

@@ -135,7 +135,7 @@ class SparkEngine(Engine):
         if known:
             return ValueError(known)
         return EngineError(
-            f"Spark could not finish: run the same command again, which goes on ({self.keep_words(error)})"
+            f"Spark could not finish: run the same command again, which resumes ({self.keep_words(error)})"
         )
 
     def close(self) -> None:
@@ -404,18 +404,18 @@ def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
 
 def _unknown_file() -> Any:
     """An error, in a column's place, for a row whose ``__file`` is none of ours: it would be lost, or have no place."""
-    told = "ValueError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
-    return F.raise_error(F.concat(F.lit(told), F.col("__file"))).cast("string")
+    message = "ValueError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
+    return F.raise_error(F.concat(F.lit(message), F.col("__file"))).cast("string")
 
 
 _PLAIN_IN_URIS = "/_-!.~'()*,;:$&+=@"
 
 
 def _uris(file: str) -> list[str]:
-    """How Spark may tell a file's name."""
+    """How Spark may spell a file's name."""
     if "://" in file:
         return [file, file.replace("s3://", "s3a://", 1)] if file.startswith("s3://") else [file]
-    # Java leaves "=" of day=1 as it is, and letters beyond ASCII; in which form they come depends on who asks.
-    java = "".join(quote(letter, safe=_PLAIN_IN_URIS) if letter.isascii() else letter for letter in file)
+    # Java leaves "=" of day=1 as it is, and characters beyond ASCII; the form differs between Spark's readers.
+    java = "".join(quote(c, safe=_PLAIN_IN_URIS) if c.isascii() else c for c in file)
     spelled = dict.fromkeys((quote(file), quote(file, safe=_PLAIN_IN_URIS), java))
     return [prefix + path for path in spelled for prefix in ("file:", "file://")]

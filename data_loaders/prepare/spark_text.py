@@ -114,8 +114,8 @@ class Lines:
         return self._typed(parsed, raw, broken)
 
     def _quotes_fit(self) -> Any:
-        """Whether each quote that opens a field is closed right before a separator or the end. Most lines tell by a split at the
-        quotes; the others go through the rules one letter after the other."""
+        """Whether each quote that opens a field is closed right before a separator or the end. For most lines a split at the
+        quotes decides; the others are parsed character by character."""
         quote, separator, escape = self._source.quote, self._source.separator, self._source.escape
         if not quote:
             return F.lit(True)

@@ -115,7 +115,7 @@ class Expression:
 
     def spelled(self, engine: str, present: Collection[str] = ()) -> str:
         """For a query in DuckDB's dialect. Where another engine gets it translated it is written anew from the tree that
-        was checked, its columns in the letters of those ``present``: Spark tells names by their case, DuckDB does not."""
+        was checked, its columns spelt like those ``present``: Spark distinguishes names by their case, DuckDB does not."""
         if engine == "duckdb":
             return f"(\n{self.text}\n)"
         own = {name.lower(): name for name in present if name.lower() in {column.lower() for column in self.columns}}

@@ -55,7 +55,7 @@ def fit(engine: Engine, train: ibis.Table, schema: PreparedSchema) -> Statistics
 
 
 class _Fit:
-    """``learnt`` grows step by step; a probe is a feature whose next step waits for what its values tell."""
+    """``learnt`` grows step by step; a probe is a feature whose next step waits for statistics of its values."""
 
     def __init__(self, engine: Engine, train: ibis.Table, schema: PreparedSchema) -> None:
         self.engine, self.train, self.schema = engine, train, schema

@@ -107,7 +107,7 @@ def lines(name: str, file: TextFile) -> Iterator[bytes]:
 
 
 def has_mixed_line_ends(name: str, file: TextFile) -> bool:
-    """Reads the whole file. (Where a chunk ends between the two letters of an end it may say so of a file that has not.)"""
+    """Reads the whole file. (Where a chunk ends between the two characters of a line end this may be wrong.)"""
     both = feeds = returns = 0
     for chunk in chunks(name, file):
         pairs = chunk.count(b"\r\n")
@@ -167,7 +167,7 @@ def _wide(where: str, declared: str, file: str, head: bytes) -> str:
 
 
 def _by_zeros(head: bytes) -> str:
-    """The encoding of text without a mark whose letters are mostly ASCII: where its zero bytes lie tells."""
+    """The encoding of text without a mark that is mostly ASCII, by where its zero bytes lie."""
     size = len(head) // 4
     if not size or 0 not in head:
         return ""

@@ -127,11 +127,11 @@ def typed(
             raise ValueError(f"column '{name}' {_advice(name, table[name].type(), kind)}")
         if not is_lossless(table[name].type(), kind):
             misfit, shown = _misfit(table[name], made[name], kind)
-            cases.append((misfit, _told(name, shown.cast("string").substr(0, _SHOWN))))
+            cases.append((misfit, _shown(name, shown.cast("string").substr(0, _SHOWN))))
     for name, other in (same or {}).items():
         value = made.get(name, plain(table[name]))
         wanted = as_declared(table[other], value.type().copy(nullable=True))
-        shown = _told(name, table[name].cast("string").fill_null("null")) + _MARK + table[other].fill_null("null")
+        shown = _shown(name, table[name].cast("string").fill_null("null")) + _MARK + table[other].fill_null("null")
         cases.append((value.identical_to(wanted).negate(), shown))
     bad = ibis.cases(*cases, else_=ibis.null("string")) if cases else ibis.null("string")
     return table.select(**made, **{name: plain(table[name]) for name in rest}, **{BAD: bad})
@@ -165,7 +165,7 @@ def better_type(text: str, kind: str) -> str:
     return next((other for other in ("boolean", "date", "timestamp") if other != kind and holds(text, other)), "string")
 
 
-def _told(name: str, shown: ibis.Value) -> ibis.Value:
+def _shown(name: str, shown: ibis.Value) -> ibis.Value:
     """The beginning of ``BAD``."""
     return ibis.literal(json.dumps(name)[1:-1] + _MARK) + shown.replace(_MARK, " ")
 

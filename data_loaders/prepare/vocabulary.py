@@ -2,7 +2,7 @@
 
 A vocabulary is a table (value, id int32, count int64, unseen int32). Ids begin at ``FIRST_ID``; below are the missing
 value and the unknown one. A later day adds its counts and appends what has become frequent; no id ever moves, and
-``unseen`` says for how many days in a row a value has not been seen. Only a day that is told to ``evict`` forgets values
+``unseen`` says for how many days in a row a value has not been seen. Only a day with ``evict`` forgets values
 unseen for so long: the others then move together, in the order they had, and a model follows them through the vocabulary.
 """
 

@@ -136,7 +136,7 @@ def test_pages_with_fewer_rows_than_the_footer_counts_are_named(tmp_path):
     assert pq.read_metadata(tmp_path / "a.parquet").num_rows == 30
     groups = RowGroups(Manifest.scan(["a.parquet"], str(tmp_path), ["row"]), ["row"], set())
     with pytest.raises(ValueError, match=r"a\.parquet', row group 0: its pages hold 9 rows, its footer counts 10"):
-        list(groups.pieces(0, GROUP, Handle()))
+        list(groups.read(0, GROUP, Handle()))
 
 
 @pytest.mark.parametrize("how", ["cut", "rewritten"])

@@ -170,8 +170,8 @@ def test_prediction_keeps_the_order_of_the_files(tmp_path, world_size):
     assert sum((sum(stream(one), []) for one in parts), []) == list(range(total))
 
 
-def test_large_row_groups_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_loaders.reader.PIECE_ROWS", 10)
+def test_large_row_groups_are_read_table_by_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_loaders.reader.READ_ROWS", 10)
     total = write_shape(tmp_path, [(300, 300), (500, 450)])
     expected = stream(loader(tmp_path))
     assert sorted(sum(expected, [])) == list(range(total))
@@ -188,12 +188,12 @@ def test_shared_row_groups_are_read_once_and_let_go(tmp_path, monkeypatch):
             super().__init__(*given)
             spies.append(self)
 
-    def pieces(self, row_group, *given, original=reader.RowGroups.pieces):
+    def read(self, row_group, *given, original=reader.RowGroups.read):
         reads.append(row_group)
         return original(self, row_group, *given)
 
     monkeypatch.setattr("data_loaders.loader.SharedRowGroups", Spy)
-    monkeypatch.setattr(reader.RowGroups, "pieces", pieces)
+    monkeypatch.setattr(reader.RowGroups, "read", read)
     write_shape(tmp_path, [(400, 200)])
     stream(loader(tmp_path, shards=8, threads=3))
     assert sorted(reads) == [0, 1]

@@ -36,7 +36,7 @@ def row_groups(root, columns, hashed=()):
 def read(groups, rows=64, handle=None):
     """Everything, through one handle; dictionaries decoded."""
     handle = handle or Handle()
-    tables = [piece for number in range(groups.count) for piece in groups.pieces(number, rows, handle)]
+    tables = [table for number in range(groups.count) for table in groups.read(number, rows, handle)]
     assert all(0 < table.num_rows <= rows for table in tables)
     names = tables[0].column_names
     assert {tuple(table.column_names) for table in tables} == {tuple(names)}
@@ -173,7 +173,7 @@ def test_partitions_and_struct_children_are_features_like_any_other(tmp_path):
 def test_columns_come_in_the_order_asked_for_and_dictionaries_where_hashed(tmp_path):
     write(tmp_path / "a.parquet", NUMBERS)
     groups = row_groups(tmp_path, ["s", "x"], {"s"})
-    table = next(groups.pieces(0, 100, Handle()))
+    table = next(groups.read(0, 100, Handle()))
     assert pa.types.is_dictionary(table["s"].type) and table["x"].type == pa.int64()
     assert read(groups) == {"s": NUMBERS["s"].to_pylist(), "x": NUMBERS["x"].to_pylist()}
 
@@ -201,20 +201,20 @@ def streamed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8, 13, 15, 16, 17])
 def test_a_failure_anywhere_repeats_and_loses_no_row(streamed, after, caplog):
     Flaky.fail("read", 2, after=after)
-    pieces = streamed.pieces(0, 700, Handle())
+    tables = streamed.read(0, 700, Handle())
     with caplog.at_level(logging.WARNING):
-        rows = [row for piece in pieces for row in zip(piece["x"].to_pylist(), piece["y"].to_pylist())]
+        rows = [row for table in tables for row in zip(table["x"].to_pylist(), table["y"].to_pylist())]
     assert rows == [(i, i) for i in range(20_000)]
     assert Flaky.calls["read"] > 2, "the failures were met"
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["trying again after"]
 
 
 def test_a_failure_in_the_middle_of_a_row_group(streamed):
-    pieces = streamed.pieces(0, 700, Handle())
-    rows = [next(pieces)["x"].to_pylist() for _ in range(4)]
+    tables = streamed.read(0, 700, Handle())
+    rows = [next(tables)["x"].to_pylist() for _ in range(4)]
     Flaky.fail("read", 1)
     opened = Flaky.calls["open"]
-    rows += [piece["x"].to_pylist() for piece in pieces]
+    rows += [table["x"].to_pylist() for table in tables]
     assert sum(rows, []) == list(range(20_000)) and Flaky.calls["read"] > 1
     assert Flaky.calls["open"] == opened + 1  # what failed is not used again
 
@@ -234,13 +234,13 @@ def test_storage_that_keeps_failing(tmp_path):
     write(tmp_path / "a.parquet", NUMBERS)
     groups = row_groups(f"flaky://{tmp_path}", ["x"])
     handle = Handle()
-    list(groups.pieces(0, 64, handle))
+    list(groups.read(0, 64, handle))
     Flaky.fail("read", 1000)
     message = (
         r"a\.parquet', row group 1: storage failed 5 times, the last time with: .*Input/output error.*last checkpoint"
     )
     with pytest.raises(StorageError, match=message):
-        list(groups.pieces(1, 64, handle))
+        list(groups.read(1, 64, handle))
     Flaky.fail("open", 1000)
     with pytest.raises(StorageError, match="a.parquet': storage failed 5 times"):
         row_groups(f"flaky://{tmp_path}", ["x"])
@@ -253,15 +253,15 @@ def test_a_file_deleted_or_replaced_in_mid_run(tmp_path, scheme):
     path = write(tmp_path / "a.parquet", NUMBERS)
     groups = row_groups(f"{scheme}{tmp_path}", ["x"])
     handle = Handle()
-    list(groups.pieces(0, 64, handle))
+    list(groups.read(0, 64, handle))
     os.rename(path, tmp_path / "moved")
     with pytest.raises(StorageError, match=r"a\.parquet', row group 1: No such file any more.*put it back"):
-        list(groups.pieces(1, 64, handle))
+        list(groups.read(1, 64, handle))
     os.rename(tmp_path / "moved", path)
     assert read(groups, handle=handle)["x"] == list(range(2000))  # the same file again
     write(path, pa.table({"x": range(5000)}))
     with pytest.raises(ValueError, match=r"a\.parquet' has changed since it was scanned"):
-        list(groups.pieces(2, 64, handle))
+        list(groups.read(2, 64, handle))
 
 
 def test_a_file_of_the_same_size_and_time_is_told_by_its_footer(tmp_path):
@@ -272,7 +272,7 @@ def test_a_file_of_the_same_size_and_time_is_told_by_its_footer(tmp_path):
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ValueError, match="has changed since it was scanned .its footer differs"):
-        list(groups.pieces(0, 64, Handle()))
+        list(groups.read(0, 64, Handle()))
 
 
 def test_a_flipped_bit_is_found_where_pages_have_checksums(tmp_path):

@@ -122,7 +122,7 @@ WRONG = {
     "no names": (TEXT[len(HEADER) :], {}, "names none of the declared columns .*sources.log.header=false"),
     "names": (TEXT, {"header": False}, "line 1: the names of the columns: .*sources.log.header=true"),
     "json": (LINE, {}, "holds JSON, not csv: sources.log.format=json"),
-    "long": (TEXT + "3," + "c" * 2_100_000 + ",1\n", {}, "line 4: a row of 2,100,004 letters, where 2,000,000"),
+    "long": (TEXT + "3," + "c" * 2_100_000 + ",1\n", {}, "line 4: a row of 2,100,004 characters, where 2,000,000"),
     "twin": ("user,item,price,item\n1,a,2,b\n", {}, "column 'item' is there twice .places 2 and 4"),
     "field more": (
         TEXT + "3,c,1,9\n",
@@ -132,7 +132,7 @@ WRONG = {
     "field less": (TEXT + "3,c\n", {}, "line 4: 2 field.s. where 3 are due"),
     "open quote": (TEXT + '3,"c,1\n4,d,1\n', {}, 'line 4: a quote .". that opens a field is not closed'),
     "open at the end": (TEXT + '3,c,"1\n', {}, 'line 4: a quote .". that opens a field is not closed'),
-    "stray": (TEXT + '3,"c"d,1\n', {}, "line 4: letters follow a closing quote"),
+    "stray": (TEXT + '3,"c"d,1\n', {}, "line 4: characters follow a closing quote"),
     "backslash": (
         TEXT + '3,"say \\"c\\", d",1\n',
         {},
@@ -146,7 +146,7 @@ WRONG = {
     "range": (TEXT + "9223372036854775808,c,1\n", {}, "line 4: column 'user' holds '9223372036854775808'"),
 }
 WRONG_JSON = {
-    "broken": (LINE + '{"user": 2,\n' + LINE, {}, "line 2: broken JSON at letter 12"),
+    "broken": (LINE + '{"user": 2,\n' + LINE, {}, "line 2: broken JSON at character 12"),
     "array": (
         f"[{LINE.strip()},\n{LINE.strip()}]\n",
         {},
@@ -161,7 +161,7 @@ WRONG_JSON = {
     "deep": (LINE + '{"user": ' + "[" * 30_000 + "]" * 30_000 + "}\n", {}, "line 2: its values are nested too deeply"),
     "huge": (LINE + '{"user": ' + "9" * 5000 + "}\n", {}, "line 2: column 'user' holds .*, which is not int64"),
     "text": (LINE + '{"user": "x"}\n', {}, "line 2: column 'user' holds \"x\", which is not int64"),
-    "half": (LINE + '{"item": "\\ud800"}\n', {}, "line 2: half of a letter"),
+    "half": (LINE + '{"item": "\\ud800"}\n', {}, "line 2: half of a surrogate pair"),
     "bytes": (LINE.encode() + b'{"item": "\xe9"}\n', {}, "line 2: byte 0xe9 is not utf-8"),
     "mark": (LINE.encode("utf-16"), {}, "sources.log.encoding=utf-16"),
 }
@@ -249,7 +249,7 @@ def test_a_row_that_is_too_long_is_refused_before_it_is_split(tmp_path, duckdb_e
     monkeypatch.setattr(decoding, "_LONGEST", 3_000_000)
     monkeypatch.setitem(bad_rows.LONGEST, "json", 2_500_000)
     write(tmp_path / "in", a=LINE + "[" + LINE.strip() * 500_000 + "]\n" + LINE)
-    with pytest.raises(ValueError, match=r"line 2: an object of \d,\d+,\d+ letters, where 2,500,000 can be read"):
+    with pytest.raises(ValueError, match=r"line 2: an object of \d,\d+,\d+ characters, where 2,500,000 can be read"):
         read(duckdb_engine, tmp_path / "in", format="json")
 
 

@@ -191,7 +191,7 @@ BAD = {
     "number": ([parquet(u=[1])], {"u": "timestamp"}, "'u' is int64, not timestamp.*: declare int64"),
     "bytes": ([parquet(u=[b"x"])], {"u": "string"}, "'u' is binary, which cannot be read as string"),
     "list": ([parquet(u=[[1.0, 2.5]])], {"u": "list<int64>"}, "row 1: column 'u' holds '2.5'.*columns.u=list<float64>"),
-    "twins": ([parquet(u=[1], U=[2])], {}, "has the columns 'u' and 'U', which SQL does not tell apart: name those"),
+    "twins": ([parquet(u=[1], U=[2])], {}, "has the columns 'u' and 'U', which SQL does not distinguish: name those"),
 }
 
 
