@@ -82,7 +82,7 @@ class Manifest:
         """
         if not paths:
             raise ValueError("no data paths are given: name files, folders or globs")
-        storage = Storage.at(root)
+        storage = Storage(root)
         root = root if not storage.local else storage.root
         try:
             stats = storage.expand(paths)

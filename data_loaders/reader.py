@@ -42,7 +42,7 @@ class RowGroups:
     def __init__(self, manifest: Manifest, columns: list[str], hashed: set[str]) -> None:
         self._columns = columns
         self._hashed = hashed
-        self._storage = Storage.at(manifest.root)
+        self._storage = Storage(manifest.root)
         self._schemas = manifest.schemas
         self._paths = [{column: find_column(schema, column) for column in columns} for schema in manifest.schemas]
         self._partition_types = manifest.partition_types

@@ -72,9 +72,9 @@ def _word(key: yaml.Node) -> yaml.Node:
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def read(path: Path, *, strings: bool = False) -> Any:
-    """What a file says; None where it says nothing. ``strings``: every scalar as it is written. Raises ``ValueError``."""
-    return parse(read_text(path), str(path), strings=strings)
+def read(path: Path) -> Any:
+    """What a file says; None where it says nothing. Raises ``ValueError``."""
+    return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, where: str, *, strings: bool = False) -> Any:
-    """``where`` is what messages call the text. Raises ``ValueError``."""
+    """``where`` is what messages call the text. ``strings``: every scalar as it is written. Raises ``ValueError``."""
     if len(text) > MAX_BYTES:
         raise ValueError(f"{where} is larger than {MAX_BYTES >> 20} MiB: shorten it")
     try:

@@ -6,7 +6,6 @@ trackers and reports; ``preparation.yaml``), ``scrub`` for messages and logs.
 """
 
 import re
-from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote
 
@@ -49,18 +48,18 @@ def is_secret_name(name: str) -> bool:
     return bool(words) and words[-1] in _LAST | _PLURAL
 
 
-def redact(value: Any, key: str = "", names: Collection[str] = NAMES) -> Any:
+def redact(value: Any, key: str = "") -> Any:
     """``value`` (plain: maps, lists, scalars) as it may be recorded. ``key``: what it stands under. Interpolations stay as
     they are, so that a record of ``${oc.env:NAME}`` can be used again."""
-    return _redact(value, key, is_secret_name(key), names)
+    return _redact(value, key, is_secret_name(key))
 
 
-def _redact(value: Any, key: str, secret: bool, names: Collection[str]) -> Any:
+def _redact(value: Any, key: str, secret: bool) -> Any:
     if isinstance(value, dict):
-        own = key in names and not secret
-        return {k: _redact(v, str(k), not own and (secret or is_secret_name(str(k))), names) for k, v in value.items()}
+        own = key in NAMES and not secret
+        return {k: _redact(v, str(k), not own and (secret or is_secret_name(str(k)))) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_redact(item, key, secret, names) for item in value]
+        return [_redact(item, key, secret) for item in value]
     if secret and value is not None and not isinstance(value, bool):
         number = isinstance(value, (int, float))
         return value if number and key.lower().endswith("s") or _is_asked(value) else REDACTED

@@ -81,7 +81,8 @@ class Storage:
     """The files under one root, and under any other name given in full. Threads may share it."""
 
     def __init__(self, root: str) -> None:
-        """As ``at``."""
+        """``root``: a local folder or a URI. Raises ``ValueError`` for a scheme nobody knows, a missing plug-in (naming what to
+        install), an option the file system does not have, and credentials in the URI."""
         self.root = root_name(root)
         self._scheme, self._query = "", ""
         if is_uri(self.root):
@@ -92,12 +93,6 @@ class Storage:
         self._warned: set[str] = set()
         if self._scheme:
             self._mount(self.root)
-
-    @classmethod
-    def at(cls, root: str) -> "Storage":
-        """The storage with ``root``, a local folder or a URI. Raises ``ValueError`` for a scheme nobody knows, a missing
-        plug-in (naming what to install), an option the file system does not have, and credentials in the URI."""
-        return cls(root)
 
     @property
     def local(self) -> bool:

@@ -123,7 +123,7 @@ def is_predictions(path: Path) -> bool:
 def check_apart(output: Path, key: str, paths: Sequence[str], root: str) -> None:
     """Raises ``ValueError`` where ``output`` is one of the files that ``paths`` stand for, by whatever name, or would be
     the next time."""
-    storage = Storage.at(root)
+    storage = Storage(root)
     same = output.exists() and any(
         not is_uri(stat.name) and os.path.samefile(stat.name, output)
         for path in paths

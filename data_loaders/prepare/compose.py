@@ -1,6 +1,5 @@
 """Recipe and command line -> a checked declaration."""
 
-import difflib
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,20 +21,17 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Declaration:
     if path.suffix not in (".yaml", ".yml"):
         path = Path(str(RECIPES / f"{recipe}.yaml"))
         if not path.is_file():
-            raise ValueError(f"recipe={recipe} is not known{_near(recipe)}; or give the path of a YAML file")
+            raise ValueError(
+                f"recipe={recipe} is not known{typed.near(recipe, names())}; or give the path of a YAML file"
+            )
     elif not path.is_file():
         raise ValueError(f"recipe={recipe}: there is no such file")
     text = safe_yaml.read_text(path)
-    return check(safe_yaml.parse(text, f"recipe={recipe}"), overrides, f"recipe={recipe}")
+    return check(safe_yaml.parse(text, f"recipe={recipe}"), f"recipe={recipe}", overrides)
 
 
-def from_plain(tree: Any, where: str) -> Declaration:
-    """A declaration that was recorded. Raises ``ValueError``."""
-    return check(tree, (), where)
-
-
-def check(tree: Any, overrides: Sequence[str], where: str) -> Declaration:
-    """``tree``: a recipe's plain content, which ``where`` names. Raises ``ValueError``."""
+def check(tree: Any, where: str, overrides: Sequence[str] = ()) -> Declaration:
+    """``tree``: a recipe's plain content, or what was recorded of a declaration; ``where`` names it. Raises ``ValueError``."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where}: expected a map with sources, examples and schema")
     given = configuration.overrides(overrides, Declaration)
@@ -56,7 +52,7 @@ def check(tree: Any, overrides: Sequence[str], where: str) -> Declaration:
 
 
 def to_plain(declaration: Declaration) -> dict[str, Any]:
-    """What ``from_plain`` takes; YAML-able."""
+    """What ``check`` takes; YAML-able."""
     return OmegaConf.to_container(OmegaConf.structured(declaration))
 
 
@@ -67,9 +63,3 @@ def record(declaration: Declaration) -> dict[str, Any]:
 
 def names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir() if path.name.endswith(".yaml"))
-
-
-def _near(recipe: str) -> str:
-    near = difflib.get_close_matches(recipe, names(), n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{hint} (known: {', '.join(names())})"

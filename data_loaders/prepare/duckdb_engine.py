@@ -27,6 +27,7 @@ from data_loaders.prepare.engine import (
     EngineError,
     declared_columns,
 )
+from data_loaders.prepare.sql import identifier
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.prepare.writer import ahead, write_file, write_parts
 from data_loaders.schema import one_of
@@ -177,7 +178,7 @@ class DuckDBEngine(Engine):
         # DuckDB gives names that differ by case alone other ones: by their places the columns are found.
         found = self._present(scan)
         assert len(found) == len(group.schema.names), "DuckDB and Arrow see other columns"
-        chosen = {column: _identifier(found[group.schema.names.index(column)]) for column in group.columns}
+        chosen = {column: identifier(found[group.schema.names.index(column)]) for column in group.columns}
         for column in (*group.of_path, *group.doubled):
             texts = [parquet_files.path_value(file, column) for file in group.names]
             chosen[column if column in group.of_path else parquet_files.PATH + column] = _by_file(
@@ -190,7 +191,7 @@ class DuckDBEngine(Engine):
         file = "file_index::BIGINT" if plain else _by_file(list(map(str, numbers)), "BIGINT")
         chosen |= {ROW: f"({file} << {FILE_SHIFT}) + file_row_number", PART: "0::BIGINT"}
         chosen |= {FILE: file, PLACE: "file_row_number"}
-        listed = ", ".join(f"{value} AS {_identifier(column)}" for column, value in chosen.items())
+        listed = ", ".join(f"{value} AS {identifier(column)}" for column, value in chosen.items())
         table = self.backend.sql(f"SELECT {listed} FROM {scan}", dialect="duckdb")
         return self._typed(name, source, group, table)
 
@@ -213,10 +214,10 @@ class DuckDBEngine(Engine):
         wanted = declared_columns(name, source, present, origins[0], optional)
         columns = [_cast(source, column) for column in wanted]
         absent = [column for column in source.columns if column not in wanted]
-        columns += [f"CAST(NULL AS {_TYPES[source.columns[column]]}) AS {_identifier(column)}" for column in absent]
+        columns += [f"CAST(NULL AS {_TYPES[source.columns[column]]}) AS {identifier(column)}" for column in absent]
         if source.file_column:
             cases = " ".join(f"WHEN {number} THEN {_quoted(file)}" for number, file in enumerate(origins))
-            columns.append(f"CASE file_index {cases} END AS {_identifier(source.file_column)}")
+            columns.append(f"CASE file_index {cases} END AS {identifier(source.file_column)}")
         place = f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
         columns += [f"{place} AS {ROW}", f"0::BIGINT AS {PART}"]
         columns += [f"file_index::BIGINT AS {FILE}", f"file_row_number AS {PLACE}"]
@@ -294,7 +295,7 @@ class DuckDBEngine(Engine):
         self, name: str, source: Source, file: TextFile, names: list[str], path: Path, skipped: "bad_rows.Skipped"
     ) -> None:
         """Raises ``ValueError`` for a value that its declared type does not hold, or leaves such rows out."""
-        copy, bad = f"read_parquet({_quoted(str(path))})", _identifier(values.BAD)
+        copy, bad = f"read_parquet({_quoted(str(path))})", identifier(values.BAD)
         first = self.backend.con.execute(
             f"SELECT file_row_number, {bad} FROM {copy} WHERE {bad} IS NOT NULL ORDER BY 1 LIMIT 1"
         ).fetchone()
@@ -319,7 +320,7 @@ class DuckDBEngine(Engine):
     def _check_keys(self, name: str, source: Source, file: TextFile, path: Path, optional: frozenset[str]) -> None:
         """Raises ``ValueError`` for a declared column that the file has nowhere."""
         columns = [column for column in source.columns if column not in optional]
-        counts = ", ".join(f"count({_identifier(column)})" for column in columns)
+        counts = ", ".join(f"count({identifier(column)})" for column in columns)
         query = f"SELECT count(*), {counts} FROM read_parquet({_quoted(str(path))})"
         rows, *found = self.backend.con.execute(query).fetchone()
         absent = [column for column, count in zip(columns, found) if not count]
@@ -328,7 +329,7 @@ class DuckDBEngine(Engine):
 
     def _check_nulls(self, name: str, source: Source, file: TextFile, path: Path) -> None:
         """A line that is null alone is no object, but DuckDB makes a row of it. Raises ``ValueError``."""
-        empty = " AND ".join(f"{_identifier(column)} IS NULL" for column in source.columns)
+        empty = " AND ".join(f"{identifier(column)} IS NULL" for column in source.columns)
         query = f"SELECT count(*) FROM read_parquet({_quoted(str(path))}) WHERE {empty}"
         if not self.backend.con.execute(query).fetchone()[0]:
             return
@@ -400,8 +401,8 @@ def _side_by_side(first: pa.RecordBatch, others: list[pa.Table]) -> pa.RecordBat
 
 def _cast(source: Source, column: str) -> str:
     if column not in source.columns:
-        return _identifier(column)
-    return f"CAST({_identifier(column)} AS {_TYPES[source.columns[column]]}) AS {_identifier(column)}"
+        return identifier(column)
+    return f"CAST({identifier(column)} AS {_TYPES[source.columns[column]]}) AS {identifier(column)}"
 
 
 _REJECTS, _REJECTS_SCANS = "__rejects", "__rejects_scans"
@@ -424,7 +425,7 @@ def _csv_scan(source: Source, place: str, names: list[str], chosen: list[str]) -
         options |= {"store_rejects": "true", "rejects_limit": "0"}
         options |= {"rejects_table": _quoted(_REJECTS), "rejects_scan": _quoted(_REJECTS_SCANS)}
     columns = ", ".join(
-        f"CAST({inside[name]} AS {_raw_type(source.columns[name])}) AS {_identifier(name)}" for name in chosen
+        f"CAST({inside[name]} AS {_raw_type(source.columns[name])}) AS {identifier(name)}" for name in chosen
     )
     return f"SELECT {columns} FROM read_csv({_quoted(place)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
 
@@ -458,10 +459,6 @@ def _struct(columns: dict[str, str]) -> str:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _made(folder: Path) -> Path:

@@ -144,7 +144,7 @@ class Engine(ABC):
 
     def text_files(self, name: str, source: Source, root: str) -> list[TextFile]:
         """The text files that are not empty, in order. Raises ``ValueError`` where all are, and as ``text_files.sniff``."""
-        storage = Storage.at(root)
+        storage = Storage(root)
         names = self.raw_files(name, source, root)
         files = [file for file in (text_files.sniff(name, source, storage, file) for file in names) if file is not None]
         if not files:
@@ -186,7 +186,7 @@ def raw_files(name: str, source: Source, root: str) -> tuple[list[str], int]:
     checksums, ``_SUCCESS`` and other marks, unless a pattern of ``files`` asks for such names. Raises ``ValueError`` for
     none, for a file that is there compressed as well as not: its rows would count twice, and for a text where Parquet is
     declared."""
-    storage = Storage.at(root)
+    storage = Storage(root)
     found = storage.expand(source.files)
     stats = [stat for stat in found if not _is_mark(posixpath.basename(stat.name), source.files)]
     if not stats:

@@ -52,7 +52,7 @@ def groups(
     counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, with which an engine might
     lose rows or crash, for a file that lacks a
     column which is declared or which others have, and for columns that SQL does not distinguish."""
-    storage = Storage.at(root)
+    storage = Storage(root)
     try:
         found = footers.scan(storage, [storage.stat(file) for file in files])
     except ValueError as error:

@@ -18,6 +18,7 @@ import ibis
 import pyarrow as pa
 
 from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
+from data_loaders.prepare.columns import visible
 from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
 from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine
 from data_loaders.prepare.engines import make_engine
@@ -151,7 +152,7 @@ class _Preparation:
             rows, positives = self._count(examples)
         train = examples.filter(examples[SPLIT] == "train")
         with self.progress.step("statistics"):
-            fitted = self._statistics(train)
+            fitted = self.previous.statistics if self.previous else statistics.fit(self.engine, train, self.schema)
         vocabularies, reports = self._vocabularies(train, fitted)
         encoder = _Encoder(self.declaration, self.engine, fitted, vocabularies, tables)
         with self.progress.step("histories") if encoder.has_histories else nullcontext():
@@ -186,7 +187,7 @@ class _Preparation:
         if label not in examples.columns:
             raise ValueError(
                 f"schema.label is '{label}', which the examples do not have: make it with a step, such as "
-                f"{{select: {{{label}: 'rating >= 4'}}}} (they have: {', '.join(_visible(examples)[:20])})"
+                f"{{select: {{{label}: 'rating >= 4'}}}} (they have: {', '.join(visible(examples)[:20])})"
             )
 
     def _count(self, examples: ibis.Table) -> tuple[dict[str, int], dict[str, int | None]]:
@@ -214,9 +215,6 @@ class _Preparation:
                 f"no row is left to train on (rows by split: {rows or 'none'}): check examples.steps, split and the input"
             )
         return rows, {name: found[name]["positives"] for name in rows}
-
-    def _statistics(self, train: ibis.Table) -> statistics.Statistics:
-        return self.previous.statistics if self.previous else statistics.fit(self.engine, train, self.schema)
 
     def _vocabularies(
         self, train: ibis.Table, fitted: statistics.Statistics
@@ -421,10 +419,6 @@ def _arrow_schema(encoded: ibis.Table, declaration: Declaration, keep: tuple[str
     return pa.schema(fields)
 
 
-def _visible(table: ibis.Table) -> list[str]:
-    return [column for column in table.columns if not column.startswith("__")]
-
-
 def _check_apart(options: Options, sources: Mapping[str, str | Path | None]) -> None:
     """Raises ``ValueError`` where the output would lie in what it is made from, or the other way round: to replace it would
     delete that, and a later run would read it."""
@@ -441,7 +435,7 @@ def _check_apart(options: Options, sources: Mapping[str, str | Path | None]) -> 
 
 def _files(declaration: Declaration, root: str) -> list[Stat]:
     """The raw files of all sources. Raises ``ValueError`` for a source without any."""
-    storage = Storage.at(root)
+    storage = Storage(root)
     files = []
     for source in declaration.sources.values():
         try:

@@ -34,9 +34,7 @@ class Prepared:
                     f"{folder} is not a prepared data set ({name} is missing): name prepare's output folder"
                 )
         texts = [(folder / name).read_text() for name in (DECLARATION, STATISTICS, REPORT)]
-        declaration = compose.from_plain(
-            safe_yaml.parse(texts[0], str(folder / DECLARATION)), str(folder / DECLARATION)
-        )
+        declaration = compose.check(safe_yaml.parse(texts[0], str(folder / DECLARATION)), str(folder / DECLARATION))
         identity = hashlib.sha256("".join([str(folder), *texts]).encode()).hexdigest()
         return cls(folder, declaration, Statistics.from_dict(json.loads(texts[1])), identity)
 

@@ -181,7 +181,7 @@ class SparkEngine(Engine):
             ]
             names = [column if column in group.of_path else parquet_files.PATH + column for column in given]
             schema = ", ".join(
-                ("__file string, __known boolean", *(f"{_identifier(column)} string" for column in names))
+                ("__file string, __known boolean", *(f"{spark_text.identifier(column)} string" for column in names))
             )
             frame = frame.join(F.broadcast(self.session.createDataFrame(known, schema)), "__file", "left")
             file = F.when(F.col("__known"), F.col("__file")).otherwise(_unknown_file())
@@ -266,7 +266,9 @@ class SparkEngine(Engine):
     ) -> None:
         """Raises ``ValueError`` for a declared column of JSON that a file has nowhere."""
         columns = [column for column in source.columns if column not in optional]
-        counts = [F.count(F.col(_identifier(column))).alias(f"c{number}") for number, column in enumerate(columns)]
+        counts = [
+            F.count(F.col(spark_text.identifier(column))).alias(f"c{number}") for number, column in enumerate(columns)
+        ]
         stored = self.session.read.parquet(str(self.work / "raw" / name))
         for row in stored.groupBy("__file").agg(*counts).orderBy("__file").collect():
             absent = [column for number, column in enumerate(columns) if not row[f"c{number}"]]
@@ -324,7 +326,9 @@ class SparkEngine(Engine):
         known = self.session.createDataFrame(offsets, "`__file` string, `__block` bigint, `__offset` bigint")
         frame = stored.join(F.broadcast(known), ["__file", "__block"])
         place = (F.col("__place") + F.col("__offset")).alias("__place")
-        return self._placed(source, frame.select(*map(_identifier, source.columns), "__file", place), paths, files)
+        return self._placed(
+            source, frame.select(*map(spark_text.identifier, source.columns), "__file", place), paths, files
+        )
 
     def _placed(self, source: Source, frame: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """``__row`` from the file (``__file``, one of ``paths``, which stand for ``files``) and the place in it (``__place``)."""
@@ -334,7 +338,7 @@ class SparkEngine(Engine):
         frame = frame.join(F.broadcast(known), "__file", "left")
         number = F.coalesce("__number", _unknown_file().cast("bigint"))
         row = (F.shiftleft(number, FILE_SHIFT) + F.col("__place")).alias(ROW)
-        columns = [_identifier(column) for column in frame.columns if not column.startswith("__")]
+        columns = [spark_text.identifier(column) for column in frame.columns if not column.startswith("__")]
         origin = [F.col("__origin").alias(source.file_column)] if source.file_column else []
         return self._table(frame.select(*columns, *origin, row, F.lit(0).cast("bigint").alias(PART)))
 
@@ -371,14 +375,10 @@ def _check_option(option: str) -> None:
 
 def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> Any:
     """A column; times in UTC, and those of nanoseconds, which Spark reads as numbers, as times."""
-    kind, value = group.schema.field(column).type, F.col(_identifier(column))
+    kind, value = group.schema.field(column).type, F.col(spark_text.identifier(column))
     if pa.types.is_timestamp(kind) and kind.unit == "ns" and kinds[column] == "bigint":
-        return F.timestamp_micros(F.expr(f"{_identifier(column)} div 1000")).cast("timestamp_ntz")
+        return F.timestamp_micros(F.expr(f"{spark_text.identifier(column)} div 1000")).cast("timestamp_ntz")
     return value.cast("timestamp_ntz") if pa.types.is_timestamp(kind) else value
-
-
-def _identifier(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
 
 
 def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:

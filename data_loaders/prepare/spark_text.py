@@ -80,7 +80,7 @@ class Lines:
             F.min(F.when(bad, F.concat_ws("\n", "__file", *sortable, "__line"))).alias("first"),
         )
         good = rows.filter(~F.col("__bad") & ~F.col("__header"))
-        declared = map(_identifier, self._source.columns)
+        declared = map(identifier, self._source.columns)
         return good.select(*declared, "__file", "__block", F.monotonically_increasing_id().alias("__place"))
 
     def seen(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Lines:
             if name not in raw
         ]
         bad = (F.col("__broken") | F.col(values.BAD).isNotNull()).alias("__bad")
-        made = [F.col(_identifier(name)) for name in raw]
+        made = [F.col(identifier(name)) for name in raw]
         return typed.select(*made, *absent, "__line", "__file", "__block", "__order", "__header", bad)
 
     def _text_of(self, value: Any, kind: str) -> Any:
@@ -177,7 +177,7 @@ class Lines:
         return value
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 

@@ -153,6 +153,11 @@ def parse(sql: str, where: str) -> Expression:
     return Expression(sql, where, frozenset(columns), tree)
 
 
+def identifier(name: str) -> str:
+    """A column's name in a query."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def of_step(step: Any) -> Iterator[tuple[str, Expression]]:
     """The expressions of a ``declaration.Step``, with the column that each makes (none: a condition). Raises as ``parse``."""
     where = f"{step.where}.{step.name}"

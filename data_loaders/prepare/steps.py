@@ -71,10 +71,11 @@ def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: 
         if other != name:
             raise ValueError(f"{where}: '{name}' and the column '{other}' differ by case alone: take another name")
     made = {name: sql.parse(str(text), f"{where}.{name}") for name, text in selected.items()}
-    kept = {name: _quoted(name) for name in table.columns if name not in made}
+    kept = {name: sql.identifier(name) for name in table.columns if name not in made}
     order = dict.fromkeys((*table.columns, *made))
     chosen = ", ".join(
-        kept.get(name) or f"{made[name].spelled(engine.name, table.columns)} AS {_quoted(name)}" for name in order
+        kept.get(name) or f"{made[name].spelled(engine.name, table.columns)} AS {sql.identifier(name)}"
+        for name in order
     )
     shown = str({name: expression.text for name, expression in made.items()})
     return _run(engine, table, f"SELECT {chosen} FROM rows", list(made.values()), shown, where)
@@ -91,10 +92,6 @@ def _run(
     except Exception as error:
         known = engine_words.sentence(error) or f"cannot be computed from these columns ({engine.keep_words(error)})"
         raise ValueError(f"{where}: {shown}: {known}") from error
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _distinct(table: ibis.Table, names: list[str], where: str) -> ibis.Table:

@@ -53,7 +53,7 @@ def test_a_recipe_is_a_valid_declaration_of_its_own_name(name):
 def test_a_recorded_recipe_is_read_back_the_same(name):
     declaration = load(name)
     recorded = yaml.safe_load(yaml.safe_dump(compose.to_plain(declaration)))
-    assert compose.from_plain(recorded, "recorded") == declaration
+    assert compose.check(recorded, "recorded") == declaration
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -137,4 +137,4 @@ def test_a_join_may_say_on_without_quotes(tmp_path):
     )
     declaration = compose.load(str(tmp_path / "r.yaml"))
     assert declaration.examples.parsed("examples")[0].argument.on == ["key"]
-    assert compose.from_plain(compose.to_plain(declaration), "r") == declaration
+    assert compose.check(compose.to_plain(declaration), "r") == declaration

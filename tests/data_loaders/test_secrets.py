@@ -107,4 +107,4 @@ def test_a_preparation_is_recorded_as_it_was_asked_for(tmp_path, monkeypatch):
     assert recorded["sources"]["log"]["files"] == ["${oc.env:MINE}/a.csv", "r.csv"]
     assert recorded["sources"]["log"]["null_values"] == [f"s3://{REDACTED}@b"]
     assert recorded["schema"]["features"]["user"]["table"] == "user"
-    assert compose.from_plain(recorded, "recorded").sources["log"].files == ["user/a.csv", "r.csv"]
+    assert compose.check(recorded, "recorded").sources["log"].files == ["user/a.csv", "r.csv"]

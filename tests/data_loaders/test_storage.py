@@ -99,28 +99,28 @@ def test_relative_names_and_back():
 )
 def test_credentials_are_refused_and_not_shown(root):
     with pytest.raises(ValueError, match="holds credentials .*AWS_ACCESS_KEY_ID") as caught:
-        Storage.at(root)
+        Storage(root)
     assert "hun" not in str(caught.value)
     with pytest.raises(ValueError, match="holds credentials"):
-        Storage.at("s3://AKIA:hunter2@bucket")
+        Storage("s3://AKIA:hunter2@bucket")
 
 
 def test_schemes_that_cannot_be_opened():
     with pytest.raises(ValueError, match=r"'nope://x' cannot be opened .*: use a local path, s3://.* pip install"):
-        Storage.at("nope://x/y")
+        Storage("nope://x/y")
     with pytest.raises(
         ValueError, match=r"'s3://bucket' cannot be opened .*query parameter.*'colour'.*correct the address"
     ):
-        Storage.at("s3://bucket/x?colour=red")
+        Storage("s3://bucket/x?colour=red")
     fsspec.register_implementation("absent", "package_that_is_not_here.Files", errtxt="get it", clobber=True)
     with pytest.raises(
         ValueError, match=r"absent:// needs a package that is not here: pip install package_that_is_not_here"
     ):
-        Storage.at("absent://x")
+        Storage("absent://x")
 
 
 def test_a_root_s_options_reach_a_plug_in():
-    place = Storage.at("flaky:///tmp?colour=red")
+    place = Storage("flaky:///tmp?colour=red")
     mount, path = place._mount("flaky:///tmp/x")
     plug_in = mount.filesystem.handler.fs
     assert plug_in.colour == "red" and path == "/tmp/x"
@@ -151,8 +151,8 @@ def test_globs_mean_the_same_everywhere(tree, pattern):
     matched = (os.path.join(tree, name) for name in glob.glob(pattern, root_dir=tree, recursive=True))
     expected = sorted(os.path.relpath(name, tree) for name in matched if os.path.isfile(name))
     assert expected
-    assert expanded(Storage.at(str(tree)), pattern) == expected
-    assert expanded(Storage.at(f"flaky://{tree}"), pattern) == expected
+    assert expanded(Storage(str(tree)), pattern) == expected
+    assert expanded(Storage(f"flaky://{tree}"), pattern) == expected
 
 
 def test_a_glob_of_folders_means_what_lies_below_them(tmp_path):
@@ -160,23 +160,23 @@ def test_a_glob_of_folders_means_what_lies_below_them(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     expected = ["day=1/b.parquet", "day=1/hour=1/a.parquet", "day=2/c.parquet"]
-    for place in (Storage.at(str(tmp_path)), Storage.at(f"flaky://{tmp_path}")):
+    for place in (Storage(str(tmp_path)), Storage(f"flaky://{tmp_path}")):
         assert expanded(place, "day=*") == expected
         assert expanded(place, "day=[2]") == expected[2:]
 
 
 def test_files_and_folders_mean_the_same_everywhere(tree):
     for paths in (["."], ["b"], ["a.parquet", "b/q [1].parquet", "."], [str(tree / "a.parquet")], ["./b/../a.parquet"]):
-        expected = expanded(Storage.at(str(tree)), *paths)
+        expected = expanded(Storage(str(tree)), *paths)
         there = [path.replace(str(tree), f"flaky://{tree}") for path in paths]
-        assert expanded(Storage.at(f"flaky://{tree}"), *there) == expected and len(set(expected)) == len(expected)
-    assert sorted(expanded(Storage.at(str(tree)), ".")) == sorted((*NAMES, "b/.hidden.parquet"))
+        assert expanded(Storage(f"flaky://{tree}"), *there) == expected and len(set(expected)) == len(expected)
+    assert sorted(expanded(Storage(str(tree)), ".")) == sorted((*NAMES, "b/.hidden.parquet"))
 
 
 def test_links_and_what_cannot_be_listed(tree, monkeypatch):
     os.symlink(tree / "a.parquet", tree / "b" / "link.parquet")
     os.symlink(tree, tree / "b" / "circle")
-    place = Storage.at(str(tree))
+    place = Storage(str(tree))
     assert "b/link.parquet" in expanded(place, "b") and not any("circle" in name for name in expanded(place, "b"))
     os.symlink(tree / "nowhere", tree / "b" / "broken.parquet")
     for path in ("b", "b/*.parquet"):
@@ -194,11 +194,11 @@ def test_links_and_what_cannot_be_listed(tree, monkeypatch):
 
 def test_paths_elsewhere(tree):
     name = f"flaky://{tree}/a.parquet"
-    (stat,) = Storage.at(str(tree)).expand([name])
+    (stat,) = Storage(str(tree)).expand([name])
     local = os.stat(tree / "a.parquet")
     assert (stat.name, stat.size) == (name, local.st_size)
     assert stat.mtime_ns == pytest.approx(local.st_mtime_ns, abs=1000)
-    place = Storage.at("flaky:///nowhere")
+    place = Storage("flaky:///nowhere")
     (stat,) = place.expand([str(tree / "a.parquet")])
     assert (
         stat == place.stat(str(tree / "a.parquet")) == Stat(str(tree / "a.parquet"), local.st_size, local.st_mtime_ns)
@@ -208,7 +208,7 @@ def test_paths_elsewhere(tree):
 def test_a_plug_in_without_mtime_is_asked_for_it():
     memory = fsspec.filesystem("memory")
     memory.pipe("/storage-test/x.parquet", b"abc")
-    place = Storage.at("memory://storage-test")
+    place = Storage("memory://storage-test")
     (stat,) = place.expand(["."])
     assert (stat.name, stat.size) == ("memory://storage-test/x.parquet", 3) and stat.mtime_ns > 0
     assert place.stat(stat.name) == stat
@@ -219,7 +219,7 @@ def test_a_plug_in_without_mtime_is_asked_for_it():
 @pytest.mark.parametrize("scheme", ["", "flaky://"])
 def test_paths_without_files(tree, scheme):
     (tree / "empty").mkdir()
-    place = Storage.at(f"{scheme}{tree}")
+    place = Storage(f"{scheme}{tree}")
     for path, message in (
         ("absent", "path does not exist: '.*absent'"),
         ("absent-*", "glob matches no file: '.*absent-"),
@@ -246,7 +246,7 @@ def failing(*errors):
 
 
 def test_what_passes_is_tried_again_and_said_once(tmp_path, caplog):
-    place = Storage.at(str(tmp_path))
+    place = Storage(str(tmp_path))
     eio = OSError(errno.EIO, "Input/output error")
     with caplog.at_level(logging.WARNING):
         assert place.retries("x").run(failing(eio, eio)) == "done"
@@ -261,7 +261,7 @@ def test_what_passes_is_tried_again_and_said_once(tmp_path, caplog):
 
 
 def test_what_does_not_pass_is_raised_at_once(tmp_path):
-    place = Storage.at(str(tmp_path))
+    place = Storage(str(tmp_path))
     for error in (FileNotFoundError(2, "gone"), PermissionError(13, "no"), OSError("Corrupt snappy compressed data.")):
         with pytest.raises(type(error)) as caught:
             place.retries("x").run(failing(error))
@@ -290,10 +290,10 @@ def test_errors_of_object_stores_are_told_apart():
 
 def test_expanding_tries_again(tree):
     Flaky.fail("ls", 2)
-    assert expanded(Storage.at(f"flaky://{tree}"), "b/day=1") == ["b/day=1/p.parquet"]
+    assert expanded(Storage(f"flaky://{tree}"), "b/day=1") == ["b/day=1/p.parquet"]
     Flaky.fail("ls", 1000)
     with pytest.raises(StorageError, match="b/day=1': storage failed 5 times"):
-        Storage.at(f"flaky://{tree}").expand(["b/day=1"])
+        Storage(f"flaky://{tree}").expand(["b/day=1"])
 
 
 # S3
@@ -403,7 +403,7 @@ def test_missing_buckets_and_prefixes(s3):
         with pytest.raises(ValueError, match=message):
             Manifest.scan([path], f"{root}?{options}", COLUMNS)
     with pytest.raises(ValueError, match=r"options after '\?' belong in data.root"):
-        Storage.at(f"s3://clicks?{options}").expand([f"s3://clicks/x?{options}"])
+        Storage(f"s3://clicks?{options}").expand([f"s3://clicks/x?{options}"])
 
 
 def test_objects_replaced_or_deleted_in_mid_run(s3):
@@ -424,4 +424,4 @@ def test_a_server_that_stopped(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     with pytest.raises(StorageError, match="s3://clicks/x': storage failed 1 times.*NETWORK_CONNECTION"):
-        Storage.at("s3://clicks?endpoint_override=http%3A//127.0.0.1:1&scheme=http").expand(["x"])
+        Storage("s3://clicks?endpoint_override=http%3A//127.0.0.1:1&scheme=http").expand(["x"])

@@ -8,6 +8,7 @@ the file system knows no ``O_DIRECT`` the same blocks go through the page cache.
 """
 
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -83,8 +84,6 @@ class DirectFile:
 
     def _leave_direct(self) -> None:
         if self._is_direct:
-            import fcntl
-
             flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
 

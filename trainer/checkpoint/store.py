@@ -310,7 +310,7 @@ class StoredTensors:
 
 @cache
 def _store(root: str) -> Store:
-    return Store(Storage.at(root))
+    return Store(Storage(root))
 
 
 @cache

@@ -20,7 +20,7 @@ class Made:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.declaration = compose.from_plain(yaml.safe_load((folder / "preparation.yaml").read_text()), str(folder))
+        self.declaration = compose.check(yaml.safe_load((folder / "preparation.yaml").read_text()), str(folder))
         self.schema = self.declaration.schema
 
     def rows(self, split: str, columns: list[str] | None = None) -> list[dict]:
