@@ -1,4 +1,4 @@
-"""Feeding: Parquet click logs to batches. Knows nothing of models, ranks' process groups or Hydra."""
+"""Parquet click logs to training batches. Independent of models, process groups and Hydra."""
 
 from data_loaders import packages
 

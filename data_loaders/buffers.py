@@ -1,4 +1,4 @@
-"""Memory that is used again as soon as nobody looks at it any more."""
+"""A pool of arrays whose memory is reused once nothing refers to it."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""What YAML and the command line leave open: ``${…}``, resolved, recorded and explained. With ``prepare.compose`` the only
+"""Interpolations ``${…}`` of YAML and the command line: resolved, recorded and explained. With ``prepare.compose`` the only
 module of ``data_loaders`` that knows OmegaConf.
 
 A value that comes from the environment is recorded as it was asked for (``${oc.env:NAME}``), by whichever way it came: within a

@@ -1,10 +1,9 @@
-"""Parquet footers: read, and validated before anything believes them.
+"""Parquet footers: read, and validated before they are used.
 
-A footer decides how many rows there are and where their bytes lie, and it carries no checksum. What a damaged one does to
-the Parquet library is not ours to foresee: a count of rows that is wrong loses rows without a word, a broken list makes
-its C++ code end the whole process. So each footer is first parsed and checked in a *child process* (``footer_checks``), of
-which there is one, started with the first footer; it answers with what the footer says, or with what is wrong in it. Where
-the child dies, the footer that it had is the damaged one.
+A footer says how many rows there are and where their bytes are, and has no checksum. With a corrupt one the Parquet library
+may lose rows silently (a wrong count) or crash the process (a broken list, in its C++ code). So each footer is first parsed
+and checked in a *child process* (``footer_checks``), of which there is one, started with the first footer; it answers with
+the footer's content, or with what is wrong in it. Where the child dies, the footer that it had is the corrupt one.
 """
 
 import base64

@@ -268,7 +268,7 @@ class _Part:
 
     def finish(self) -> None:
         self.columns, self.origin = self._make()
-        self._make = None  # lets go of what it was made from
+        self._make = None  # releases what it was made from
 
     def chunk(self, step: int) -> Chunk:
         index = step - self.unit.first

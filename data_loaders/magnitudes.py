@@ -1,5 +1,4 @@
-"""How large the numbers of the data are, as sums over a sample of the decoded rows: nothing grows with the data, and a sum
-over ranks is that of all rows. Taken where the numbers lie on the CPU anyway."""
+"""Magnitudes of the data's numbers, as sums over a sample of the decoded rows: of fixed size, and additive over ranks."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""What messages to people have in common. Standard library only: ``packages`` speaks when nothing else can be imported."""
+"""Texts of messages. Standard library only, as ``packages`` is."""
 
 
 def one_line(text: object, longest: int | None = None) -> str:

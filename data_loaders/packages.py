@@ -1,5 +1,5 @@
-"""What a program says where a package that it needs is missing or does not load: one line with the remedy. Standard library
-only, as it speaks when nothing else can be imported."""
+"""Errors about packages that are missing or do not load: one line with the remedy. Standard library only, as it runs when
+nothing else can be imported."""
 
 import importlib.util
 import os

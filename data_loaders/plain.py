@@ -1,7 +1,7 @@
-"""The short way for most columns of most logs: plain numbers without nulls.
+"""The fast path for most columns of most logs: plain numbers without nulls.
 
 Such a column needs one check and one copy, on Arrow's own memory: a nanosecond a value. A column in which the check finds
-anything is left to its own decoder, which knows what to do.
+anything else goes to its own decoder.
 """
 
 from collections.abc import Sequence

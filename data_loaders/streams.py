@@ -125,7 +125,7 @@ class _Run:
         with self._lock:
             if self._columns is None:
                 self._columns = self._decode()
-                self._decode = None  # lets go of what was read
+                self._decode = None  # releases what was read
         return self._columns.between(start, stop)
 
 

@@ -1,6 +1,6 @@
-"""What is wrong with a row that an engine could not read, in our own words: found by reading the file again, line by line.
+"""What is wrong with a row that an engine could not read, found by reading the file again, line by line.
 
-Engines know that something is wrong, and roughly where; what they say differs from version to version and advises
+Engines know that something is wrong, and roughly where; their messages differ from version to version and advise
 settings that a recipe does not have.
 """
 
@@ -93,11 +93,11 @@ def no_good(name: str, rows: int, first: str | None) -> ValueError:
     return ValueError(f"sources.{name}: each of its {rows:,} row(s) is bad, the first: {first}")
 
 
-def without_way_out(error: ValueError | None, name: str) -> str | None:
-    return str(error).removesuffix(f"; {way_out(name)}").removeprefix(f"sources.{name}: ") if error else None
+def without_remedy(error: ValueError | None, name: str) -> str | None:
+    return str(error).removesuffix(f"; {remedy(name)}").removeprefix(f"sources.{name}: ") if error else None
 
 
-def way_out(name: str) -> str:
+def remedy(name: str) -> str:
     return f"mend the row, or leave such rows out and have them counted: sources.{name}.bad_rows=skip"
 
 
@@ -112,7 +112,7 @@ def _first(
         for number, row in rows:
             problem = check(row, hint.value)
             if problem:
-                return ValueError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {way_out(name)}")
+                return ValueError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {remedy(name)}")
     except ValueError as error:  # bytes that are not of the encoding, data that cannot be decompressed
         return error
     return None

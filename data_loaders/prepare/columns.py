@@ -1,4 +1,4 @@
-"""What steps, splits and histories ask of a table's columns, with the complaints."""
+"""Checks of a table's columns that steps, splits and histories share."""
 
 import ibis
 

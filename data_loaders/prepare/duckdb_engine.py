@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.messages import one_line
-from data_loaders.prepare import bad_rows, csv_lines, engine_words, json_keys, parquet_files, pipes, text_files, values
+from data_loaders.prepare import bad_rows, csv_lines, engine_errors, json_keys, parquet_files, pipes, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.engine import (
     FILE,
@@ -147,13 +147,13 @@ class DuckDBEngine(Engine):
             return EngineError("the disk is full: free space and run the same command again, which resumes")
         if isinstance(error, duckdb.OutOfMemoryException):
             return EngineError(
-                f"memory_limit is too small for DuckDB: raise it, or lower threads ({self.keep_words(error)})"
+                f"memory_limit is too small for DuckDB: raise it, or lower threads ({self.store_error(error)})"
             )
-        known = engine_words.sentence(error)
+        known = engine_errors.explanation(error)
         if known or isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
-            return ValueError(known or f"an expression of the recipe cannot be computed ({self.keep_words(error)})")
+            return ValueError(known or f"an expression of the recipe cannot be computed ({self.store_error(error)})")
         return EngineError(
-            f"DuckDB could not finish: run the same command again, which resumes ({self.keep_words(error)})"
+            f"DuckDB could not finish: run the same command again, which resumes ({self.store_error(error)})"
         )
 
     def close(self) -> None:
@@ -315,7 +315,7 @@ class DuckDBEngine(Engine):
             f"COPY (SELECT * FROM {copy} WHERE {bad} IS NULL) TO {_quoted(str(good))} (FORMAT parquet, COMPRESSION snappy)"
         )
         os.replace(good, path)
-        skipped.add(rows, bad_rows.without_way_out(error, name))
+        skipped.add(rows, bad_rows.without_remedy(error, name))
 
     def _check_keys(self, name: str, source: Source, file: TextFile, path: Path, optional: frozenset[str]) -> None:
         """Raises ``ValueError`` for a declared column that the file has nowhere."""
@@ -350,7 +350,7 @@ class DuckDBEngine(Engine):
             found = bad_rows.explain(name, source, file, names, bad_rows.Hint(swallowed or first))
             if swallowed:
                 raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
-            skipped.add(rows, bad_rows.without_way_out(found, name) or f"'{file.name}', line {first:,}")
+            skipped.add(rows, bad_rows.without_remedy(found, name) or f"'{file.name}', line {first:,}")
 
     def _drop_rejects(self) -> None:
         for table in (_REJECTS, _REJECTS_SCANS):
@@ -366,7 +366,7 @@ class DuckDBEngine(Engine):
         hint = bad_rows.Hint(_line(error), value.group(1) if value else None)
         return bad_rows.explain(name, source, file, names, hint) or ValueError(
             f"sources.{name}: '{file.name}'{f', line {hint.line:,}' if hint.line else ''}: cannot be read as it is declared: "
-            f"check sources.{name}.format, .separator, .quote, .escape and .columns ({self.keep_words(error)})"
+            f"check sources.{name}.format, .separator, .quote, .escape and .columns ({self.store_error(error)})"
         )
 
 

@@ -155,15 +155,15 @@ class Engine(ABC):
         self.inputs[name] = replace(self.inputs[name], files=len(files), empty=len(names) - len(files))
         return files
 
-    def keep_words(self, error: Exception) -> str:
-        """Stores what the engine says, for whoever looks into it; returns where. Users get our words."""
+    def store_error(self, error: Exception) -> str:
+        """Stores the engine's own message and returns where, for the end of ours."""
         path = self.work / "engine-error.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(scrub(f"{type(error).__name__}: {error}\n"))
         except OSError:
-            return "the engine's own words could not be stored"
-        return f"the engine's own words are in {path}"
+            return "the engine's own message could not be stored"
+        return f"the engine's own message is in {path}"
 
     def sql(self, table: ibis.Table, select: str) -> ibis.Table:
         """``select``: a query in DuckDB's dialect, in which the table is called ``rows``."""

@@ -1,4 +1,4 @@
-"""What is being done, and how long it took: one line a step."""
+"""Progress: one line a step, with its time."""
 
 import sys
 import time

@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 from data_loaders.prepare import (
     bad_rows,
     csv_lines,
-    engine_words,
+    engine_errors,
     json_keys,
     parquet_files,
     spark_text,
@@ -99,7 +99,7 @@ class SparkEngine(Engine):
             table = parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
             return self._placed(source, self._frame(table), files, files)
         except _ERRORS as error:
-            raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.keep_words(error)})") from error
+            raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.store_error(error)})") from error
 
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
         try:
@@ -131,11 +131,11 @@ class SparkEngine(Engine):
         if not isinstance(error, _ERRORS):
             return None
         raised = re.search(r"ValueError: (.*?)(?: SQLSTATE: |$)", str(error), re.MULTILINE)  # ours, in an executor
-        known = raised.group(1) if raised else engine_words.sentence(error)
+        known = raised.group(1) if raised else engine_errors.explanation(error)
         if known:
             return ValueError(known)
         return EngineError(
-            f"Spark could not finish: run the same command again, which resumes ({self.keep_words(error)})"
+            f"Spark could not finish: run the same command again, which resumes ({self.store_error(error)})"
         )
 
     def close(self) -> None:
@@ -290,11 +290,11 @@ class SparkEngine(Engine):
         hint = bad_rows.Hint(bad_rows.find(name, file, line))
         found = bad_rows.explain(name, source, file, names, hint) or ValueError(
             f"sources.{name}: '{file.name}': engine=spark cannot read the row {line[:60]!r} (where a quoted field goes over "
-            f"several lines, engine=duckdb can); {bad_rows.way_out(name)}"
+            f"several lines, engine=duckdb can); {bad_rows.remedy(name)}"
         )
         if source.bad_rows == "error":
             raise found
-        first = bad_rows.without_way_out(found, name)
+        first = bad_rows.without_remedy(found, name)
         if not seen["good"]:
             raise bad_rows.no_good(name, seen["bad"], first)
         return seen["bad"], first
@@ -307,7 +307,7 @@ class SparkEngine(Engine):
             found = bad_rows.explain(name, source, file, names, bad_rows.Hint())
             if found is not None:
                 return found
-        return EngineError(f"sources.{name}: Spark could not read the files; {self.keep_words(error)}")
+        return EngineError(f"sources.{name}: Spark could not read the files; {self.store_error(error)}")
 
     def _numbered(self, source: Source, stored: Any, paths: list[str], files: list[str]) -> ibis.Table:
         """Places in the file, from ids that grow within each block of a file: a block's first row comes after all rows of

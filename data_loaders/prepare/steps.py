@@ -11,7 +11,7 @@ from typing import Any
 
 import ibis
 
-from data_loaders.prepare import clicks, columns, engine_words, negatives, sql
+from data_loaders.prepare import clicks, columns, engine_errors, negatives, sql
 from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Step
 from data_loaders.prepare.engine import KEY, PART, Engine
 
@@ -90,7 +90,9 @@ def _run(
     try:
         return engine.sql(table, query)
     except Exception as error:
-        known = engine_words.sentence(error) or f"cannot be computed from these columns ({engine.keep_words(error)})"
+        known = (
+            engine_errors.explanation(error) or f"cannot be computed from these columns ({engine.store_error(error)})"
+        )
         raise ValueError(f"{where}: {shown}: {known}") from error
 
 

@@ -1,12 +1,12 @@
-"""What an engine says about an expression, in our own words. Two engines and their versions say it in many ways."""
+"""Error messages of the engines about an expression, as one line of ours whatever engine and version."""
 
 import re
 
 from data_loaders.messages import one_line
 
 _GIVES_NULL = "TRY_CAST(… AS …) gives a missing value there"
-# What DuckDB or Spark says -> what we say; {0} … are the groups.
-_SENTENCES = (
+# A message of DuckDB or Spark -> ours; {0} … are the groups.
+_EXPLANATIONS = (
     (
         r"Could not convert string ['\"](.*?)['\"] to '?\"?(\w+)|The value '(.*?)' of the type \"\w+\" cannot be cast to \"(\w+)",
         "{0!r} is not {1}, which an expression makes of it: mend the expression; " + _GIVES_NULL,
@@ -32,10 +32,10 @@ _SENTENCES = (
 )
 
 
-def sentence(error: BaseException) -> str | None:
-    """None for what is not known here: then the engine's own words are kept in a file, ``Engine.keep_words``."""
+def explanation(error: BaseException) -> str | None:
+    """None for what is not known here: then the engine's own message is kept in a file, ``Engine.store_error``."""
     text = one_line(error)
-    for pattern, ours in _SENTENCES:
+    for pattern, ours in _EXPLANATIONS:
         found = re.search(pattern, text)
         if found:
             groups = [group for group in found.groups() if group is not None] + ["?", "?"]

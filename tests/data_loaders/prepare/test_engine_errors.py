@@ -6,7 +6,7 @@ from pathlib import Path
 import ibis
 import pytest
 
-from data_loaders.prepare import engine_words
+from data_loaders.prepare import engine_errors
 from data_loaders.prepare.declaration import Step
 from data_loaders.prepare.steps import apply_steps
 
@@ -32,6 +32,6 @@ def test_expressions_that_cannot_be_computed(expression, engine):
 
 def test_what_is_not_known_is_kept_in_a_file(duckdb_engine):
     error = ValueError("something\nnobody has seen")
-    assert engine_words.sentence(error) is None
-    path = duckdb_engine.keep_words(error).removeprefix("the engine's own words are in ")
+    assert engine_errors.explanation(error) is None
+    path = duckdb_engine.store_error(error).removeprefix("the engine's own message is in ")
     assert Path(path).read_text() == "ValueError: something\nnobody has seen\n"
