@@ -166,12 +166,11 @@ class Decoder:
         bags, removed = [bags for bags, _ in found], {bag.name: rows for bag, (_, rows) in zip(self._bags, found)}
         for group in self._histories:
             check_events(group, lists, removed, source.dropped)
-        return bags if source.dropped is None else self._drop(source, source.dropped, columns, bags)
-
-    def _drop(self, source: Source, dropped: NDArray[np.bool_], columns: Columns, bags: list[Bags]) -> list[Bags]:
-        self._counters.add("rows.dropped", dropped.sum())
-        columns.drop(slice(source.start, source.stop), dropped)
-        return [bag.without(dropped) for bag in bags]
+        if source.dropped is None:
+            return bags
+        self._counters.add("rows.dropped", source.dropped.sum())
+        columns.drop(slice(source.start, source.stop), source.dropped)
+        return [bag.without(source.dropped) for bag in bags]
 
 
 def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

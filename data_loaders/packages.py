@@ -117,8 +117,7 @@ def _of_loading(package: str, message: str) -> str:
 
 def _asked_by(error: BaseException) -> str:
     """The innermost file of a program, ours or a user's, that asks for what is missing."""
-    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    files = [name for name in frames if name.endswith(".py") and not _is_library(name)]
+    files = [name for name in _frames(error) if name.endswith(".py") and not _is_library(name)]
     path = Path(files[-1]) if files else Path(sys.argv[0])
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 

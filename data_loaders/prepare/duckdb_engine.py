@@ -50,21 +50,6 @@ _OPTIONS = (
     *("enable_external_file_cache", "max_temp_directory_size", "parquet_metadata_cache", "pin_threads"),
     *("temp_file_encryption",),
 )
-_TYPES = {
-    "int8": "TINYINT",
-    "int16": "SMALLINT",
-    "int32": "INTEGER",
-    "int64": "BIGINT",
-    "float32": "FLOAT",
-    "float64": "DOUBLE",
-    "string": "VARCHAR",
-    "boolean": "BOOLEAN",
-    "date": "DATE",
-    "timestamp": "TIMESTAMP",
-    "list<int64>": "BIGINT[]",
-    "list<float64>": "DOUBLE[]",
-    "list<string>": "VARCHAR[]",
-}
 
 
 class DuckDBEngine(Engine):
@@ -212,16 +197,15 @@ class DuckDBEngine(Engine):
         scan = f"read_parquet([{listed}], union_by_name = true)"
         present = self._present(scan)
         wanted = declared_columns(name, source, present, origins[0], optional)
-        columns = [_cast(source, column) for column in wanted]
-        absent = [column for column in source.columns if column not in wanted]
-        columns += [f"CAST(NULL AS {_TYPES[source.columns[column]]}) AS {identifier(column)}" for column in absent]
+        columns = [identifier(column) for column in wanted]
         if source.file_column:
             cases = " ".join(f"WHEN {number} THEN {_quoted(file)}" for number, file in enumerate(origins))
             columns.append(f"CASE file_index {cases} END AS {identifier(source.file_column)}")
         place = f"(file_index::BIGINT << {FILE_SHIFT}) + file_row_number"
         columns += [f"{place} AS {ROW}", f"0::BIGINT AS {PART}"]
         columns += [f"file_index::BIGINT AS {FILE}", f"file_row_number AS {PLACE}"]
-        return self.backend.sql(f"SELECT {', '.join(columns)} FROM {scan}", dialect="duckdb")
+        table = self.backend.sql(f"SELECT {', '.join(columns)} FROM {scan}", dialect="duckdb")
+        return table.mutate(**values.nulls(source.columns, wanted))
 
     def _present(self, scan: str) -> list[str]:
         try:
@@ -397,12 +381,6 @@ def _side_by_side(first: pa.RecordBatch, others: list[pa.Table]) -> pa.RecordBat
     for table in others:
         columns |= {name: table.column(name).combine_chunks() for name in table.column_names}
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _cast(source: Source, column: str) -> str:
-    if column not in source.columns:
-        return identifier(column)
-    return f"CAST({identifier(column)} AS {_TYPES[source.columns[column]]}) AS {identifier(column)}"
 
 
 _REJECTS, _REJECTS_SCANS = "__rejects", "__rejects_scans"

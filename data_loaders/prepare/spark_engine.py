@@ -37,21 +37,6 @@ from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineErr
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.state_files import sync_below, write_text
 
-_TYPES = {
-    "int8": "tinyint",
-    "int16": "smallint",
-    "int32": "int",
-    "int64": "bigint",
-    "float32": "float",
-    "float64": "double",
-    "string": "string",
-    "boolean": "boolean",
-    "date": "date",
-    "timestamp": "timestamp_ntz",
-    "list<int64>": "array<bigint>",
-    "list<float64>": "array<double>",
-    "list<string>": "array<string>",
-}
 _SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
@@ -240,7 +225,7 @@ class SparkEngine(Engine):
         """Makes the copy. Returns the number of bad rows that were skipped, and the first."""
         has_header = source.format == "csv" and source.header
         headers = sorted({csv_lines.first_line(name, file) for file in files}) if has_header else []
-        lines = spark_text.Lines(self.session, source, names, headers, _TYPES, self._converter(source))
+        lines = spark_text.Lines(self.session, source, names, headers, self._converter(source))
         try:
             lines.frame(paths).write.parquet(str(path))
         except _ERRORS as error:
@@ -257,7 +242,7 @@ class SparkEngine(Engine):
             table = self._table(frame)
             declared = {name: source.columns[name] for name in names}
             rest = [column for column in table.columns if column not in declared]
-            return self._frame(values.typed(table, declared, rest))
+            return self._frame(values.typed(table, declared, rest).mutate(**values.nulls(source.columns, names)))
 
         return convert
 

@@ -47,14 +47,13 @@ class Lines:
         source: Source,
         names: list[str],
         headers: list[str],
-        types: dict[str, str],
         convert: Callable[[Any, list[str]], Any],
     ) -> None:
         """``names``: of the columns in the files' order (csv). ``headers``: their first lines, none for files without.
-        ``types``: ours -> Spark's. ``convert``: (a frame of texts, the declared columns among them) -> the same with these as
-        declared, and ``values.BAD``."""
+        ``convert``: (a frame of texts, the names of the declared columns among them) -> the same with all columns as
+        declared, null where absent, and ``values.BAD``."""
         self._session, self._source, self._names, self._headers = session, source, names, headers
-        self._types, self._convert = types, convert
+        self._convert = convert
         self._seen: Any = None
 
     def frame(self, paths: list[str]) -> Any:
@@ -159,14 +158,9 @@ class Lines:
         typed = self._convert(
             parsed.select(*texts, "__line", "__file", "__block", "__order", "__header", broken), list(raw)
         )
-        absent = [
-            F.lit(None).cast(self._types[kind]).alias(name)
-            for name, kind in self._source.columns.items()
-            if name not in raw
-        ]
         bad = (F.col("__broken") | F.col(values.BAD).isNotNull()).alias("__bad")
-        made = [F.col(identifier(name)) for name in raw]
-        return typed.select(*made, *absent, "__line", "__file", "__block", "__order", "__header", bad)
+        declared = map(identifier, self._source.columns)
+        return typed.select(*declared, "__line", "__file", "__block", "__order", "__header", bad)
 
     def _text_of(self, value: Any, kind: str) -> Any:
         """A text, or a list of them."""

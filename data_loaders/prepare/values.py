@@ -8,7 +8,7 @@ made null without a word; only floats are what they are, the nearest number.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 import ibis
@@ -36,6 +36,11 @@ _MARK = "\x1f"  # in ``BAD``: between the column, the text and, where they diffe
 def declared_type(kind: str) -> dt.DataType:
     """Of a source's ``columns``."""
     return dt.dtype(kind.replace("list<", "array<"))
+
+
+def nulls(columns: Mapping[str, str], present: Collection[str]) -> dict[str, ibis.Value]:
+    """Of the ``columns`` (name -> declared type) that are not ``present``."""
+    return {name: ibis.null(declared_type(kind)) for name, kind in columns.items() if name not in present}
 
 
 def as_declared(value: ibis.Value, kind: dt.DataType) -> ibis.Value | None:
