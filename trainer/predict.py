@@ -241,7 +241,7 @@ def _kept(manifest: Manifest, schema: pa.Schema) -> Iterator[tuple[int, list[pa.
         if not schema.names:
             yield groups.num_rows(number), []
             continue
-        for table in groups.pieces(number, _PIECE, handle):
+        for table in groups.read(number, _PIECE, handle):
             yield table.num_rows, [table[field.name].cast(field.type) for field in schema]
 
 

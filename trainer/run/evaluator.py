@@ -125,7 +125,7 @@ def best_possible(manifest: Manifest, label: str, probability: str) -> dict[str,
     metrics = ClickMetrics()
     groups, handle = RowGroups(manifest, [label, probability], set()), Handle()
     for number in range(groups.count):
-        for table in groups.pieces(number, 1 << 16, handle):
+        for table in groups.read(number, 1 << 16, handle):
             true = torch.tensor(table[probability].to_numpy(), dtype=torch.float64)
             labels = torch.tensor(table[label].to_numpy(), dtype=torch.float32)
             metrics.update(torch.logit(true, eps=1e-12), labels, torch.ones_like(labels))
