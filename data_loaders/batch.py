@@ -36,7 +36,7 @@ class Batch(Pipelineable):
     number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
     mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may
     drop rows: then it is this rank's own number of rows. ``group_ids`` int64 [B, G]: of G columns
-    (``data_loaders.group_ids``), where the loader was asked for them; 0 in padding."""
+    (``data_loaders.group_ids``), where the loader has ``group_by``; 0 in padding."""
 
     dense: Tensor
     sparse: KeyedJaggedTensor

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 
 class Buffers:
-    """Hands out arrays. The kernel zeroes each page of new memory, which costs as much as filling it, so what was handed
-    out before comes again once no array, and so no tensor, refers to it: nothing is given back by hand. There is never
+    """Hands out arrays. The kernel zeroes each page of new memory, which costs as much as filling it, so memory
+    handed out before is reused once no array, and so no tensor, refers to it; nothing is freed by hand. There is never
     more than was in use at one time. Several threads may use it."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Buffers:
         for buffer in kept:
             if sys.getrefcount(buffer) == _UNUSED and len(buffer) >= size:
                 return buffer
-        # One that is too small gives way; an eighth more room, so that sizes that vary do not make it too small again.
+        # One that is too small is dropped; an eighth more room, so that varying sizes do not outgrow it again.
         self._buffers[name] = [buffer for buffer in kept if len(buffer) >= size]
         self._buffers[name].append(np.empty(size + size // 8, np.uint8))
         return self._buffers[name][-1]

@@ -33,7 +33,7 @@ class Chunk:
 
 
 class Collator:
-    """``collator(chunks, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids lie.
+    """``collator(chunks, …) -> Batch`` of ``batch_size`` rows, real ones first. ``slots``: where each key's ids are.
 
     ``may_drop``: ``Batch.normalizer`` is this rank's number of rows that are not dropped, instead of what is given.
     """

@@ -2,7 +2,7 @@
 
 Letters: R rows, D dense features, S keys with at most one id a row (columns of single ids, and crosses), J keys with
 any number (lists), G columns that rows are grouped by. Arrays are feature-major: a column is decoded by one contiguous
-write, shuffled inside the CPU's cache, and already lies as KeyedJaggedTensor wants it.
+write, shuffled inside the CPU's cache, and already has KeyedJaggedTensor's layout.
 """
 
 from dataclasses import dataclass

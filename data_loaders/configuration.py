@@ -1,7 +1,7 @@
 """Interpolations ``${…}`` of YAML and the command line: resolved, recorded and explained. With ``prepare.compose`` the only
 module of ``data_loaders`` that knows OmegaConf.
 
-A value that comes from the environment is recorded as it was asked for (``${oc.env:NAME}``), by whichever way it came: within a
+A value from the environment is recorded as its interpolation (``${oc.env:NAME}``), by whichever way it came: within a
 text, through another key, as a default. For that the resolver of ``oc.env`` is ours: it counts the answers it gives.
 """
 
@@ -61,7 +61,7 @@ def resolve(tree: DictConfig) -> dict[str, Any]:
 
 
 def value_at(recorded: Any, path: str, where: str) -> Any:
-    """The value of one key of a record, which may be recorded as it was asked for; None where there is no such key. Raises
+    """The value of one key of a record, which may be recorded as its interpolation; None where there is no such key. Raises
     ``ValueError``."""
     try:
         return OmegaConf.select(OmegaConf.create(recorded if isinstance(recorded, dict) else {}), path)
@@ -71,12 +71,12 @@ def value_at(recorded: Any, path: str, where: str) -> Any:
 
 
 def record(tree: DictConfig) -> dict[str, Any]:
-    """The same for the record: without secrets, and with what the environment provided as it was asked for."""
+    """The same for the record: without secrets, and with what the environment provided as its interpolation."""
     return secrets.redact(_recorded(tree, OmegaConf.to_container(tree, resolve=False)))
 
 
 def keep_asked(value: Any, recorded: Any) -> Any:
-    """``value``, with what ``recorded`` has as it was asked for."""
+    """``value``, with the interpolations of ``recorded``."""
     if isinstance(value, Mapping) and isinstance(recorded, Mapping):
         return {key: keep_asked(inner, recorded.get(key)) for key, inner in value.items()}
     if isinstance(value, list) and isinstance(recorded, list) and len(value) == len(recorded):

@@ -39,7 +39,7 @@ _LOG_ROWS = 1 << 14  # below PyTorch's threshold for several threads
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a key's ids lie: ``Columns.bags[index]`` if ``bag``, else ``Columns.ids[index]``."""
+    """Where a key's ids are: ``Columns.bags[index]`` if ``bag``, else ``Columns.ids[index]``."""
 
     bag: bool
     index: int
@@ -114,7 +114,7 @@ class Decoder:
     def __call__(self, tables: Iterable[pa.Table], count: int, purpose: str = "") -> Columns:
         """The ``count`` rows of all tables, one table after the other.
 
-        Each table is decoded as it comes, while it lies in the CPU's cache. The memory is that of columns of the same
+        Each table is decoded as it comes, while it is in the CPU's cache. The memory is that of columns of the same
         ``purpose`` that are no longer in use.
         """
         columns = self.empty(count, purpose)

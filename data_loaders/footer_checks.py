@@ -2,7 +2,7 @@
 
 The process reads requests from stdin, in integers of eight bytes: how many footers, of each its length and the size of its
 file, then the footers. It answers each footer with a line of JSON: ``row_groups``, the number of its ``schema``, and as ``new``
-the schema itself where the number is new; or ``error``. It ends with its stdin, or when nobody has asked for a while.
+the schema itself where the number is new; or ``error``. It ends with its stdin, or after a while without requests.
 """
 
 import base64
@@ -36,7 +36,9 @@ def main() -> None:
     schemas: dict[str, int] = {}
     while select.select([requests], [], [], IDLE_SECONDS)[0] and (count := requests.read(8)):
         sizes = [_integers(requests.read(16)) for _ in range(*_integers(count))]
-        footers = [requests.read(length) for length, _ in sizes]  # all, so that nobody waits for the other to read
+        footers = [
+            requests.read(length) for length, _ in sizes
+        ]  # all first: else both sides could wait for the other to read
         for footer, (_, size) in zip(footers, sizes):
             _limit_time()
             answers.write(json.dumps(answer(footer, size, schemas)).encode() + b"\n")

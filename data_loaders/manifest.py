@@ -135,7 +135,7 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """sha256, hex, of paths relative to the root, sizes, row counts, footers and schemas: equal for equal data, also
-        where it lies in another folder or was copied."""
+        where it is in another folder or was copied."""
         digest = hashlib.sha256()
         schemas = [hashlib.sha256(schema.serialize()).hexdigest() for schema in self.schemas]
         for file in self.files:
@@ -252,7 +252,7 @@ def column_type(schema: pa.Schema, path: tuple[str, ...]) -> pa.DataType:
 
 
 def _names(field: pa.Field, prefix: str = "") -> list[str]:
-    """How a column and, of a struct, its children are asked for."""
+    """The names of a column or, of a struct, of its children."""
     name = prefix + field.name
     below = (
         [each for child in field.type for each in _names(child, f"{name}.")] if pa.types.is_struct(field.type) else []

@@ -32,7 +32,7 @@ _WHOLE_OPTION = re.compile(r"([?&#])([^=&?#\s]+)=([^&]*)")
 _IN_BRACES = re.compile(r"""(?<=[{,])(\s*['"]?)([\w.-]+)(['"]?\s*:\s*)(\$\{[^}]*\}|"[^"]*"|'[^']*'|[^\s,}\]]+)""")
 _ASSIGNED = re.compile(r"""(?<![\w?&#.-])([\w.+-]+)(\s*=\s*)(\$\{[^}]*\}|"[^"]*"|'[^']*'|[^\s,;&}\]'"]+)""")
 _CONNECTION = re.compile(r"(^|;)(\s*)([\w .-]+?)(\s*=\s*)([^;]*)")
-# Recorded as it was asked for: nothing of its value is in it.
+# Recorded as it is: an interpolation holds nothing of its value.
 _ASKED = re.compile(r"\$\{\s*(oc\.env:\s*\w+(\s*,\s*null)?|[\w.]+)\s*\}")
 _SHORTEST = 4  # characters of the environment's that a message is searched for
 _provided: dict[str, str] = {}
@@ -49,7 +49,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """``value`` (plain: maps, lists, scalars) as it may be recorded. ``key``: what it stands under. Interpolations stay as
+    """``value`` (plain: maps, lists, scalars) as it may be recorded. ``key``: the key that holds it. Interpolations stay as
     they are, so that a record of ``${oc.env:NAME}`` can be used again."""
     return _redact(value, key, is_secret_name(key))
 
@@ -87,7 +87,7 @@ def scrub(text: str) -> str:
 
 
 def as_asked(value: Any) -> Any:
-    """A tree or text, with ``${oc.env:NAME}`` where a value stands that the environment provided: for what was resolved before it
+    """A tree or text, with ``${oc.env:NAME}`` in place of values that the environment provided: for what was resolved before it
     is recorded."""
     if isinstance(value, dict):
         return {key: as_asked(inner) for key, inner in value.items()}
@@ -100,7 +100,7 @@ def as_asked(value: Any) -> Any:
 
 
 def remember(name: str, value: str) -> None:
-    """That the environment variable ``name`` provided ``value``, which messages then show as it was asked for."""
+    """That the environment variable ``name`` provided ``value``, which messages then show as its interpolation."""
     if len(value) >= _SHORTEST:
         _provided[value] = f"${{oc.env:{name}}}"
 

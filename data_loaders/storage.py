@@ -1,4 +1,4 @@
-"""Where files lie: folders of this machine and object stores, under one kind of name.
+"""Files in folders of this machine and in object stores, under one kind of name.
 
 A *root* is a local folder or a URI such as ``s3://bucket/prefix``; a *name* is a file's full name, a local absolute path
 or ``scheme://authority/key``. pyarrow reads s3, gs, abfs, hdfs and file by itself; any other scheme that an installed
@@ -6,7 +6,7 @@ fsspec plug-in knows goes through that. Options of a file system follow a root's
 ``s3://bucket/prefix?endpoint_override=http%3A//localhost:9000&scheme=http`` or ``…?region=eu-west-1``; an S3 endpoint may
 also stand in ``AWS_ENDPOINT_URL``. What follows ``scheme://authority/`` is taken literally, as ``aws s3`` does: no
 ``%20``, and in a path ``?`` is a glob's. Credentials come from the environment, configuration files or the instance's
-role, and never stand in a URI: it would end up in logs and recorded configurations.
+role, and are never part of a URI: it would end up in logs and recorded configurations.
 
 An operation with a transient error (timeout, lost connection, "slow down", EIO) is tried ``ATTEMPTS`` times in all, with
 growing pauses; then comes a ``StorageError``. pyarrow's S3 client retries each request a few times by itself.
@@ -69,7 +69,7 @@ class StorageError(OSError):
 
 @dataclass(frozen=True)
 class Stat:
-    """A file as it lies there: ``name`` in full, ``size`` in bytes, ``mtime_ns`` since 1970 (0 where the storage
+    """A file's metadata: ``name`` in full, ``size`` in bytes, ``mtime_ns`` since 1970 (0 where the storage
     reports none)."""
 
     name: str
@@ -81,7 +81,7 @@ class Storage:
     """The files under one root, and under any other name given in full. Threads may share it."""
 
     def __init__(self, root: str) -> None:
-        """``root``: a local folder or a URI. Raises ``ValueError`` for a scheme nobody knows, a missing plug-in (naming what to
+        """``root``: a local folder or a URI. Raises ``ValueError`` for an unknown scheme, a missing plug-in (naming what to
         install), an option the file system does not have, and credentials in the URI."""
         self.root = root_name(root)
         self._scheme, self._query = "", ""
@@ -276,7 +276,7 @@ def root_name(root: str) -> str:
 
 
 def path_name(path: str) -> str:
-    """Likewise, of a path that stands alone: one without options."""
+    """Likewise, of a path without options."""
     if not is_uri(path):
         return os.path.abspath(path)
     scheme, authority, rest = _parts(path)
@@ -289,7 +289,7 @@ def path_name(path: str) -> str:
 
 
 def relative_name(name: str, root: str) -> str:
-    """``name`` from ``root`` (both as ``root_name`` gives them) on, with ``/``; in full where it lies elsewhere."""
+    """``name`` from ``root`` (both as ``root_name`` gives them) on, with ``/``; in full where it is elsewhere."""
     prefix = root.rstrip("/") + "/"
     if name.startswith(prefix):
         return name[len(prefix) :].replace(os.sep, "/")
@@ -335,7 +335,7 @@ class _Mount:
         return Stat(name, info.size, self._modified(info))
 
     def listing(self, folder: str) -> list[fs.FileInfo]:
-        """What lies in a folder; nothing where it does not exist."""
+        """A folder's entries; none where it does not exist."""
         try:
             if not self.origin:  # links to nothing included
                 return self.filesystem.get_file_info([os.path.join(folder, name) for name in os.listdir(folder)])
@@ -470,7 +470,7 @@ def _subfolders(mount: _Mount, folder: str, part: str) -> list[str]:
 
 
 def _below(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a name matches, or a folder that it lies in."""
+    """Whether a name matches, or a folder above it."""
     if not pattern:
         return True
     if pattern[0] == "**":

@@ -1,9 +1,9 @@
-"""Segments to decoded columns: each row is decompressed once, decoded once, and while it lies in the CPU's cache.
+"""Segments to decoded columns: each row is decompressed once, decoded once, and while it is in the CPU's cache.
 
 A stream is read in runs of up to ``RUN_ROWS`` rows. A segment rarely ends where a run does: what it leaves waits for the
 stream's next one.
 
-With less data than logical shards times row groups, neighbouring shards lie in one row group; read by each of them, it
+With less data than logical shards times row groups, neighbouring shards share a row group; read by each of them, it
 would be decompressed again and again. Such a row group is decoded once and kept until every shard has taken its part.
 """
 
@@ -113,7 +113,7 @@ class _Entry:
 
 
 class _Run:
-    """Rows that have been read, and are decoded when they are first asked for."""
+    """Rows that have been read, and are decoded at first use."""
 
     def __init__(self, num_rows: int, decode: Callable[[], Columns]) -> None:
         self.num_rows = num_rows

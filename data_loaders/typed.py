@@ -1,7 +1,7 @@
 """Plain values (maps, lists, scalars) held against dataclasses: which key is unknown, which value is of another kind.
 
 Says so in the configuration's own keys, with the nearest valid names; what is converted (``"16"`` where a whole number
-belongs) is as in OmegaConf, but nothing is turned into what nobody wrote: no ``label: yes`` into the column ``True``.
+belongs) is as in OmegaConf, but YAML's surprises are refused: ``label: yes`` is not the column ``True``.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str
 
 def check(value: Any, kind: Any, key: str = "") -> None:
     """Raises ``ValueError`` unless ``value`` can become a ``kind``: a dataclass, ``list[…]``, ``dict[str, …]``, a scalar, or one
-    of these or None. Interpolations, which are not resolved yet, are left alone. ``key`` is where it stands."""
+    of these or None. Interpolations, which are not resolved yet, are left alone. ``key`` is its place."""
     if kind is Any or _is_open(value):
         return
     if get_origin(kind) in (Union, types.UnionType):
@@ -50,7 +50,7 @@ def near(name: str, valid: Iterable[str], parent: str = "") -> str:
 
 
 def at(path: Sequence[str], kind: Any) -> Any:
-    """The kind of what lies at ``path`` within a ``kind``; ``Any`` where that is not said, None where there is no such key."""
+    """The kind of the value at ``path`` within a ``kind``; ``Any`` where that is not said, None where there is no such key."""
     for name in path:
         if get_origin(kind) in (Union, types.UnionType):
             kind = next(option for option in get_args(kind) if option is not type(None))

@@ -9,9 +9,9 @@
       preparation.yaml           the declaration, complete
       data/<name>.yaml           the filled-in data set: --config-dir OUTPUT data=<name>
       report.json                rows, positives, vocabularies, seconds
-  .prepared.json             which files these are: an output is replaced only if nothing else lies there
+  .prepared.json             which files these are: an output is replaced only if nothing else is there
 
-Until then all of it lies in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command resumes there.
+Until then all of it is in ``.OUTPUT.unfinished`` beside it, intermediate tables too: the same command resumes there.
 """
 
 import dataclasses

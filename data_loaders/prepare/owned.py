@@ -17,13 +17,13 @@ _SMALL = 1 << 20  # bytes: what people edit
 
 
 def record(folder: Path) -> str:
-    """The marker's text, for what lies in a folder now."""
+    """The marker's text, for the current content of a folder."""
     files = {str(path.relative_to(folder)): _facts(path) for path in _entries(folder) if path.is_file()}
     return json.dumps({"made_by": _MADE_BY, "files": files}, indent=1) + "\n"
 
 
 def foreign(folder: Path) -> list[str] | None:
-    """What lies in a folder and was not written by ``prepare``, or has changed since; None where nothing says what was."""
+    """What is in a folder and was not written by ``prepare``, or has changed since; None where nothing says what was."""
     files = _listed(folder)
     if files is None:  # an empty one is left where delete was interrupted
         return [] if folder.is_dir() and not _entries(folder) else None

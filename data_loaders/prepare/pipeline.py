@@ -70,7 +70,7 @@ def prepare(declaration: Declaration, options: Options, progress: Progress) -> d
 
 def transform(prepared: Prepared, options: Options, progress: Progress, keep: tuple[str, ...] = ()) -> int:
     """Raw rows to score, made into ``options.output`` with saved vocabularies and statistics; a label is not needed. Steps
-    that only make labels are left out, and no row is split off. Rows lie in raw order. ``keep``: further columns of the
+    that only make labels are left out, and no row is split off. Rows keep the raw order. ``keep``: further columns of the
     examples to copy. Returns the number of rows; raises as ``prepare``."""
     _check_apart(options, {"input": options.input, "prepared": prepared.folder})
     declaration = prepared.declaration
@@ -387,7 +387,7 @@ def _between(examples: ibis.Table, first: int, end: int | None) -> ibis.Table:
 
 
 def _skipping(chosen: ibis.Table, first: int, end: int | None) -> ibis.Table:
-    """The same rows, so asked for that the engine need not read the others."""
+    """The same rows, filtered so that the engine need not read the others."""
     per_file = (1 << FILE_SHIFT) // _BLOCK
     file = first // per_file
     chosen = chosen.filter(chosen[FILE] >= file)

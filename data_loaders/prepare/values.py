@@ -1,9 +1,9 @@
 """Raw values as the declared type holds them, exactly, or not at all: one policy for CSV, JSON and Parquet, on every engine.
 
-What each type takes stands in docs/prepare.md ("Values"). In short: a whole number may be written ``7``, ``+7``, ``7.0`` or
+What each type takes is in docs/prepare.md ("Values"). In short: a whole number may be written ``7``, ``+7``, ``7.0`` or
 ``7e2``; what has a fraction, lies outside the type's range, or is rounded already (a float beyond 2^53) is no whole number. A
 number is no boolean and no time, and the other way round. Times are UTC: an offset is applied. Nothing is rounded, cut off or
-made null without a word; only floats are what they are, the nearest number.
+made null silently; only floats are what they are, the nearest number.
 """
 
 import json
@@ -63,7 +63,7 @@ def plain(value: ibis.Value) -> ibis.Value:
 
 
 def is_lossless(found: dt.DataType, kind: dt.DataType) -> bool:
-    """Whether every value of one type is one of the other, so that nobody need look."""
+    """Whether every value of one type is one of the other, so that no check is needed."""
     found = found.copy(nullable=True)
     if found == kind or found.is_null():
         return True
