@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from data_loaders.arrow import Lists, empty_mask, flat, is_text, null_mask, numbers, value_type
 from data_loaders.columns import NO_ID, Bags, offsets_of
+from data_loaders.errors import UserError
 from data_loaders.hashing import combine, hash_ids, rows_from_hashes
 from data_loaders.schema import Feature, Schema
 
 RowsOf = Callable[[NDArray[np.integer]], NDArray[np.integer]]  # positions in a flat array to rows
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """A value that the schema does not allow. ``row`` counts from the start of what was decoded."""
 
     def __init__(self, message: str, row: int) -> None:
@@ -327,7 +328,7 @@ def check_history(group: list[ListIds]) -> None:
     """Members of one history are cut alike, or their events would not match."""
     for other in group[1:]:
         if other.max_length != group[0].max_length:
-            raise ValueError(
+            raise UserError(
                 f"schema.features.{group[0].name}.max_length is {group[0].max_length}, but that of "
                 f"schema.features.{other.name} is {other.max_length}: features of one history need the same"
             )

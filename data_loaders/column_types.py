@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from data_loaders.arrow import is_integer, is_list, is_text, value_type
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema
 
 
 def check_types(schema: Schema, layout: Layout, types: Mapping[str, pa.DataType], *, labeled: bool = True) -> None:
-    """Raises ``ValueError`` naming feature, column, the type found and those expected."""
+    """Raises ``UserError`` naming feature, column, the type found and those expected."""
     for name in schema.dense:
         where = f"dense feature '{name}'"
         _expect(where, schema.column(name), types, _is_number, "a number", "use 'kind: sparse' for ids")
@@ -58,7 +59,7 @@ def _expect(
 ) -> None:
     found = types[column]
     if not (pa.types.is_null(found) or test(value_type(found))):
-        raise ValueError(f"{where}: column '{column}' has type {found}, expected {expected}; {remedy}")
+        raise UserError(f"{where}: column '{column}' has type {found}, expected {expected}; {remedy}")
 
 
 def _is_hashable(kind: pa.DataType) -> bool:

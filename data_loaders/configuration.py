@@ -21,6 +21,7 @@ from omegaconf.errors import (
 from omegaconf.resolvers import oc
 
 from data_loaders import safe_yaml, secrets
+from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.typed import check, shown
 
@@ -49,25 +50,25 @@ OmegaConf.register_new_resolver("oc.env", _ENVIRONMENT, replace=True)
 
 
 def resolve(tree: DictConfig) -> dict[str, Any]:
-    """Plain maps, lists and scalars. Raises ``ValueError`` where something is missing, refers to nothing or to itself, or would
+    """Plain maps, lists and scalars. Raises ``UserError`` where something is missing, refers to nothing or to itself, or would
     become very large."""
     try:
         _check_size(OmegaConf.to_container(tree, resolve=False))
         return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ValueError(explain(error)) from None
+        raise UserError(explain(error)) from None
     except RecursionError:
-        raise ValueError("the configuration is nested too deeply, or a key refers to itself: correct it") from None
+        raise UserError("the configuration is nested too deeply, or a key refers to itself: correct it") from None
 
 
 def value_at(recorded: Any, path: str, where: str) -> Any:
     """The value of one key of a record, which may be recorded as its interpolation; None where there is no such key. Raises
-    ``ValueError``."""
+    ``UserError``."""
     try:
         return OmegaConf.select(OmegaConf.create(recorded if isinstance(recorded, dict) else {}), path)
     except (OmegaConfBaseException, RecursionError) as error:
         reason = explain(error) if isinstance(error, OmegaConfBaseException) else "it is nested too deeply"
-        raise ValueError(f"{where}: {reason}") from None
+        raise UserError(f"{where}: {reason}") from None
 
 
 def record(tree: DictConfig) -> dict[str, Any]:
@@ -86,12 +87,12 @@ def keep_asked(value: Any, recorded: Any) -> Any:
 
 
 def overrides(texts: Sequence[str], kind: Any) -> DictConfig:
-    """``key=value`` arguments, values in YAML, as a tree that goes over a ``kind``. Raises ``ValueError``."""
+    """``key=value`` arguments, values in YAML, as a tree that goes over a ``kind``. Raises ``UserError``."""
     merged = OmegaConf.create()
     for text in texts:
         key, equals, value = text.lstrip("+").partition("=")
         if not equals or not re.fullmatch(r"[^\s.=]+(\.[^\s.=]+)*", key):
-            raise ValueError(f"{secrets.redact_override(text)!r} is not an override: write key=value")
+            raise UserError(f"{secrets.redact_override(text)!r} is not an override: write key=value")
         tree: Any = safe_yaml.parse(value, f"the value of {key}=") if value else None  # Hydra's way to empty a value
         for name in reversed(key.split(".")):
             tree = {name: tree}
@@ -99,7 +100,7 @@ def overrides(texts: Sequence[str], kind: Any) -> DictConfig:
         try:
             merged = OmegaConf.merge(merged, tree)
         except OmegaConfBaseException as error:
-            raise ValueError(explain(error)) from None
+            raise UserError(explain(error)) from None
     return merged
 
 
@@ -164,7 +165,7 @@ def _recorded_at(node: DictConfig | ListConfig, key: Any, raw: Any) -> Any:
 
 def _check_size(plain: dict[str, Any]) -> None:
     """Refuses references that multiply each other (``b: ${a}${a}``, ``c: ${b}${b}`` …) before they are resolved. Raises
-    ``ValueError``."""
+    ``UserError``."""
     known: dict[str, int] = {}
 
     def size(path: str, value: Any) -> int:
@@ -172,7 +173,7 @@ def _check_size(plain: dict[str, Any]) -> None:
             known[path] = 0  # a circle, which is reported when it is resolved
             known[path] = min(sum(parts(path, value)), LONGEST + 1)
         if known[path] > LONGEST:
-            raise ValueError(f"{path or 'the configuration'} repeats other keys too often: write out what is meant")
+            raise UserError(f"{path or 'the configuration'} repeats other keys too often: write out what is meant")
         return known[path]
 
     def parts(path: str, value: Any) -> list[int]:

@@ -53,7 +53,7 @@ class Decoder:
     nor weight are read. ``group_by``: columns whose group ids come along. What is missing, truncated, replaced or dropped
     is added to ``counters``.
 
-    Raises ``ValueError`` at once for a type that a feature cannot use, and ``RowError`` when decoding for a value that
+    Raises ``UserError`` at once for a type that a feature cannot use, and ``RowError`` when decoding for a value that
     it cannot.
     """
 

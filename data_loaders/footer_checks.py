@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders.errors import UserError
+
 IDLE_SECONDS = 20.0
 _CPU_SECONDS = 60  # for one footer
 _MAGIC_BYTES = 4  # at the file's beginning
@@ -25,7 +27,7 @@ _PAGE_VALUES = (1 << 31) - 1  # a page counts its values in 32 bits
 _PAGE_BYTES = 8  # of the smallest header of a page
 
 
-class DamagedFooter(ValueError):
+class DamagedFooter(UserError):
     """Says what is wrong, in words that follow "the footer of …: "."""
 
 

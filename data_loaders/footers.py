@@ -25,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders.errors import UserError
 from data_loaders.storage import Stat, Storage, StorageError
 
 _THREADS = 32  # they wait for the storage more than they compute
@@ -51,7 +52,7 @@ class Footer:
 
 
 def scan(storage: Storage, stats: Sequence[Stat]) -> list[Footer]:
-    """The footers of files, in their order. Raises ``ValueError`` naming the first file that is not a whole Parquet file or
+    """The footers of files, in their order. Raises ``UserError`` naming the first file that is not a whole Parquet file or
     contradicts itself, ``StorageError`` where the storage keeps failing."""
     found: list[Footer] = []
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
@@ -67,15 +68,15 @@ def scan(storage: Storage, stats: Sequence[Stat]) -> list[Footer]:
 
 
 def read(storage: Storage, name: str, size: int) -> bytes:
-    """The Parquet footer of a file, to be parsed by ``parse``. Raises ``ValueError`` where there is none, ``OSError`` where
+    """The Parquet footer of a file, to be parsed by ``parse``. Raises ``UserError`` where there is none, ``OSError`` where
     the file cannot be read."""
     with storage.open(name) as source:
         tail = _last(source, size, _TAIL)
         if tail[-4:] != _MAGIC:
-            raise ValueError("it does not end as a Parquet file does")
+            raise UserError("it does not end as a Parquet file does")
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if length > size:
-            raise ValueError(f"its footer would be {length} bytes long, the file is {size}")
+            raise UserError(f"its footer would be {length} bytes long, the file is {size}")
         return tail[-length:] if length <= len(tail) else _last(source, size, length)
 
 
@@ -100,19 +101,19 @@ def _last(source: pa.NativeFile, size: int, count: int) -> bytes:
 
 def _content(storage: Storage, stat: Stat) -> bytes:
     if stat.size == 0:
-        raise ValueError(f"data file '{stat.name}' has 0 bytes: write it again, or take it away")
+        raise UserError(f"data file '{stat.name}' has 0 bytes: write it again, or take it away")
     try:
         return storage.retries(stat.name).run(lambda: read(storage, stat.name, stat.size))
     except StorageError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         if is_text(stat.name):
-            raise ValueError(f"data file '{stat.name}' is not Parquet: {PREPARE}") from error
+            raise UserError(f"data file '{stat.name}' is not Parquet: {PREPARE}") from error
         raise _unreadable(stat, error) from error
 
 
-def _unreadable(stat: Stat, why: object) -> ValueError:
-    return ValueError(
+def _unreadable(stat: Stat, why: object) -> UserError:
+    return UserError(
         f"data file '{stat.name}' cannot be read as Parquet ({why}): it may be truncated, damaged, not Parquet, or without "
         "read permission; write it again, or take it away"
     )

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_loaders.arrow import flat, is_text, null_mask, numbers, type_kind
+from data_loaders.errors import UserError
 from data_loaders.hashing import hash_ids, mix
 from data_loaders.manifest import Manifest
 from data_loaders.reader import READ_ROWS, Handle, RowGroups
@@ -24,10 +25,10 @@ _KINDS = ("number", "text", "time", "time of day", "duration", "null")
 
 
 def check_group_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) -> None:
-    """Raises ``ValueError`` for a column of lists or the like."""
+    """Raises ``UserError`` for a column of lists or the like."""
     for column in columns:
         if type_kind(types[column]) not in _KINDS:
-            raise ValueError(
+            raise UserError(
                 f"evaluation.group_by, request or slices: rows cannot be grouped by column '{column}' of type "
                 f"{types[column]}: choose one of single values (text, numbers, times)"
             )

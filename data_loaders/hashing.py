@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_loaders.arrow import is_text, values_view, with_offsets
+from data_loaders.errors import UserError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -22,7 +23,7 @@ _LENGTH_FACTOR = np.uint64(0xA0761D6478BD642F)  # Q
 def hash_ids(array: pa.Array) -> NDArray[np.uint64]:
     """uint64 [len(array)]: hashes of integers, strings or binary of any layout, or a dictionary of one of them.
 
-    Slices are honoured. A null gets an arbitrary hash: the caller masks it. Raises ``ValueError`` for other types.
+    Slices are honoured. A null gets an arbitrary hash: the caller masks it. Raises ``UserError`` for other types.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -36,7 +37,7 @@ def hash_ids(array: pa.Array) -> NDArray[np.uint64]:
     if is_text(kind):
         array = with_offsets(array)
         return _hash_bytes(array, np.int32 if _is_small(array.type) else np.int64)
-    raise ValueError(f"ids of type {kind} cannot be hashed: integers, strings and binary can")
+    raise UserError(f"ids of type {kind} cannot be hashed: integers, strings and binary can")
 
 
 def rows_from_hashes(hashes: NDArray[np.uint64], num_rows: int) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ from data_loaders.column_decoders import Counters, RowError
 from data_loaders.column_types import check_types
 from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
+from data_loaders.errors import UserError
 from data_loaders.group_ids import check_group_types, texts_of_group_ids
 from data_loaders.manifest import Manifest
 from data_loaders.order import EpochOrder, Order, Segment, Unit
@@ -56,7 +57,7 @@ class Loader:
     ``<feature>.<what>``, in rows of this rank, and ``rows.dropped``. ``wait_seconds`` is how long the consumer has
     waited for batches.
 
-    Raises ``ValueError`` for columns that are missing or of a wrong type, more ranks than shards, and a batch size that
+    Raises ``UserError`` for columns that are missing or of a wrong type, more ranks than shards, and a batch size that
     ``shards`` does not divide.
     """
 
@@ -86,7 +87,7 @@ class Loader:
             remedy = f"set data.stream.shards to {enough}, which divides batch_size={batch_size}"
             if enough is None:
                 remedy = f"raise batch_size, now {batch_size}, to {world_size} or more, and data.stream.shards with it"
-            raise ValueError(f"{world_size} ranks cannot share {shards} logical shards: {remedy}")
+            raise UserError(f"{world_size} ranks cannot share {shards} logical shards: {remedy}")
         sizes = [rows for file in manifest.files for rows in file.row_groups]
         kind = "shuffled" if shuffle else "contiguous" if contiguous else "time"
         if not shuffle:  # nothing depends on blocks but memory and the work of each thread
@@ -150,7 +151,7 @@ class Loader:
         """``steps`` batches from that place on, over as many epochs as it takes; each epoch is prepared while the one
         before ends. Reading begins with this call, so that what is built meanwhile need not be waited for twice."""
         if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(f"start_step is {start_step}: an epoch has {self.steps_per_epoch} steps")
+            raise UserError(f"start_step is {start_step}: an epoch has {self.steps_per_epoch} steps")
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader-decode")
         batches = self._batches(pool, epoch, start_step, steps)
         return BatchIterator(batches, pool, self._prefetch_batches, self._waited)
@@ -408,7 +409,7 @@ def _decoder(
     try:
         manifest.check_columns(group_by)
     except ValueError as error:
-        raise ValueError(f"a column of evaluation.group_by, request or slices: {error}") from error
+        raise UserError(f"a column of evaluation.group_by, request or slices: {error}") from error
     manifest.check_columns(columns)
     types: dict[str, pa.DataType] = {}
     for path, found in manifest.types(columns):
@@ -416,7 +417,7 @@ def _decoder(
             check_types(schema, layout, found, labeled=labeled)
             check_group_types(group_by, found)
         except ValueError as error:
-            raise ValueError(f"'{path}': {error}") from error
+            raise UserError(f"'{path}': {error}") from error
         # A column of nulls only says nothing about whether it holds lists; another file may.
         types.update({name: kind for name, kind in found.items() if name not in types or pa.types.is_null(types[name])})
     return Decoder(schema, layout, types, counters, labeled=labeled, group_by=group_by)

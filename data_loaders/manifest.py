@@ -1,7 +1,7 @@
 """What the data is: files, row groups and column types, read from Parquet footers once, before the first step.
 
 Everything that could go wrong with a file later (missing, empty, truncated, without a column, of another type than its
-neighbours) is one ``ValueError`` here that names the file and the remedy. The fingerprint shows whether a resumed run
+neighbours) is one ``UserError`` here that names the file and the remedy. The fingerprint shows whether a resumed run
 sees the same data.
 
 A *column* is a file's column of that name; or a child of a struct column, ``geo.city``; or a *partition column*: the
@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from data_loaders import footers
 from data_loaders.arrow import type_kind
+from data_loaders.errors import UserError
 from data_loaders.storage import NoParquetError, Storage, full_name, is_uri, relative_name, root_name
 
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -76,18 +77,18 @@ class Manifest:
         """Reads the footers of all files that ``paths`` (files, folders, globs, under ``root`` or full names) stand for.
 
         A folder stands for the ``*.parquet`` files below it. Each path's files come sorted, each file once. Raises
-        ``ValueError`` for a path without files, an unreadable file, no rows at all, a column of ``columns`` that a file
+        ``UserError`` for a path without files, an unreadable file, no rows at all, a column of ``columns`` that a file
         lacks or has twice, and a column whose kind of type differs between files; ``StorageError`` where the storage
         keeps failing.
         """
         if not paths:
-            raise ValueError("no data paths are given: name files, folders or globs")
+            raise UserError("no data paths are given: name files, folders or globs")
         storage = Storage(root)
         root = root if not storage.local else storage.root
         try:
             stats = storage.expand(paths)
         except NoParquetError as error:
-            raise ValueError(f"{error}; {footers.PREPARE}") from error
+            raise UserError(f"{error}; {footers.PREPARE}") from error
         indices: dict[bytes, int] = {}
         schemas: list[pa.Schema] = []
         files = []
@@ -100,7 +101,7 @@ class Manifest:
         manifest = cls(root, tuple(files), tuple(schemas))
         manifest.check_columns(columns)
         if not manifest.num_rows:
-            raise ValueError(
+            raise UserError(
                 f"no rows in {_shown(paths)} under '{storage.root}' ({len(files)} files): check data and paths"
             )
         return manifest
@@ -119,7 +120,7 @@ class Manifest:
         return {name: pa.int64() if _all_integers(found) else pa.string() for name, found in values.items()}
 
     def check_columns(self, columns: Iterable[str]) -> None:
-        """Raises ``ValueError`` unless every file has these columns, each once and of one kind of type."""
+        """Raises ``UserError`` unless every file has these columns, each once and of one kind of type."""
         _check_columns(self, tuple(columns))
 
     def types(self, columns: Iterable[str]) -> list[tuple[str, dict[str, pa.DataType]]]:
@@ -147,13 +148,13 @@ class Manifest:
         return relative_name(file.path, root_name(self.root))
 
     def select(self, paths: Iterable[str]) -> "Manifest":
-        """The same manifest with only these files, given by their paths relative to the root. Raises ``ValueError`` for
+        """The same manifest with only these files, given by their paths relative to the root. Raises ``UserError`` for
         one it does not have."""
         wanted = set(paths)
         files = [file for file in self.files if self.relative(file) in wanted]
         if len(files) < len(wanted):
             absent = sorted(wanted - {self.relative(file) for file in files})
-            raise ValueError(f"the data lack {len(absent)} of the files asked for: {_shown(absent[:5])}")
+            raise UserError(f"the data lack {len(absent)} of the files asked for: {_shown(absent[:5])}")
         return _compact(self.root, files, self.schemas)
 
     def changes(self, saved: "Manifest") -> Changes:
@@ -177,18 +178,18 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], root: str) -> "Manifest":
-        """The manifest that ``to_dict`` described, its files under ``root``. Raises ``ValueError`` for another version, and
+        """The manifest that ``to_dict`` described, its files under ``root``. Raises ``UserError`` for another version, and
         for what ``to_dict`` would not describe so."""
         if values.get("version") != _VERSION:
-            raise ValueError(f"a data manifest of version {values.get('version')!r:.50}: this program reads {_VERSION}")
+            raise UserError(f"a data manifest of version {values.get('version')!r:.50}: this program reads {_VERSION}")
         lists = values.get("schemas"), values.get("files")
         if not all(isinstance(it, list) for it in lists) or not lists[1]:
-            raise ValueError("a data manifest without schemas or files")
+            raise UserError("a data manifest without schemas or files")
         base = root_name(root)
         schemas = [_stored_schema(text) for text in lists[0]]
         files = [_stored_file(facts, base, len(schemas)) for facts in lists[1]]
         if len({file.path for file in files}) < len(files):
-            raise ValueError("a data manifest that names a file twice")
+            raise UserError("a data manifest that names a file twice")
         return cls(root if is_uri(base) else base, tuple(files), tuple(schemas))
 
 
@@ -196,19 +197,19 @@ def _stored_schema(text: Any) -> pa.Schema:
     try:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
     except (pa.ArrowException, OSError, TypeError, ValueError, MemoryError):
-        raise ValueError("a data manifest with a schema that is none") from None
+        raise UserError("a data manifest with a schema that is none") from None
 
 
 def _stored_file(facts: Any, base: str, num_schemas: int) -> File:
     """A file of ``to_dict``, under ``base``."""
     kinds = (str, int, int, list, int, str)
     if not isinstance(facts, list) or [*map(type, facts)] != [*kinds]:
-        raise ValueError(f"a data manifest with the file {facts!r:.200}")
+        raise UserError(f"a data manifest with the file {facts!r:.200}")
     path, size, mtime_ns, row_groups, schema, footer = facts
     counts = [size, *row_groups]
     sound = all(type(count) is int and 0 <= count < _MOST for count in counts) and sum(row_groups) < _MOST
     if not (sound and path and "\0" not in path and 0 <= schema < num_schemas and abs(mtime_ns) < _MOST):
-        raise ValueError(f"a data manifest with the file {facts!r:.200}")
+        raise UserError(f"a data manifest with the file {facts!r:.200}")
     return File(full_name(path, base), size, mtime_ns, tuple(row_groups), schema, footer, _partitions(path))
 
 
@@ -295,7 +296,7 @@ def _check_columns(manifest: Manifest, columns: tuple[str, ...]) -> None:
             kinds.pop("list of null", None)
         if len(kinds) > 1:
             shown = "; ".join(f"{found[index]} in '{example[index]}'" for index in sorted(kinds.values()))
-            raise ValueError(f"column '{column}' has types of different kinds: {shown}; write it with one type")
+            raise UserError(f"column '{column}' has types of different kinds: {shown}; write it with one type")
 
 
 def _check_names(schema: pa.Schema, partitions: list[str], columns: tuple[str, ...], path: str) -> None:
@@ -303,7 +304,7 @@ def _check_names(schema: pa.Schema, partitions: list[str], columns: tuple[str, .
     asked = {found[0] for found in paths.values() if found}
     twice = [name for name, count in Counter(schema.names).items() if count > 1 and name in asked]
     if twice:
-        raise ValueError(f"data file '{path}' has more than one column named {_shown(twice)}: rename all but one")
+        raise UserError(f"data file '{path}' has more than one column named {_shown(twice)}: rename all but one")
     missing = [column for column in columns if not paths[column] and column not in partitions]
     if not missing:
         return
@@ -312,7 +313,7 @@ def _check_names(schema: pa.Schema, partitions: list[str], columns: tuple[str, .
     for column in missing:
         near = difflib.get_close_matches(column, names, n=3, cutoff=0.5)
         hints.append(f"'{column}'" + (f" (near: {', '.join(near)})" if near else ""))
-    raise ValueError(
+    raise UserError(
         f"data file '{path}' lacks {len(missing)} column(s): {'; '.join(hints)}. It has: {', '.join(names[:50])}"
         f"{', …' if len(names) > 50 else ''}. Correct schema.features.*.column, or write the column"
     )

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_loaders.errors import UserError
+
 # Part of every random state: raise it when the meaning of the order changes, and refuse to resume across it.
 ORDER_VERSION = 2
 
@@ -53,19 +55,19 @@ class Order:
     """``row_groups``: rows of each row group. ``batch_size`` is global, and a multiple of ``shards``.
 
     ``shuffle_rows`` is the wanted size of a block over all shards (the shuffle buffer); it is rounded up to a whole
-    number of steps. Raises ``ValueError`` where ``shards`` does not divide ``batch_size``.
+    number of steps. Raises ``UserError`` where ``shards`` does not divide ``batch_size``.
     """
 
     def __init__(
         self, row_groups: Iterable[int], *, kind: str, shards: int, batch_size: int, shuffle_rows: int, seed: int
     ) -> None:
         if batch_size < 1 or shards < 1 or batch_size % shards:
-            raise ValueError(
+            raise UserError(
                 f"a global batch of {batch_size} rows cannot be shared by {shards} logical shards: make the batch "
                 f"size a multiple of {shards} (data.stream.shards)"
             )
         if seed < 0:
-            raise ValueError(f"seed is {seed}: it must not be negative")
+            raise UserError(f"seed is {seed}: it must not be negative")
         assert kind in ORDERS, kind
         self.kind = kind
         self.row_groups = np.fromiter(row_groups, np.int64)

@@ -4,20 +4,22 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_loaders.errors import UserError
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes one slash of two
 
 
 def check_output(option: str, path: Path, suffixes: Sequence[str], is_ours: Callable[[Path], bool]) -> None:
-    """Raises ``ValueError`` unless ``path``, which the user gave by ``option``, ends in one of ``suffixes``, and nothing is
+    """Raises ``UserError`` unless ``path``, which the user gave by ``option``, ends in one of ``suffixes``, and nothing is
     there or a file that this command may replace: one that ``is_ours``."""
     if _URI.match(str(path)):
-        raise ValueError(f"{option} {path} is an address: name a file of this machine, and copy it there")
+        raise UserError(f"{option} {path} is an address: name a file of this machine, and copy it there")
     if path.suffix not in suffixes:
-        raise ValueError(f"{option} {path}: only {', '.join(suffixes)} can be written: give a name that ends so")
+        raise UserError(f"{option} {path}: only {', '.join(suffixes)} can be written: give a name that ends so")
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder: name a file in it")
+        raise UserError(f"{option} {path} is a folder: name a file in it")
     if path.exists() and not is_ours(path):
-        raise ValueError(
+        raise UserError(
             f"{option} {path} exists and is not what this command writes: choose another name, or move that file away"
         )
 

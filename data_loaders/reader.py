@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from data_loaders import footers
 from data_loaders.arrow import is_list, is_text
+from data_loaders.errors import UserError
 from data_loaders.manifest import File, Manifest, column_type, find_column
 from data_loaders.storage import Storage, StorageError, is_transient, is_uri
 
@@ -66,7 +67,7 @@ class RowGroups:
     def read(self, row_group: int, rows: int, handle: "Handle") -> Iterator[pa.Table]:
         """The row group in order, in tables of ``rows`` rows or, now and then, fewer. Each has ``columns`` in their order.
 
-        Transient errors are retried from where reading stopped, so that no row comes twice. Raises ``ValueError`` where
+        Transient errors are retried from where reading stopped, so that no row comes twice. Raises ``UserError`` where
         the file is not the one that was scanned or is damaged, ``StorageError`` where it is gone or its storage keeps
         failing, ``OSError`` where it cannot be read otherwise; all name file and row group.
         """
@@ -125,7 +126,7 @@ class RowGroups:
         if isinstance(error, PermissionError):
             raise OSError(f"{where}: {error}") from error
         self._check_unchanged(file, where)  # what looks like damage may be another file
-        raise ValueError(f"{where}: {error}; check access to the file, and write it again if it is damaged") from error
+        raise UserError(f"{where}: {error}; check access to the file, and write it again if it is damaged") from error
 
     def _check_unchanged(self, file: File, where: str) -> None:
         try:
@@ -137,7 +138,7 @@ class RowGroups:
 
     def _check_rows(self, rows: int, file: File, index: int, where: str) -> None:
         if rows != file.row_groups[index]:
-            raise ValueError(
+            raise UserError(
                 f"{where}: its pages hold {rows} rows, its footer counts {file.row_groups[index]}: the file is damaged; write "
                 "it again, or take it away"
             )
@@ -201,8 +202,8 @@ def _gone(where: str) -> StorageError:
     )
 
 
-def _changed(file: File, how: str) -> ValueError:
-    return ValueError(
+def _changed(file: File, how: str) -> UserError:
+    return UserError(
         f"data file '{file.path}' has changed since it was scanned ({how}): the order of rows is no longer that of this "
         "run; restore the file or start a new run"
     )

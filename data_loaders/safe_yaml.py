@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from data_loaders.errors import UserError
+
 MAX_BYTES = 8 << 20
 MAX_DEPTH = 50
 MAX_REPEATED = 100_000  # nodes that aliases may add
@@ -73,39 +75,39 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def read(path: Path) -> Any:
-    """What a file says; None where it says nothing. Raises ``ValueError``."""
+    """What a file says; None where it says nothing. Raises ``UserError``."""
     return parse(read_text(path), str(path))
 
 
 def read_text(path: Path) -> str:
-    """A small text file, UTF-8. Raises ``ValueError``."""
+    """A small text file, UTF-8. Raises ``UserError``."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if len(content) > MAX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB: a configuration file is not; correct the path")
+        raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB: a configuration file is not; correct the path")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: this is not UTF-8 text: save the file as UTF-8") from None
+        raise UserError(f"{path}, line {line}: this is not UTF-8 text: save the file as UTF-8") from None
 
 
 def parse(text: str, where: str, *, strings: bool = False) -> Any:
-    """``where`` is what messages call the text. ``strings``: every scalar as it is written. Raises ``ValueError``."""
+    """``where`` is what messages call the text. ``strings``: every scalar as it is written. Raises ``UserError``."""
     if len(text) > MAX_BYTES:
-        raise ValueError(f"{where} is larger than {MAX_BYTES >> 20} MiB: shorten it")
+        raise UserError(f"{where} is larger than {MAX_BYTES >> 20} MiB: shorten it")
     try:
         _check(text)
         return yaml.load(text, _FAST_STRINGS if strings else _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(_explain(error, text, where)) from None
+        raise UserError(_explain(error, text, where)) from None
     except _Refused as refused:
-        raise ValueError(f"{where}, line {refused.line}: {refused}") from None
+        raise UserError(f"{where}, line {refused.line}: {refused}") from None
     except (ValueError, OverflowError):  # int() of ten thousand digits
-        raise ValueError(f"{where} holds a number that is too long: correct it, or quote it") from None
+        raise UserError(f"{where} holds a number that is too long: correct it, or quote it") from None
 
 
 class _Refused(Exception):

@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from data_loaders.errors import UserError
+
 KINDS = ("dense", "sparse", "sequence")
 ID_MODES = ("identity", "hash")
 POOLINGS = ("mean", "sum")
@@ -220,19 +222,19 @@ class Schema:
     def _check_table(self, name: str, table: Table) -> None:
         where = f"schema.tables.{name}"
         if table.num_embeddings < 2:
-            raise ValueError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
+            raise UserError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
         if self.dim(name) <= 0 or self.dim(name) % 4:
-            raise ValueError(f"{where}.embedding_dim is {self.dim(name)}: FBGEMM needs a positive multiple of 4")
+            raise UserError(f"{where}.embedding_dim is {self.dim(name)}: FBGEMM needs a positive multiple of 4")
         one_of(table.pooling, POOLINGS, f"{where}.pooling")
         one_of(table.init, INITS, f"{where}.init")
         one_of(table.dtype, TABLE_DTYPES, f"{where}.dtype")
         if table.init_std is not None and not (table.init_std >= 0 and math.isfinite(table.init_std)):
-            raise ValueError(f"{where}.init_std is {table.init_std}: give a standard deviation, 0 for zeros")
+            raise UserError(f"{where}.init_std is {table.init_std}: give a standard deviation, 0 for zeros")
 
     def _check_feature(self, name: str, feature: Feature) -> None:
         where = f"schema.features.{name}"
         if "@" in name:
-            raise ValueError(
+            raise UserError(
                 f"{where}: a feature's name must not contain '@' (TorchRec joins feature and table with it)"
             )
         one_of(feature.kind, KINDS, f"{where}.kind")
@@ -240,9 +242,9 @@ class Schema:
             one_of(getattr(feature, policy), POLICIES, f"{where}.{policy}")
         if feature.kind == "dense":
             if feature.table:
-                raise ValueError(f"{where}: a dense feature has no table; use kind: sparse for ids")
+                raise UserError(f"{where}: a dense feature has no table; use kind: sparse for ids")
             if not math.isfinite(feature.offset) or not math.isfinite(feature.scale) or feature.scale == 0:
-                raise ValueError(
+                raise UserError(
                     f"{where}: offset {feature.offset}, scale {feature.scale}: they must be finite, and scale not 0"
                 )
             return
@@ -250,22 +252,22 @@ class Schema:
         one_of(feature.ids, ID_MODES, f"{where}.ids")
         rows = self.tables[feature.table].num_embeddings
         if feature.missing_id is not None and not 0 <= feature.missing_id < rows:
-            raise ValueError(
+            raise UserError(
                 f"{where}.missing_id is {feature.missing_id}: table '{feature.table}' has rows 0 … {rows - 1}"
             )
         if feature.max_length is not None and feature.max_length < 1:
-            raise ValueError(f"{where}.max_length is {feature.max_length}: it must be at least 1")
+            raise UserError(f"{where}.max_length is {feature.max_length}: it must be at least 1")
         if feature.kind == "sequence":
             self._check_sequence(where, feature)
 
     def _check_sequence(self, where: str, feature: Feature) -> None:
         if feature.max_length is None:
-            raise ValueError(f"{where}.max_length is missing: a sequence needs a bound (how many recent ids to keep)")
+            raise UserError(f"{where}.max_length is missing: a sequence needs a bound (how many recent ids to keep)")
         if feature.target is None:
             return
         one_of(feature.target, self.sparse, f"{where}.target")
         if self.features[feature.target].table != feature.table:
-            raise ValueError(
+            raise UserError(
                 f"{where}.target is '{feature.target}', which reads table '{self.features[feature.target].table}', not "
                 f"'{feature.table}': a sequence and its target share a table"
             )
@@ -273,23 +275,23 @@ class Schema:
     def _check_cross(self, name: str, cross: Cross) -> None:
         where = f"schema.crosses.{name}"
         if "@" in name:
-            raise ValueError(f"{where}: a cross's name must not contain '@' (TorchRec joins feature and table with it)")
+            raise UserError(f"{where}: a cross's name must not contain '@' (TorchRec joins feature and table with it)")
         if name in self.features:
-            raise ValueError(f"{where}: a feature has the same name; rename the cross")
+            raise UserError(f"{where}: a feature has the same name; rename the cross")
         if len(cross.columns) < 2:
-            raise ValueError(f"{where}.columns has {len(cross.columns)} feature(s): a cross needs at least two")
+            raise UserError(f"{where}.columns has {len(cross.columns)} feature(s): a cross needs at least two")
         for feature in cross.columns:
             one_of(feature, self.sparse, f"{where}.columns")
         if cross.num_buckets < 2:
-            raise ValueError(f"{where}.num_buckets is {cross.num_buckets}: it must be at least 2")
+            raise UserError(f"{where}.num_buckets is {cross.num_buckets}: it must be at least 2")
 
 
 def one_of(value: object, valid: Iterable[str], where: str) -> None:
-    """Raises ``ValueError`` naming the nearest valid names unless ``value`` is one of ``valid``."""
+    """Raises ``UserError`` naming the nearest valid names unless ``value`` is one of ``valid``."""
     valid = tuple(valid)
     if value in valid:
         return
     near = difflib.get_close_matches(str(value), valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
     shown = ", ".join(valid[:20]) + (", …" if len(valid) > 20 else "")
-    raise ValueError(f"{where}: {value!r} is not known; {hint}valid: {shown or 'none'}")
+    raise UserError(f"{where}: {value!r} is not known; {hint}valid: {shown or 'none'}")

@@ -32,6 +32,7 @@ import fsspec
 import pyarrow as pa
 from pyarrow import fs
 
+from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.secrets import holds_credentials
 
@@ -58,7 +59,7 @@ _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirecto
 _LOG = logging.getLogger(__name__)
 
 
-class NoParquetError(ValueError):
+class NoParquetError(UserError):
     """A folder has no Parquet file."""
 
 
@@ -81,7 +82,7 @@ class Storage:
     """The files under one root, and under any other name given in full. Threads may share it."""
 
     def __init__(self, root: str) -> None:
-        """``root``: a local folder or a URI. Raises ``ValueError`` for an unknown scheme, a missing plug-in (naming what to
+        """``root``: a local folder or a URI. Raises ``UserError`` for an unknown scheme, a missing plug-in (naming what to
         install), an option the file system does not have, and credentials in the URI."""
         self.root = root_name(root)
         self._scheme, self._query = "", ""
@@ -102,7 +103,7 @@ class Storage:
     def expand(self, paths: Iterable[str]) -> list[Stat]:
         """The files that ``paths`` stand for: files, folders (the ``*.parquet`` below them) and globs of both as in Python's
         ``glob`` with ``**``, relative to the root or full names. Each path's files come sorted, each file once. Raises
-        ``ValueError`` for a path without files, ``StorageError`` where the storage does not answer."""
+        ``UserError`` for a path without files, ``StorageError`` where the storage does not answer."""
         found: dict[str, Stat] = {}
         for path in paths:
             name = self._absolute(path)
@@ -111,9 +112,7 @@ class Storage:
             except StorageError:
                 raise
             except (OSError, pa.ArrowException) as error:
-                raise ValueError(
-                    f"data path '{name}' cannot be read ({error}): check data.root and the path"
-                ) from error
+                raise UserError(f"data path '{name}' cannot be read ({error}): check data.root and the path") from error
             for file in files:
                 found.setdefault(file.name, file)
         return list(found.values())
@@ -266,7 +265,7 @@ def is_uri(name: str) -> bool:
 
 
 def root_name(root: str) -> str:
-    """The name of a root: absolute, normal (no ``..``, no ``/`` at the end), without its options. Raises ``ValueError``
+    """The name of a root: absolute, normal (no ``..``, no ``/`` at the end), without its options. Raises ``UserError``
     where a URI holds credentials."""
     if not is_uri(root):
         return path_name(root)
@@ -311,8 +310,8 @@ def _parts(uri: str) -> tuple[str, str, str]:
     return scheme.lower(), authority, rest
 
 
-def _credentials(uri: str) -> ValueError:
-    return ValueError(
+def _credentials(uri: str) -> UserError:
+    return UserError(
         f"a {_parts(uri)[0]}:// address holds credentials (not shown here): leave them out, and give them by environment "
         "variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or the machine's role"
     )
@@ -404,12 +403,12 @@ def _make_mount(scheme: str, authority: str, query: str) -> _Mount:
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem type" in str(error):
             return _plug_in(scheme, origin, query)
-        raise ValueError(f"'{origin}' cannot be opened ({error}): correct the address") from error
+        raise UserError(f"'{origin}' cannot be opened ({error}): correct the address") from error
     except OSError as error:
         if is_transient(error):
             raise
         hint = "; it needs Java and Hadoop's libhdfs (JAVA_HOME, HADOOP_HOME)" if scheme == "hdfs" else ""
-        raise ValueError(f"'{origin}' cannot be opened ({error}): check the address{hint}") from error
+        raise UserError(f"'{origin}' cannot be opened ({error}): check the address{hint}") from error
 
 
 def _plug_in(scheme: str, origin: str, query: str) -> _Mount:
@@ -420,9 +419,9 @@ def _plug_in(scheme: str, origin: str, query: str) -> _Mount:
     except ImportError as error:
         cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         package = (cause.name or "").split(".")[0] or f"the fsspec plug-in for {scheme}"
-        raise ValueError(f"'{origin}': {scheme}:// needs a package that is not here: pip install {package}") from error
+        raise UserError(f"'{origin}': {scheme}:// needs a package that is not here: pip install {package}") from error
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"'{origin}' cannot be opened ({error}): use a local path, s3://, gs://, abfs:// or hdfs://, or pip install "
             f"the fsspec plug-in for {scheme}://"
         ) from error
@@ -433,12 +432,12 @@ def _plug_in(scheme: str, origin: str, query: str) -> _Mount:
 # the folders that they fail to list below the first, whatever on_error says, and glob lists what its pattern rules out.
 
 
-def _nothing(name: str, *, is_folder: bool) -> ValueError:
+def _nothing(name: str, *, is_folder: bool) -> UserError:
     if is_folder:
         return NoParquetError(f"data folder '{name}' holds no *{_SUFFIX} file: check the path")
     what = "glob matches no file" if glob.has_magic(name) else "path does not exist"
     options = "; options after '?' belong in data.root" if is_uri(name) and re.search(r"\?\w+=", name) else ""
-    return ValueError(f"data {what}: '{name}'; check data.root and the path{options}")
+    return UserError(f"data {what}: '{name}'; check data.root and the path{options}")
 
 
 def _glob(mount: _Mount, pattern: str) -> list[fs.FileInfo]:

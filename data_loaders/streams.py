@@ -16,6 +16,7 @@ import pyarrow as pa
 from data_loaders.column_decoders import RowError
 from data_loaders.columns import Columns
 from data_loaders.decode import Decoder
+from data_loaders.errors import UserError
 from data_loaders.order import Segment
 from data_loaders.reader import READ_ROWS, Handle, RowGroups, TableStream
 
@@ -48,7 +49,7 @@ class SharedRowGroups:
                 self._entries[row_group] = _Entry(rest, size)
 
     def take(self, segment: Segment, handle: Handle) -> Columns | None:
-        """The segment's rows, if its row group is shared. Raises ``ValueError`` for a value that the schema does not
+        """The segment's rows, if its row group is shared. Raises ``UserError`` for a value that the schema does not
         allow, with its place."""
         with self._lock:
             entry = self._entries.get(segment.row_group)
@@ -143,7 +144,7 @@ class ColumnStream:
         self._place = (-1, 0, 0)  # row group and row where what is left of the run begins, and where that is in the run
 
     def read(self, segment: Segment) -> Iterator[Callable[[], Columns]]:
-        """The segment's rows, in parts to call for. To call raises ``ValueError`` for a value that the schema does not
+        """The segment's rows, in parts to call for. To call raises ``UserError`` for a value that the schema does not
         allow, with its place."""
         columns = self._shared.take(segment, self._tables.handle)
         if columns is not None:
@@ -178,12 +179,12 @@ class ColumnStream:
             raise located(error, self._row_groups, [Segment(row_group, start, stop, stop)]) from error
 
 
-def located(error: RowError, row_groups: RowGroups, segments: Iterable[Segment]) -> ValueError:
+def located(error: RowError, row_groups: RowGroups, segments: Iterable[Segment]) -> UserError:
     """The error with file, row group and row; its own row counts from the start of the segments."""
     row = error.row
     for segment in segments:
         if row < segment.stop - segment.start:
             path, index = row_groups.place(segment.row_group)
-            return ValueError(f"'{path}', row group {index}, row {segment.start + row}: {error}")
+            return UserError(f"'{path}', row group {index}, row {segment.start + row}: {error}")
         row -= segment.stop - segment.start
     raise AssertionError("a row behind the end")

@@ -38,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Feature, Schema
 from data_loaders.state_files import sync, sync_below
 
@@ -102,7 +103,7 @@ class Plan:
 
 
 def plan_of(schema: Schema, probability: str) -> Plan:
-    """Raises ``ValueError`` without a label or features, where features cannot share a column as they do, and where a
+    """Raises ``UserError`` without a label or features, where features cannot share a column as they do, and where a
     column's name is taken twice."""
     readers: dict[str, list[str]] = {}
     for name in schema.features:
@@ -128,18 +129,18 @@ def plan_of(schema: Schema, probability: str) -> Plan:
 def _check_names(schema: Schema, readers: dict[str, list[str]], probability: str) -> None:
     if schema.label is None or not readers:
         lacking = "label" if schema.label is None else "features"
-        raise ValueError(f"schema.{lacking} is empty: a synthetic click log needs a label and at least one feature")
+        raise UserError(f"schema.{lacking} is empty: a synthetic click log needs a label and at least one feature")
     taken = [schema.label, probability, *([schema.weight] if schema.weight else [])]
     for column in taken:
         if column in readers or taken.count(column) > 1:
-            raise ValueError(
+            raise UserError(
                 f"column '{column}' is the label, weight or click probability and something else as well: give every "
                 "one its own name (schema.label, schema.weight, data.probability, schema.features.….column)"
             )
     for column, names in readers.items():
         forms = {_is_list(schema.features[n]) for n in names}
         if len(forms) > 1:
-            raise ValueError(
+            raise UserError(
                 f"column '{column}' is read as a list and as a single value by {', '.join(names)}: give "
                 "schema.features.….max_length to all of them or to none, or read different columns"
             )
@@ -188,7 +189,7 @@ def _id_space(schema: Schema, table: str, names: list[str]) -> IdSpace:
         reserved = tuple(sorted(m for m in missing if m < rows))
         sizes.append(rows - len(reserved))
     if min(sizes) < 1:
-        raise ValueError(
+        raise UserError(
             f"schema.tables.{table} has no row left for an id, after the missing ids {reserved} of {', '.join(names)}: "
             "raise num_embeddings, or use the same missing_id"
         )
@@ -533,7 +534,7 @@ def write(
 
     The folder appears whole or not at all, and replaces an older one of this function. Its bytes depend on the
     arguments, not on ``workers`` (threads; by default one a core), each of which holds one row group at a time.
-    ``progress`` is called in this thread with the rows just written. Raises ``ValueError`` for arguments it cannot
+    ``progress`` is called in this thread with the rows just written. Raises ``UserError`` for arguments it cannot
     serve, and where ``folder`` holds anything that this function did not write.
     """
     folder = Path(folder)
@@ -577,28 +578,28 @@ def matches(
 
 def _check_arguments(rows: dict[str, int], seed: int, click_rate: float, **sizes: int) -> None:
     if not rows:
-        raise ValueError("rows is empty: name at least one split, such as {'train': 1_000_000}")
+        raise UserError("rows is empty: name at least one split, such as {'train': 1_000_000}")
     for split, size in rows.items():
         if not split or "/" in split or split.startswith((".", "_")):
-            raise ValueError(f"rows: {split!r} is no folder name for a split; use names like 'train'")
+            raise UserError(f"rows: {split!r} is no folder name for a split; use names like 'train'")
         if size < 1:
-            raise ValueError(f"rows: {split} has {size} rows: give at least 1, or leave the split out")
+            raise UserError(f"rows: {split} has {size} rows: give at least 1, or leave the split out")
     if seed < 0:
-        raise ValueError(f"seed is {seed}: it must not be negative")
+        raise UserError(f"seed is {seed}: it must not be negative")
     if not 0 < click_rate < 1:
-        raise ValueError(f"click_rate is {click_rate}: it must lie between 0 and 1")
+        raise UserError(f"click_rate is {click_rate}: it must lie between 0 and 1")
     for name, value in sizes.items():
         if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
+            raise UserError(f"{name} is {value}: it must be at least 1")
 
 
 def _check_folder(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and _stored_spec(folder) is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds files that are not synthetic data: choose another folder (data.root), or empty it first"
         )
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another folder (data.root)")
+        raise UserError(f"{folder} is a file: choose another folder (data.root)")
 
 
 def _spec(plan: Plan, rows: dict[str, int], seed: int, click_rate: float) -> dict:

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.secrets import redact
 
@@ -20,7 +21,7 @@ _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def check(value: Any, kind: Any, key: str = "") -> None:
-    """Raises ``ValueError`` unless ``value`` can become a ``kind``: a dataclass, ``list[…]``, ``dict[str, …]``, a scalar, or one
+    """Raises ``UserError`` unless ``value`` can become a ``kind``: a dataclass, ``list[…]``, ``dict[str, …]``, a scalar, or one
     of these or None. Interpolations, which are not resolved yet, are left alone. ``key`` is its place."""
     if kind is Any or _is_open(value):
         return
@@ -29,7 +30,7 @@ def check(value: Any, kind: Any, key: str = "") -> None:
         if value is not None:
             check(value, options[0], key)
     elif value is None:
-        raise ValueError(f"{key} is null: {_remedy_of_null(kind)}")
+        raise UserError(f"{key} is null: {_remedy_of_null(kind)}")
     elif dataclasses.is_dataclass(kind):
         _check_fields(value, kind, key)
     elif get_origin(kind) is dict:
@@ -37,7 +38,7 @@ def check(value: Any, kind: Any, key: str = "") -> None:
     elif get_origin(kind) is list:
         _check_list(value, get_args(kind)[0], key)
     elif kind in _SCALARS and not _fits(value, kind):
-        raise ValueError(f"{key} is {shown(value, key)}: expected {_SCALARS[kind]}{_hint(value, kind)}")
+        raise UserError(f"{key} is {shown(value, key)}: expected {_SCALARS[kind]}{_hint(value, kind)}")
 
 
 def near(name: str, valid: Iterable[str], parent: str = "") -> str:
@@ -72,26 +73,26 @@ def _check_fields(value: Any, kind: type, key: str) -> None:
     hints = get_type_hints(kind)
     valid = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is {shown(value, key)}: expected a map of keys (valid: {', '.join(sorted(valid))})")
+        raise UserError(f"{key} is {shown(value, key)}: expected a map of keys (valid: {', '.join(sorted(valid))})")
     for name, inner in value.items():
         if name not in valid:
-            raise ValueError(f"{_joined(key, name)} is not a known key{near(str(name), valid, key)}")
+            raise UserError(f"{_joined(key, name)} is not a known key{near(str(name), valid, key)}")
         check(inner, hints[name], _joined(key, name))
 
 
 def _check_map(value: Any, kind: Any, key: str) -> None:
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is {shown(value, key)}: expected a map, such as {{name: …}}")
+        raise UserError(f"{key} is {shown(value, key)}: expected a map, such as {{name: …}}")
     for name, inner in value.items():
         if not isinstance(name, str):
-            raise ValueError(f"{_joined(key, name)}: the name {name} is no text: quote it, as in '{name}':")
+            raise UserError(f"{_joined(key, name)}: the name {name} is no text: quote it, as in '{name}':")
         check(inner, kind, _joined(key, name))
 
 
 def _check_list(value: Any, kind: Any, key: str) -> None:
     if not isinstance(value, (list, tuple)):
         example = f": write [{value}]" if isinstance(value, (str, int, float)) else ""
-        raise ValueError(f"{key} is {shown(value, key)}: expected a list{example}")
+        raise UserError(f"{key} is {shown(value, key)}: expected a list{example}")
     for number, inner in enumerate(value):
         check(inner, kind, f"{key}[{number}]")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders import safe_yaml
+from data_loaders.errors import UserError
 
 
 def split(argv: Sequence[str], name: str) -> tuple[dict[str, str], list[str]]:
@@ -24,7 +25,7 @@ def split(argv: Sequence[str], name: str) -> tuple[dict[str, str], list[str]]:
 def load(
     name: str, choice: str, config_dir: str | None, parse: Callable[[str, str], Any], example: str
 ) -> dict[str, Any]:
-    """The file that ``name=choice`` names, the user's first, by ``parse(its text, its path)``. Raises ``ValueError``, with
+    """The file that ``name=choice`` names, the user's first, by ``parse(its text, its path)``. Raises ``UserError``, with
     ``example``, a choice that shows how a file looks."""
     folders = [Path(config_dir).expanduser() / name] if config_dir else []
     folders.append(importlib.resources.files("conf") / name)
@@ -32,7 +33,7 @@ def load(
         if (file := folder / f"{choice}.yaml").is_file():
             loaded = parse(safe_yaml.read_text(file), str(file))
             if not isinstance(loaded, dict):
-                raise ValueError(f"{file} is no map of keys: see conf/{name}/{example}.yaml")
+                raise UserError(f"{file} is no map of keys: see conf/{name}/{example}.yaml")
             return loaded
     known = {file.name.removesuffix(".yaml") for folder in folders if folder.is_dir() for file in folder.iterdir()}
-    raise ValueError(f"{name}={choice}: there is no conf/{name}/{choice}.yaml (valid: {', '.join(sorted(known))})")
+    raise UserError(f"{name}={choice}: there is no conf/{name}/{choice}.yaml (valid: {', '.join(sorted(known))})")

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_loaders.errors import UserError
 from data_loaders.secrets import redact_override, scrub
 from data_loaders.state_files import read_json, write_json
 from launch.children import Children
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Plan:
-    """Raises ``ValueError`` for what is missing, and for days that are not there."""
+    """Raises ``UserError`` for what is missing, and for days that are not there."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.incremental",
         usage="%(prog)s output=DIR data.days=PATTERN [recipe=NAME] [options] key=value …",
@@ -94,9 +95,9 @@ def parse(argv: Sequence[str]) -> Plan:
     own = {key: value for key, equals, value in (argument.partition("=") for argument in rest) if equals and key in OWN}
     for key in ("output", "data.days"):
         if not own.get(key):
-            raise ValueError(f"{key}= is missing: {'the folder to make' if key == 'output' else 'which days to train'}")
+            raise UserError(f"{key}= is missing: {'the folder to make' if key == 'output' else 'which days to train'}")
     if own.get("evict") and not own.get("recipe"):
-        raise ValueError("evict= needs recipe=: ids are taken from vocabularies that are prepared day by day")
+        raise UserError("evict= needs recipe=: ids are taken from vocabularies that are prepared day by day")
     others = [argument for argument in rest if argument.partition("=")[0] not in OWN]
     prepare = [argument.removeprefix("prepare.") for argument in others if argument.startswith("prepare.")]
     overrides = [argument for argument in others if not argument.startswith("prepare.")]
@@ -107,18 +108,18 @@ def parse(argv: Sequence[str]) -> Plan:
 
 
 def find_days(text: str, root: str) -> list[Day]:
-    """In the order given (a list), or of names (a glob). Raises ``ValueError`` for none, and for two of one name."""
+    """In the order given (a list), or of names (a glob). Raises ``UserError`` for none, and for two of one name."""
     if text.startswith("["):
         paths = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     else:
         paths = sorted(glob.glob(text, root_dir=root))
     days = [Day(Path(path).name.partition(".")[0], path) for path in paths]
     if not days:
-        raise ValueError(f"data.days={text} names nothing under {root}: give a glob, such as 'day-*', or a list, [a,b]")
+        raise UserError(f"data.days={text} names nothing under {root}: give a glob, such as 'day-*', or a list, [a,b]")
     names = [day.name for day in days]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"data.days: two days are called {repeated[0]}: a day is known by its file's or folder's name")
+        raise UserError(f"data.days: two days are called {repeated[0]}: a day is known by its file's or folder's name")
     return days
 
 

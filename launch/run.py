@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_loaders import packages
+from data_loaders.errors import UserError
 from data_loaders.secrets import scrub
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
@@ -61,9 +62,9 @@ def start(argv: Sequence[str], stop: Stop) -> int:
     options, overrides = parse(argv)
     try:
         if options.max_restarts < 0:
-            raise ValueError(f"--max-restarts is {options.max_restarts}: give a number from 0")
+            raise UserError(f"--max-restarts is {options.max_restarts}: give a number from 0")
         if options.grace < 0:
-            raise ValueError(f"--grace is {options.grace}: give a number of seconds from 0")
+            raise UserError(f"--grace is {options.grace}: give a number of seconds from 0")
         if options.multirun:
             from launch.sweep import command  # only a sweep needs it
 
@@ -120,7 +121,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def compose_job(module: str, overrides: Sequence[str]) -> TrainConfig | None:
-    """A training job's configuration; of another module nothing is known. Raises ``ValueError`` for what cannot work."""
+    """A training job's configuration; of another module nothing is known. Raises ``UserError`` for what cannot work."""
     if module != "trainer.train":
         return None
     from trainer.config.compose import compose
@@ -137,16 +138,16 @@ def device_of(overrides: Sequence[str]) -> str:
 
 
 def choose_num_ranks(requested: str, device: str) -> int:
-    """``auto``: as many as GPUs, or on a CPU two (one where there is one core). Raises ``ValueError``."""
+    """``auto``: as many as GPUs, or on a CPU two (one where there is one core). Raises ``UserError``."""
     num_gpus = count_gpus() if device != "cpu" else 0
     if device == "cuda" and not num_gpus:
-        raise ValueError("device=cuda, but PyTorch sees no GPU here: use device=cpu, or make setup DEVICE=cuda")
+        raise UserError("device=cuda, but PyTorch sees no GPU here: use device=cpu, or make setup DEVICE=cuda")
     if requested == "auto":
         return num_gpus or min(CPU_RANKS, num_cores())
     if not requested.isdecimal() or int(requested) < 1:
-        raise ValueError(f"--nproc-per-node is {requested!r}: give a number of ranks from 1, or auto")
+        raise UserError(f"--nproc-per-node is {requested!r}: give a number of ranks from 1, or auto")
     if num_gpus and int(requested) > num_gpus:
-        raise ValueError(f"--nproc-per-node is {requested}: there are {num_gpus} GPU(s), a rank each; or device=cpu")
+        raise UserError(f"--nproc-per-node is {requested}: there are {num_gpus} GPU(s), a rank each; or device=cpu")
     return int(requested)
 
 

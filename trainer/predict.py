@@ -23,6 +23,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.arrow import value_type
+from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
 from data_loaders.output_files import check_output
 from data_loaders.reader import Handle, RowGroups
@@ -121,7 +122,7 @@ def is_predictions(path: Path) -> bool:
 
 
 def check_apart(output: Path, key: str, paths: Sequence[str], root: str) -> None:
-    """Raises ``ValueError`` where ``output`` is one of the files that ``paths`` stand for, by whatever name, or would be
+    """Raises ``UserError`` where ``output`` is one of the files that ``paths`` stand for, by whatever name, or would be
     the next time."""
     storage = Storage(root)
     same = output.exists() and any(
@@ -130,7 +131,7 @@ def check_apart(output: Path, key: str, paths: Sequence[str], root: str) -> None
         for stat in _found(storage, path)
     )
     if same or any(storage.stands_for(path, str(output)) for path in paths):
-        raise ValueError(f"--output {output} is among the files of {key}: choose a name elsewhere")
+        raise UserError(f"--output {output} is among the files of {key}: choose a name elsewhere")
 
 
 def _found(storage: Storage, path: str) -> list[Stat]:
@@ -142,19 +143,19 @@ def _found(storage: Storage, path: str) -> list[Stat]:
 
 
 def check_apart_from_run(options: argparse.Namespace, data: DataConfig) -> None:
-    """Raises ``ValueError`` where the output would lie among the run's data or checkpoints."""
+    """Raises ``UserError`` where the output would lie among the run's data or checkpoints."""
     for split in ("train", "valid", "test"):
         check_apart(options.output, f"data.{split}", getattr(data, split), data.root)
     folders = {"the run's checkpoints": options.run / "checkpoints", "data.prepared": data.prepared}
     for what, folder in folders.items():
         if folder and options.output.resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"--output {options.output} lies among the files of {what}: choose a name elsewhere")
+            raise UserError(f"--output {options.output} lies among the files of {what}: choose a name elsewhere")
 
 
 def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
-    """The raw rows as training-ready Parquet, in the folder ``prepared_beside`` the output. Raises ``ValueError``."""
+    """The raw rows as training-ready Parquet, in the folder ``prepared_beside`` the output. Raises ``UserError``."""
     if prepared is None:
-        raise ValueError(
+        raise UserError(
             "data.prepared is not set, so the vocabularies of the training data are not known: name the output folder of "
             "data_loaders.prepare, data.prepared=DIR"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from data_loaders import example_log
+from data_loaders.errors import UserError
 from data_loaders.prepare import compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str], print_config: bool = False) -> None:
     if own.get("prepared"):
         return _score(own, overrides)
     if "recipe" not in own:
-        raise ValueError(f"recipe= is missing: one of {', '.join(compose.names())}, or the path of a YAML file")
+        raise UserError(f"recipe= is missing: one of {', '.join(compose.names())}, or the path of a YAML file")
     declaration = compose.load(own["recipe"], overrides)
     if print_config:
         print(yaml.safe_dump(compose.record(declaration), sort_keys=False, width=120), end="")
@@ -85,7 +86,7 @@ def _write_example(folder: Path) -> None:
 
 def _score(own: dict[str, Any], overrides: Sequence[str]) -> None:
     if overrides or own.get("recipe") or own.get("extend"):
-        raise ValueError("prepared= takes the declaration of that output: leave out recipe=, extend= and changes to it")
+        raise UserError("prepared= takes the declaration of that output: leave out recipe=, extend= and changes to it")
     options = _options(own)
     rows = transform(Prepared.open(own["prepared"]), options, Progress())
     print(
@@ -99,7 +100,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise ValueError(f"{argument!r} is not an override: write key=value")
+            raise UserError(f"{argument!r} is not an override: write key=value")
         if key in _OWN:
             own[key] = value
         elif key.startswith("engine_options."):
@@ -112,20 +113,20 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def _options(own: dict[str, Any]) -> Options:
     for key in ("input", "output"):
         if not own.get(key):
-            raise ValueError(
+            raise UserError(
                 f"{key}= is missing: {'the folder of the raw files' if key == 'input' else 'the folder to make'}"
             )
     threads = own.get(
         "threads", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     )
     if not threads.isdigit() or int(threads) < 1:
-        raise ValueError(f"threads={threads}: a whole number of at least 1")
+        raise UserError(f"threads={threads}: a whole number of at least 1")
     evict = own.get("evict")
     if evict is not None and (not evict.isdigit() or int(evict) < 1 or not own.get("extend")):
-        raise ValueError(f"evict={evict}: a whole number of days of at least 1, together with extend=DIR")
+        raise UserError(f"evict={evict}: a whole number of days of at least 1, together with extend=DIR")
     overwrite = str(own.get("overwrite", "false")).lower()
     if overwrite not in ("true", "false"):
-        raise ValueError(f"overwrite={overwrite}: true or false")
+        raise UserError(f"overwrite={overwrite}: true or false")
     return Options(
         input=own["input"],
         output=Path(own["output"]),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import csv_lines, decoding, text_files, values
 from data_loaders.prepare.declaration import Source
 from data_loaders.prepare.text_files import TextFile
@@ -27,7 +28,7 @@ class Hint:
     value: str | None = None
 
 
-def explain(name: str, source: Source, file: TextFile, names: list[str], hint: Hint) -> ValueError | None:
+def explain(name: str, source: Source, file: TextFile, names: list[str], hint: Hint) -> UserError | None:
     """What is wrong with the file's first bad row, or with the one that the engine reports; None where nothing is found.
     ``names``: of the columns in the file's order (csv)."""
     check = _csv_check(name, source, names) if source.format == "csv" else _json_check(name, source)
@@ -71,7 +72,7 @@ def find(name: str, file: TextFile, line: str) -> int | None:
 
 
 def check_zeros(name: str, file: TextFile, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The chunks. Raises ``ValueError`` where one holds a zero byte, which engines let pass inside of a text."""
+    """The chunks. Raises ``UserError`` where one holds a zero byte, which engines let pass inside of a text."""
     line = 1
     for chunk in chunks:
         place = chunk.find(0)
@@ -81,19 +82,19 @@ def check_zeros(name: str, file: TextFile, chunks: Iterator[bytes]) -> Iterator[
         yield chunk
 
 
-def zeros(name: str, file: str, line: int | None = None) -> ValueError:
-    return ValueError(
+def zeros(name: str, file: str, line: int | None = None) -> UserError:
+    return UserError(
         f"sources.{name}: '{file}'{f', line {line:,}' if line else ''}: holds zero bytes, which text has not: it is damaged, "
         f"or another format; copy it again, or leave it out of sources.{name}.files"
     )
 
 
-def no_good(name: str, rows: int, first: str | None) -> ValueError:
+def no_good(name: str, rows: int, first: str | None) -> UserError:
     """Where bad rows are left out, and none remains."""
-    return ValueError(f"sources.{name}: each of its {rows:,} row(s) is bad, the first: {first}")
+    return UserError(f"sources.{name}: each of its {rows:,} row(s) is bad, the first: {first}")
 
 
-def without_remedy(error: ValueError | None, name: str) -> str | None:
+def without_remedy(error: UserError | None, name: str) -> str | None:
     return str(error).removesuffix(f"; {remedy(name)}").removeprefix(f"sources.{name}: ") if error else None
 
 
@@ -106,13 +107,13 @@ Check = Callable[[str, str | None], str | None]  # a row, the value that an engi
 
 def _first(
     name: str, source: Source, file: TextFile, check: Check, hint: Hint, where: range | None
-) -> ValueError | None:
+) -> UserError | None:
     rows = _rows(name, source, file, where)
     try:
         for number, row in rows:
             problem = check(row, hint.value)
             if problem:
-                return ValueError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {remedy(name)}")
+                return UserError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {remedy(name)}")
     except ValueError as error:  # bytes that are not of the encoding, data that cannot be decompressed
         return error
     return None
@@ -232,7 +233,7 @@ def _without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key '{twin}' is there twice in an object")
+        raise UserError(f"the key '{twin}' is there twice in an object")
     return found
 
 

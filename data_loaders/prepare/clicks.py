@@ -7,6 +7,7 @@ the window: one window function over both logs, and no join by ranges.
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import columns
 from data_loaders.prepare.declaration import Clicks
 from data_loaders.prepare.engine import KEY, PART, ROW
@@ -16,14 +17,14 @@ _DAY = 86_400_000_000  # microseconds
 
 def label(table: ibis.Table, clicks: ibis.Table, spec: Clicks, where: str) -> ibis.Table:
     """Adds the label: int8 1 where a click of ``clicks`` counts for the row, else 0. Rows and clicks without a key or a time
-    never meet. Raises ``ValueError`` for columns that are missing or do not fit each other."""
+    never meet. Raises ``UserError`` for columns that are missing or do not fit each other."""
     time = spec.click_time or spec.time
     columns.check(table, [*spec.on, spec.time], where)
     columns.check(clicks, [*spec.on, time], f"{where}, table '{spec.table}'")
     pairs = {**{name: name for name in spec.on}, spec.time: time}
     columns.check_same_types(table, clicks, pairs, spec.table, where)
     if spec.within < 0:
-        raise ValueError(f"{where}.within is {spec.within}: it must not be negative")
+        raise UserError(f"{where}.within is {spec.within}: it must not be negative")
     events = ibis.union(_events(table, spec.on, spec.time, 0), _events(clicks, spec.on, time, 1))
     following = ibis.window(group_by=_keys(spec.on), order_by=["__time", "__kind", *KEY])
     events = events.mutate(
@@ -59,4 +60,4 @@ def _within(time: ibis.Value, later: ibis.Value, limit: float, where: str) -> ib
         return later <= time + ibis.interval(microseconds=round(limit * 1_000_000))
     if kind.is_date():
         return later.cast("timestamp") <= time.cast("timestamp") + ibis.interval(microseconds=round(limit * _DAY))
-    raise ValueError(f"{where}.time: the column is {kind}: give numbers, a date or a timestamp")
+    raise UserError(f"{where}.time: the column is {kind}: give numbers, a date or a timestamp")

@@ -2,6 +2,7 @@
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare.declaration import TEMPORARY
 from data_loaders.prepare.engine import KEY
 from data_loaders.schema import one_of
@@ -17,18 +18,18 @@ def visible(table: ibis.Table) -> list[str]:
 
 
 def check(table: ibis.Table, names: list[str], where: str) -> None:
-    """Raises ``ValueError`` naming the nearest columns for one that the table lacks."""
+    """Raises ``UserError`` naming the nearest columns for one that the table lacks."""
     for name in names:
         one_of(name, visible(table), where)
 
 
 def check_same_types(table: ibis.Table, other: ibis.Table, pairs: dict[str, str], name: str, where: str) -> None:
     """Columns that are compared, ``table``'s with ``other``'s (called ``name``), must be of one family: integers of any
-    width, or one and the same type. Raises ``ValueError`` otherwise."""
+    width, or one and the same type. Raises ``UserError`` otherwise."""
     for mine, theirs in pairs.items():
         left, right = table[mine].type(), other[theirs].type()
         if not (left.is_integer() and right.is_integer()) and left.copy(nullable=True) != right.copy(nullable=True):
-            raise ValueError(
+            raise UserError(
                 f"{where}: '{mine}' is {left} here and '{theirs}' is {right} in '{name}': declare the same type in "
                 "sources, or cast one with a select step"
             )

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets, typed
+from data_loaders.errors import UserError
 from data_loaders.prepare.declaration import Declaration
 
 RECIPES = importlib.resources.files("conf") / "recipe"
@@ -16,24 +17,24 @@ RECIPES = importlib.resources.files("conf") / "recipe"
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Declaration:
     """``recipe``: a name of ``conf/recipe``, or the path of a YAML file. ``overrides``: ``split.hash.valid=0.1`` …, which
-    may also add to maps. Raises ``ValueError``."""
+    may also add to maps. Raises ``UserError``."""
     path = Path(recipe).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         path = Path(str(RECIPES / f"{recipe}.yaml"))
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"recipe={recipe} is not known{typed.near(recipe, names())}; or give the path of a YAML file"
             )
     elif not path.is_file():
-        raise ValueError(f"recipe={recipe}: there is no such file")
+        raise UserError(f"recipe={recipe}: there is no such file")
     text = safe_yaml.read_text(path)
     return check(safe_yaml.parse(text, f"recipe={recipe}"), f"recipe={recipe}", overrides)
 
 
 def check(tree: Any, where: str, overrides: Sequence[str] = ()) -> Declaration:
-    """``tree``: a recipe's plain content, or what was recorded of a declaration; ``where`` names it. Raises ``ValueError``."""
+    """``tree``: a recipe's plain content, or what was recorded of a declaration; ``where`` names it. Raises ``UserError``."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{where}: expected a map with sources, examples and schema")
+        raise UserError(f"{where}: expected a map with sources, examples and schema")
     given = configuration.overrides(overrides, Declaration)
     try:
         typed.check(tree, Declaration)
@@ -42,9 +43,9 @@ def check(tree: Any, where: str, overrides: Sequence[str] = ()) -> Declaration:
         typed.check(plain, Declaration)
         declaration = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Declaration), plain))
     except OmegaConfBaseException as error:
-        raise ValueError(f"{where}: {configuration.explain(error)}") from None
+        raise UserError(f"{where}: {configuration.explain(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     assert isinstance(declaration, Declaration)
     declaration.asked_as(configuration.record(merged))
     declaration.check()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import csv_rows, decoding, text_files
 from data_loaders.prepare.csv_rows import Row
 from data_loaders.prepare.declaration import Source
@@ -15,7 +16,7 @@ _SEPARATORS = (",", "\t", ";", "|", "::", "\x01", " ")
 
 def columns(name: str, file: TextFile, source: Source, optional: frozenset[str] = frozenset()) -> list[str]:
     """The names of a file's columns, in its order: from its header, or as declared where it has none. A file without a
-    header may lack the ``optional`` columns, all or none. Raises ``ValueError`` for a first line that is empty, that has
+    header may lack the ``optional`` columns, all or none. Raises ``UserError`` for a first line that is empty, that has
     another number of columns than declared, or one declared column twice."""
     fields = split(first_line(name, file), source).fields
     if source.header:
@@ -26,7 +27,7 @@ def columns(name: str, file: TextFile, source: Source, optional: frozenset[str] 
     for names in (declared, without):
         if len(fields) == len(names):
             return names
-    raise ValueError(
+    raise UserError(
         f"sources.{name}: '{file.name}' has {len(fields)} column(s) in its first line, and {len(declared)} are declared: "
         + _other_separator(name, source, fields, lambda others: len(others) in (len(declared), len(without)))
     )
@@ -38,7 +39,7 @@ def split(line: str, source: Source) -> Row:
 
 
 def first_line(name: str, file: TextFile) -> str:
-    """Raises ``ValueError`` for an empty one, and for one without an end."""
+    """Raises ``UserError`` for an empty one, and for one without an end."""
     first = b""
     for chunk in text_files.chunks(name, file, line_feeds=True):
         first += chunk
@@ -46,9 +47,9 @@ def first_line(name: str, file: TextFile) -> str:
             break
     line = first.partition(b"\n")[0]
     if len(line) > _LONGEST:
-        raise ValueError(f"sources.{name}: '{file.name}' has no line end in its first {len(line):,} bytes: is it text?")
+        raise UserError(f"sources.{name}: '{file.name}' has no line end in its first {len(line):,} bytes: is it text?")
     if not line.strip():
-        raise ValueError(f"sources.{name}: '{file.name}' begins with an empty line: remove it")
+        raise UserError(f"sources.{name}: '{file.name}' begins with an empty line: remove it")
     return decoding.utf8_line(f"sources.{name}", file.name, 1, line)
 
 
@@ -58,12 +59,12 @@ def _check_header(name: str, file: TextFile, source: Source, fields: list[str], 
     for column in source.columns:
         places = [place for place, field in enumerate(fields, 1) if field == column]
         if len(places) > 1:
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}: '{file.name}': column '{column}' is there twice (places {places[0]} and {places[1]} of its "
                 "header): rename one in the file"
             )
         if not places and column not in optional and len(fields) == 1:
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}: '{file.name}' has one column in its header, {fields[0][:80]!r}: "
                 + _other_separator(name, source, fields, lambda others: set(source.columns) - optional <= set(others))
             )
@@ -72,11 +73,11 @@ def _check_header(name: str, file: TextFile, source: Source, fields: list[str], 
 
 
 def _check_kind(name: str, file: TextFile, source: Source, fields: list[str]) -> None:
-    """Of a first line that names none of the declared columns. Raises ``ValueError``."""
+    """Of a first line that names none of the declared columns. Raises ``UserError``."""
     if fields[0].startswith("{"):
-        raise ValueError(f"sources.{name}: '{file.name}' holds JSON, not csv: sources.{name}.format=json")
+        raise UserError(f"sources.{name}: '{file.name}' holds JSON, not csv: sources.{name}.format=json")
     if len(fields) == len(source.columns):
-        raise ValueError(
+        raise UserError(
             f"sources.{name}: '{file.name}' names none of the declared columns in its first line ({', '.join(fields)[:80]}): "
             f"correct sources.{name}.columns, or if that is a row, sources.{name}.header=false"
         )

@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import sql
 from data_loaders.schema import Cross, Feature, Schema, Table, one_of
 
@@ -41,7 +42,7 @@ def is_file_name(text: str) -> bool:
 
 def _check_name(name: str, where: str) -> None:
     if not is_file_name(name):
-        raise ValueError(
+        raise UserError(
             f"{where}: the name {name!r} becomes a file's: make it of letters, digits, '_', '.', '+' and '-', at most 100, "
             "the first a letter, digit or '_'"
         )
@@ -81,12 +82,12 @@ class Source:
 
     def check(self, where: str) -> None:
         if not self.files:
-            raise ValueError(f"{where}.files is empty: name the raw files, relative to input=")
+            raise UserError(f"{where}.files is empty: name the raw files, relative to input=")
         one_of(self.format, FORMATS, f"{where}.format")
         one_of(self.encoding, ENCODINGS, f"{where}.encoding")
         for file in self.files:
             if os.path.isabs(file) or "://" in file or ".." in file.split("/"):
-                raise ValueError(
+                raise UserError(
                     f"{where}.files: {file!r} leads out of input=: name files relative to it, and link "
                     "what lies elsewhere"
                 )
@@ -96,17 +97,17 @@ class Source:
             one_of(kind, TYPES, f"{where}.columns.{name}")
         self._check_columns(where)
         if self.format != "parquet" and not self.columns:
-            raise ValueError(f"{where}.columns is empty: {self.format} files need names and types of their columns")
+            raise UserError(f"{where}.columns is empty: {self.format} files need names and types of their columns")
 
     def _check_columns(self, where: str) -> None:
         """Names that the engines distinguish from each other and from the program's own."""
         names = [*self.columns, *([self.file_column] if self.file_column else [])]
         for number, name in enumerate(names):
             if TEMPORARY.match(name) or not name:
-                raise ValueError(f"{where}.columns: {name!r}: names that begin with '__' are the program's own")
+                raise UserError(f"{where}.columns: {name!r}: names that begin with '__' are the program's own")
             for other in names[:number]:
                 if other.lower() == name.lower():
-                    raise ValueError(
+                    raise UserError(
                         f"{where}: the columns '{other}' and '{name}' differ by case alone, which SQL does not distinguish: "
                         "declare one of them"
                     )
@@ -114,17 +115,15 @@ class Source:
     def _check_marks(self, where: str) -> None:
         """Of csv: what separates, quotes and escapes."""
         if not 1 <= len(self.separator.encode()) <= 4 or set(self.separator) & set("\r\n"):
-            raise ValueError(
-                f"{where}.separator is {self.separator!r}: one to four characters, none of them a line end"
-            )
+            raise UserError(f"{where}.separator is {self.separator!r}: one to four characters, none of them a line end")
         for key in ("quote", "escape"):
             mark = getattr(self, key)
             if len(mark) > 1 or not mark.isascii() or mark in ("\r", "\n"):
-                raise ValueError(f"{where}.{key} is {mark!r}: one ASCII character, or empty")
+                raise UserError(f"{where}.{key} is {mark!r}: one ASCII character, or empty")
             if mark and mark in self.separator:
-                raise ValueError(f"{where}.{key} and .separator are both {mark!r}: they must differ")
+                raise UserError(f"{where}.{key} and .separator are both {mark!r}: they must differ")
         if self.escape and not self.quote:
-            raise ValueError(f"{where}.escape is {self.escape!r} and quote is empty: only quoted fields have escapes")
+            raise UserError(f"{where}.escape is {self.escape!r} and quote is empty: only quoted fields have escapes")
 
 
 # The steps of a view or of the examples, each a map of one key: {where: "rating > 0"}.
@@ -483,7 +482,7 @@ class Declaration:
         for name, view in (*self.views.items(), ("examples", self.examples)):
             where = "examples" if view is self.examples else f"views.{name}"
             if name in known:
-                raise ValueError(f"{where}: a source or view has the same name; rename one")
+                raise UserError(f"{where}: a source or view has the same name; rename one")
             _check_name(name, where)
             self._check_view(where, view, known)
             known.append(name)
@@ -502,32 +501,32 @@ class Declaration:
     def _check_split(self) -> None:
         given = [f.name for f in dataclasses.fields(Split) if getattr(self.split, f.name) is not None]
         if len(given) > 1:
-            raise ValueError(f"split has {' and '.join(given)}: give one of them")
+            raise UserError(f"split has {' and '.join(given)}: give one of them")
         for kind in (self.split.hash, self.split.last):
             if kind is None:
                 continue
             if not kind.by:
-                raise ValueError("split: 'by' is empty: name the columns that rows are split by")
+                raise UserError("split: 'by' is empty: name the columns that rows are split by")
             if min(kind.valid, kind.test) < 0 or max(kind.valid, kind.test) < 1 <= kind.valid + kind.test:
-                raise ValueError(f"split: valid {kind.valid} and test {kind.test} leave nothing to train on")
+                raise UserError(f"split: valid {kind.valid} and test {kind.test} leave nothing to train on")
         if self.split.hash and self.split.hash.valid + self.split.hash.test >= 1:
-            raise ValueError("split.hash: valid and test are shares of the rows, below 1 together")
+            raise UserError("split.hash: valid and test are shares of the rows, below 1 together")
         if not 0 < self.negative_sampling_rate <= 1:
-            raise ValueError(
+            raise UserError(
                 f"negative_sampling_rate is {self.negative_sampling_rate}: it is the share of negatives to keep, above 0 "
                 "and at most 1"
             )
         if self.order.shuffle and self.order.by:
-            raise ValueError("order has both by and shuffle: give one of them")
+            raise UserError("order has both by and shuffle: give one of them")
 
     def _check_schema(self, tables: list[str]) -> None:
         schema = self.schema
         if not schema.features:
-            raise ValueError("schema.features is empty: declare at least one feature")
+            raise UserError("schema.features is empty: declare at least one feature")
         for name, feature in schema.features.items():
             where = f"schema.features.{name}"
             if TEMPORARY.match(name):
-                raise ValueError(f"{where}: names that begin with '__' are the program's own; rename the feature")
+                raise UserError(f"{where}: names that begin with '__' are the program's own; rename the feature")
             if feature.table:
                 one_of(feature.table, schema.tables, f"{where}.table")
             self._check_make(where, name, feature, tables)
@@ -540,40 +539,40 @@ class Declaration:
     def _check_make(self, where: str, name: str, feature: PreparedFeature, tables: list[str]) -> None:
         make, numbers = feature.make, self.schema.numbers(name)
         if feature.column:
-            raise ValueError(f"{where}.column: name the raw column with make: {{column: {feature.column}}}")
+            raise UserError(f"{where}.column: name the raw column with make: {{column: {feature.column}}}")
         if bool(make.cross) + bool(make.history) + bool(make.column) > 1:
-            raise ValueError(f"{where}.make: give one of column, cross and history")
+            raise UserError(f"{where}.make: give one of column, cross and history")
         if make.cross and len(make.cross) < 2:
-            raise ValueError(f"{where}.make.cross has one column: a cross needs at least two")
+            raise UserError(f"{where}.make.cross has one column: a cross needs at least two")
         if make.cross and feature.kind != "sparse":
-            raise ValueError(f"{where}.make.cross: a combination is an id, so the feature must have kind: sparse")
+            raise UserError(f"{where}.make.cross: a combination is an id, so the feature must have kind: sparse")
         if make.history:
             one_of(make.history.events, tables, f"{where}.make.history.events")
             if make.history.where is not None:
                 sql.parse(make.history.where, f"{where}.make.history.where")
             if feature.kind != "sequence" or not (make.history.by and make.history.time and make.history.value):
-                raise ValueError(f"{where}.make.history: it needs kind: sequence, by, time and value")
+                raise UserError(f"{where}.make.history: it needs kind: sequence, by, time and value")
         if numbers and (make.cross or make.history or feature.kind == "sequence"):
-            raise ValueError(f"{where}.make.numbers: only a single raw number can be transformed")
+            raise UserError(f"{where}.make.numbers: only a single raw number can be transformed")
         for number in numbers[:-1]:
             if number.name in DISCRETE:
-                raise ValueError(f"{where}.make.numbers: {number.name} makes ids, so it must be the last step")
+                raise UserError(f"{where}.make.numbers: {number.name} makes ids, so it must be the last step")
         if numbers and (numbers[-1].name in DISCRETE) != (feature.kind == "sparse"):
             wanted = "end with buckets or log2" if feature.kind == "sparse" else "not end with buckets or log2"
-            raise ValueError(f"{where}.make.numbers: those of a {feature.kind} feature must {wanted}")
+            raise UserError(f"{where}.make.numbers: those of a {feature.kind} feature must {wanted}")
 
     def _check_table(self, name: str) -> None:
         table, members = self.schema.tables[name], self.schema.members(name)
         where = f"schema.tables.{name}"
         if not members:
-            raise ValueError(f"{where}: no feature uses the table; remove it")
+            raise UserError(f"{where}: no feature uses the table; remove it")
         bucketed = [member for member in members if self.schema.is_bucketed(member)]
         if bucketed and (len(members) > 1 or table.vocabulary):
-            raise ValueError(f"{where}: the buckets of '{bucketed[0]}' need a table of their own, without a vocabulary")
+            raise UserError(f"{where}: the buckets of '{bucketed[0]}' need a table of their own, without a vocabulary")
         if table.vocabulary and table.num_embeddings:
-            raise ValueError(f"{where} has num_embeddings and vocabulary: give one of them")
+            raise UserError(f"{where} has num_embeddings and vocabulary: give one of them")
         if table.vocabulary and table.vocabulary.min_count < 1:
-            raise ValueError(f"{where}.vocabulary.min_count is {table.vocabulary.min_count}: it must be at least 1")
+            raise UserError(f"{where}.vocabulary.min_count is {table.vocabulary.min_count}: it must be at least 1")
 
 
 def _with_on(value: Any) -> Any:
@@ -588,13 +587,13 @@ _KIND_NAMES = {str: "text", float: "a number", int: "a whole number", list: "a l
 
 def _step(step: Any, where: str) -> Step:
     if not isinstance(step, dict) or len(step) != 1:
-        raise ValueError(f"{where}: a step is a map of one key, such as {{where: 'rating > 0'}}")
+        raise UserError(f"{where}: a step is a map of one key, such as {{where: 'rating > 0'}}")
     ((name, argument),) = step.items()
     one_of(name, STEPS, where)
     kind = STEPS[name]
     if not dataclasses.is_dataclass(kind):
         if not isinstance(argument, kind):
-            raise ValueError(f"{where}.{name}: expected {kind.__name__}, found {type(argument).__name__}")
+            raise UserError(f"{where}.{name}: expected {kind.__name__}, found {type(argument).__name__}")
         return Step(name, argument, where)
     return Step(name, _dataclass(kind, argument, f"{where}.{name}"), where)
 
@@ -602,16 +601,16 @@ def _step(step: Any, where: str) -> Step:
 def _dataclass(kind: type, values: Any, where: str) -> Any:
     valid = {f.name: f for f in dataclasses.fields(kind)}
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected a map with keys of {', '.join(valid)}")
+        raise UserError(f"{where}: expected a map with keys of {', '.join(valid)}")
     for key in values:
         one_of(key, valid, where)
     made = kind(**values)
     for key, spec in valid.items():
         _check_kind(getattr(made, key), spec, f"{where}.{key}")
         if getattr(made, key) in ("", [], {}) and spec.default_factory is list and key == "on":
-            raise ValueError(f"{where}.on is empty: name the key columns")
+            raise UserError(f"{where}.on is empty: name the key columns")
         if isinstance(getattr(made, key), str) and not getattr(made, key) and key != "label":
-            raise ValueError(f"{where}.{key} is missing")
+            raise UserError(f"{where}.{key} is missing")
     return made
 
 
@@ -621,16 +620,16 @@ def _check_kind(value: Any, spec: dataclasses.Field, where: str) -> None:
     if kinds == (float,):
         kinds = (float, int)
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(f"{where} is {value!r}: expected {_KIND_NAMES[kinds[0]]}")
+        raise UserError(f"{where} is {value!r}: expected {_KIND_NAMES[kinds[0]]}")
     inside = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
     for item in inside:
         if not isinstance(item, str):
-            raise ValueError(f"{where} holds {item!r}: expected names of columns")
+            raise UserError(f"{where} holds {item!r}: expected names of columns")
 
 
 def _number(step: Any, where: str) -> Number:
     if not isinstance(step, str) and not (isinstance(step, dict) and len(step) == 1):
-        raise ValueError(
+        raise UserError(
             f"{where}: {step!r} is no step: write a name, such as log1p, or a map of one key, such as {{fill: 0}}"
         )
     name, argument = (step, None) if isinstance(step, str) else next(iter(step.items()))
@@ -645,5 +644,5 @@ def _number(step: Any, where: str) -> Number:
         or (isinstance(argument, list) and argument == sorted(set(argument)) and len(argument) > 0),
     }[wanted]
     if not good:
-        raise ValueError(f"{where}.{name}: {argument!r} does not fit; expected {wanted or 'no argument'}")
+        raise UserError(f"{where}.{name}: {argument!r} does not fit; expected {wanted or 'no argument'}")
     return Number(name, argument)

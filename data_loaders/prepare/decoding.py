@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_loaders.errors import UserError
 from data_loaders.prepare.declaration import ENCODINGS
 from data_loaders.storage import Storage, is_uri
 
@@ -30,7 +31,7 @@ def stored(storage: Storage, file: str) -> Iterator[bytes]:
 
 def unpacked(where: str, storage: Storage, file: str, compression: str) -> Iterator[bytes]:
     """The decompressed bytes; checksums and ends are checked. ``compression``: as pyarrow calls it, or xz. Raises
-    ``ValueError`` for data that are damaged or cut off, ``OSError`` where the storage fails."""
+    ``UserError`` for data that are damaged or cut off, ``OSError`` where the storage fails."""
     done = 0
     with opened(storage, file) as stream:
         try:
@@ -42,7 +43,7 @@ def unpacked(where: str, storage: Storage, file: str, compression: str) -> Itera
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             cut = isinstance(error, EOFError) or "Truncated" in str(error)
-            raise ValueError(
+            raise UserError(
                 f"{where}: '{file}' is {'cut off' if cut else 'damaged'}: its {_PLAIN_NAMES.get(compression, compression)} "
                 f"data cannot be decompressed to their end ({done:,} bytes can); copy or download the file again"
             ) from error
@@ -90,7 +91,7 @@ def _joined(parts: list[bytes], size: int) -> bytes:
 
 
 def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Text of another encoding. Raises ``ValueError``, with the line, for bytes that it does not have, for those of
+    """Text of another encoding. Raises ``UserError``, with the line, for bytes that it does not have, for those of
     latin-1 that are characters in cp1252 only, and for text that is really UTF-8."""
     decoder, check, line = codecs.getincrementaldecoder(codec)(), _Utf8Check(), 1
     for chunk in parts:
@@ -101,7 +102,7 @@ def as_utf8(where: str, file: str, codec: str, parts: Iterator[bytes]) -> Iterat
         line += text.count("\n")
     _decoded(where, file, codec, decoder, b"", line)
     if check.is_utf8 and not codec.startswith("utf-"):
-        raise ValueError(
+        raise UserError(
             f"{where}: '{file}' is utf-8, and {codec} is declared, which makes several characters of each accented one: "
             f"{where}.encoding=utf-8"
         )
@@ -132,7 +133,7 @@ def _decoded(where: str, file: str, codec: str, decoder: codecs.IncrementalDecod
         return decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:
         line += error.object[: error.start].decode(codec, "ignore").count("\n")
-        raise ValueError(
+        raise UserError(
             f"{where}: '{file}', line {line:,}: byte 0x{error.object[error.start]:02x} is not {codec}: declare "
             f"another {where}.encoding ({', '.join(ENCODINGS)}), or mend the file"
         ) from error
@@ -144,14 +145,14 @@ def _check_controls(where: str, file: str, codec: str, text: str, line: int) -> 
         return
     for place, character in enumerate(text):
         if "\x80" <= character <= "\x9f":
-            raise ValueError(
+            raise UserError(
                 f"{where}: '{file}', line {line + text.count(chr(10), 0, place):,}: byte 0x{ord(character):02x} is a control "
                 f"character in latin-1: the file is cp1252 (Windows) rather, {where}.encoding=cp1252"
             )
 
 
 def utf8_line(where: str, file: str, number: int, line: bytes) -> str:
-    """A line of UTF-8. Raises ``ValueError`` for other bytes, with the encoding that they may be."""
+    """A line of UTF-8. Raises ``UserError`` for other bytes, with the encoding that they may be."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -159,7 +160,7 @@ def utf8_line(where: str, file: str, number: int, line: bytes) -> str:
         codec = "latin-1"
         if any(0x80 <= byte <= 0x9F for byte in near):
             codec = "cp1252"
-        raise ValueError(
+        raise UserError(
             f"{where}: '{file}', line {number:,}: byte 0x{line[error.start]:02x} is not utf-8: declare the file's encoding, such "
             f"as {where}.encoding={codec} (it would read {near.decode(codec, 'replace')!r} there), or mend the file"
         ) from error

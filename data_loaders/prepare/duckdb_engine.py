@@ -14,6 +14,7 @@ import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.prepare import bad_rows, csv_lines, engine_errors, json_keys, parquet_files, pipes, text_files, values
 from data_loaders.prepare.declaration import Source
@@ -71,7 +72,7 @@ class DuckDBEngine(Engine):
                 self.backend.con.execute(f"SET {key} = {value}")
         except duckdb.Error as error:
             shown = ", ".join(f"engine_options.{key}={value}" for key, value in options.items())
-            raise ValueError(f"{shown or 'DuckDB'}: {one_line(error, 200)}") from None
+            raise UserError(f"{shown or 'DuckDB'}: {one_line(error, 200)}") from None
 
     def confine(self, reads: list[str]) -> None:
         connection = self.backend.con
@@ -136,7 +137,7 @@ class DuckDBEngine(Engine):
             )
         known = engine_errors.explanation(error)
         if known or isinstance(error, (duckdb.DataError, duckdb.ProgrammingError)):
-            return ValueError(known or f"an expression of the recipe cannot be computed ({self.store_error(error)})")
+            return UserError(known or f"an expression of the recipe cannot be computed ({self.store_error(error)})")
         return EngineError(
             f"DuckDB could not finish: run the same command again, which resumes ({self.store_error(error)})"
         )
@@ -211,7 +212,7 @@ class DuckDBEngine(Engine):
         try:
             return list(self.backend.sql(f"SELECT * FROM {scan}", dialect="duckdb").columns)
         except duckdb.Error as error:
-            raise ValueError(f"a Parquet file cannot be read: {one_line(error, 300)}") from error
+            raise UserError(f"a Parquet file cannot be read: {one_line(error, 300)}") from error
 
     def _copy(self, name: str, source: Source, file: TextFile, number: int, optional: frozenset[str]) -> str:
         """A text file as Parquet, rows in the file's order: later steps read single columns of it many times."""
@@ -278,7 +279,7 @@ class DuckDBEngine(Engine):
     def _check_values(
         self, name: str, source: Source, file: TextFile, names: list[str], path: Path, skipped: "bad_rows.Skipped"
     ) -> None:
-        """Raises ``ValueError`` for a value that its declared type does not hold, or leaves such rows out."""
+        """Raises ``UserError`` for a value that its declared type does not hold, or leaves such rows out."""
         copy, bad = f"read_parquet({_quoted(str(path))})", identifier(values.BAD)
         first = self.backend.con.execute(
             f"SELECT file_row_number, {bad} FROM {copy} WHERE {bad} IS NOT NULL ORDER BY 1 LIMIT 1"
@@ -288,7 +289,7 @@ class DuckDBEngine(Engine):
         hint = bad_rows.Hint(first[0] + 1 + (source.format == "csv" and source.header))
         if source.format == "csv" and source.quote:
             hint = bad_rows.Hint()  # rows may go over several lines, so that a row's number is not its line's
-        error = bad_rows.explain(name, source, file, names, hint) or ValueError(
+        error = bad_rows.explain(name, source, file, names, hint) or UserError(
             f"sources.{name}: '{file.name}', row {first[0] + 1:,}: {values.misfit(name, source.columns, first[1])}"
         )
         if source.bad_rows == "error":
@@ -302,7 +303,7 @@ class DuckDBEngine(Engine):
         skipped.add(rows, bad_rows.without_remedy(error, name))
 
     def _check_keys(self, name: str, source: Source, file: TextFile, path: Path, optional: frozenset[str]) -> None:
-        """Raises ``ValueError`` for a declared column that the file has nowhere."""
+        """Raises ``UserError`` for a declared column that the file has nowhere."""
         columns = [column for column in source.columns if column not in optional]
         counts = ", ".join(f"count({identifier(column)})" for column in columns)
         query = f"SELECT count(*), {counts} FROM read_parquet({_quoted(str(path))})"
@@ -312,7 +313,7 @@ class DuckDBEngine(Engine):
             json_keys.check(name, file, absent)
 
     def _check_nulls(self, name: str, source: Source, file: TextFile, path: Path) -> None:
-        """A line that is null alone is no object, but DuckDB makes a row of it. Raises ``ValueError``."""
+        """A line that is null alone is no object, but DuckDB makes a row of it. Raises ``UserError``."""
         empty = " AND ".join(f"{identifier(column)} IS NULL" for column in source.columns)
         query = f"SELECT count(*) FROM read_parquet({_quoted(str(path))}) WHERE {empty}"
         if not self.backend.con.execute(query).fetchone()[0]:
@@ -324,7 +325,7 @@ class DuckDBEngine(Engine):
     def _count_rejects(
         self, name: str, source: Source, file: TextFile, names: list[str], skipped: "bad_rows.Skipped"
     ) -> None:
-        """Counts what DuckDB left out. Raises ``ValueError`` where an open quote took the rows behind it along."""
+        """Counts what DuckDB left out. Raises ``UserError`` where an open quote took the rows behind it along."""
         rows, first = self.backend.con.execute(f"SELECT count(DISTINCT line), min(line) FROM {_REJECTS}").fetchone()
         swallowed = self.backend.con.execute(
             f"SELECT min(line) FROM {_REJECTS} WHERE error_type = 'UNQUOTED VALUE' AND contains(csv_line, chr(10))"
@@ -333,7 +334,7 @@ class DuckDBEngine(Engine):
         if rows:
             found = bad_rows.explain(name, source, file, names, bad_rows.Hint(swallowed or first))
             if swallowed:
-                raise found or ValueError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
+                raise found or UserError(f"sources.{name}: '{file.name}', line {swallowed:,}: a quote is not closed")
             skipped.add(rows, bad_rows.without_remedy(found, name) or f"'{file.name}', line {first:,}")
 
     def _drop_rejects(self) -> None:
@@ -348,7 +349,7 @@ class DuckDBEngine(Engine):
             return error
         value = re.search(r"Could not convert string \"(.*?)\" to '", str(error), re.DOTALL)
         hint = bad_rows.Hint(_line(error), value.group(1) if value else None)
-        return bad_rows.explain(name, source, file, names, hint) or ValueError(
+        return bad_rows.explain(name, source, file, names, hint) or UserError(
             f"sources.{name}: '{file.name}'{f', line {hint.line:,}' if hint.line else ''}: cannot be read as it is declared: "
             f"check sources.{name}.format, .separator, .quote, .escape and .columns ({self.store_error(error)})"
         )
@@ -358,7 +359,7 @@ def _load_httpfs(connection: duckdb.DuckDBPyConnection) -> None:
     try:
         connection.execute("INSTALL httpfs; LOAD httpfs")
     except duckdb.Error as error:
-        raise ValueError(
+        raise UserError(
             "input= is an address, for which DuckDB needs its extension httpfs, and that cannot be loaded "
             f"({one_line(error, 120)}): copy the files to this machine"
         ) from None

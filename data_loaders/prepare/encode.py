@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import ibis
 import pyarrow as pa
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import columns, numbers, raw_values
 from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID, PreparedFeature, PreparedSchema
 from data_loaders.prepare.engine import KEY, Engine
@@ -33,7 +34,7 @@ def encode(
     """``__row``, ``__part``, label and weight where there are any, the features as ``output_field`` types them, and the
     columns of ``keep``. ``histories``: by feature, a table of ``__row``, ``__part`` and the list of ids.
 
-    A column of ``keep`` with a feature's name is the feature. Raises ``ValueError`` for raw columns that are missing or of
+    A column of ``keep`` with a feature's name is the feature. Raises ``UserError`` for raw columns that are missing or of
     a kind that cannot be encoded."""
     encoding, names = _begun(examples, schema, statistics, vocabularies, histories, keep)
     return encoding.table(names, list(encoding.single))
@@ -61,13 +62,13 @@ def encode_apart(
 def with_ids(
     events: ibis.Table, column: str, feature: str, schema: PreparedSchema, vocabularies: dict[str, ibis.Table]
 ) -> ibis.Table:
-    """``events`` with the ids (int32) of ``column``'s raw values as a column of the feature's name. Raises ``ValueError``
+    """``events`` with the ids (int32) of ``column``'s raw values as a column of the feature's name. Raises ``UserError``
     for values of another kind than the vocabulary's, and for ids that are hashed only when they are trained on."""
     spec, where = schema.features[feature], f"schema.features.{feature}.make.history.value"
     value = raw_values.as_identifier(events[column], where)
     if not schema.has_vocabulary(spec.table):
         if spec.ids == "hash" or not value.type().is_integer():
-            raise ValueError(
+            raise UserError(
                 f"{where}: the ids of a history come from a vocabulary: leave out num_embeddings of table '{spec.table}'"
             )
         return events.mutate(**{feature: ibis.coalesce(value, spec.missing_id or MISSING_ID).cast("int32")})
@@ -263,7 +264,7 @@ def _check_family(feature: str, spec: PreparedFeature, raw: ibis.Value, known: i
     kind = raw.type()
     kind = kind.value_type if kind.is_array() else kind
     if kind.copy(nullable=True) != known.type().copy(nullable=True):
-        raise ValueError(
+        raise UserError(
             f"schema.features.{feature}: its raw values are {kind}, those of the vocabulary of table '{spec.table}' "
             f"{known.type()}: declare the type that the vocabulary was made with (sources), or cast with a step (select)"
         )

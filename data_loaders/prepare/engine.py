@@ -17,6 +17,7 @@ import ibis
 import pyarrow as pa
 
 from data_loaders import footers
+from data_loaders.errors import UserError
 from data_loaders.prepare import text_files
 from data_loaders.prepare.declaration import Source, is_file_name
 from data_loaders.prepare.text_files import TextFile
@@ -94,7 +95,7 @@ class Engine(ABC):
         needed: frozenset[str] | None = None,
     ) -> ibis.Table:
         """The declared columns of a source, with ``__row`` and ``__part`` (0); one of ``optional`` that the files lack is
-        null. ``needed``: the names that matter where a source declares no columns (default: all). Raises ``ValueError``:
+        null. ``needed``: the names that matter where a source declares no columns (default: all). Raises ``UserError``:
         file, column and line of what does not fit the declaration."""
 
     def read_parquet(self, path: Path) -> ibis.Table:
@@ -117,7 +118,7 @@ class Engine(ABC):
         """Writes the columns of ``schema`` to Parquet files in ``folder``, whose names sort in the order of the rows: chunk
         after chunk, each sorted by ``keys``. The tables of a chunk hold columns of the same rows, which ``keys``
         identify; all but the first are held in memory. ``by``: a column of the first that names each row's
-        folder in ``folder``. Returns the number of rows. Raises ``ValueError`` where a column that
+        folder in ``folder``. Returns the number of rows. Raises ``UserError`` where a column that
         ``schema`` calls not null has a null."""
 
     @abstractmethod
@@ -126,7 +127,7 @@ class Engine(ABC):
 
     @abstractmethod
     def explain(self, error: Exception) -> Exception | None:
-        """The ``ValueError`` or ``EngineError`` to raise in place of the engine's own error; None for other errors."""
+        """The ``UserError`` or ``EngineError`` to raise in place of the engine's own error; None for other errors."""
 
     @abstractmethod
     def close(self) -> None:
@@ -143,12 +144,12 @@ class Engine(ABC):
         return files
 
     def text_files(self, name: str, source: Source, root: str) -> list[TextFile]:
-        """The text files that are not empty, in order. Raises ``ValueError`` where all are, and as ``text_files.sniff``."""
+        """The text files that are not empty, in order. Raises ``UserError`` where all are, and as ``text_files.sniff``."""
         storage = Storage(root)
         names = self.raw_files(name, source, root)
         files = [file for file in (text_files.sniff(name, source, storage, file) for file in names) if file is not None]
         if not files:
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}.files: each of the {len(names)} file(s) is empty, such as '{names[0]}': check input= and "
                 f"sources.{name}.files"
             )
@@ -183,14 +184,14 @@ _PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 
 def raw_files(name: str, source: Source, root: str) -> tuple[list[str], int]:
     """Full names of a source's files, in order, and the number of those left out because they hold no data: hidden ones,
-    checksums, ``_SUCCESS`` and other marks, unless a pattern of ``files`` asks for such names. Raises ``ValueError`` for
+    checksums, ``_SUCCESS`` and other marks, unless a pattern of ``files`` asks for such names. Raises ``UserError`` for
     none, for a file that is there compressed as well as not: its rows would count twice, and for a text where Parquet is
     declared."""
     storage = Storage(root)
     found = storage.expand(source.files)
     stats = [stat for stat in found if not _is_mark(posixpath.basename(stat.name), source.files)]
     if not stats:
-        raise ValueError(
+        raise UserError(
             f"sources.{name}.files finds marks and checksums alone, such as '{found[0].name}': where are the data files?"
         )
     files = [stat.name for stat in stats]
@@ -205,7 +206,7 @@ def _check_packed(name: str, files: list[str]) -> None:
     for file in files:
         for ending in _PACKED:
             if file + ending in there:
-                raise ValueError(
+                raise UserError(
                     f"sources.{name}.files: both {file} and {file}{ending} are there, so each row would count twice: move one "
                     f"away, or name one (sources.{name}.files=[{posixpath.basename(file)}])"
                 )
@@ -222,7 +223,7 @@ def _is_mark(base: str, patterns: list[str]) -> bool:
 def _check_no_text(name: str, files: list[str]) -> None:
     text = next(filter(footers.is_text, files), None)
     if text:
-        raise ValueError(
+        raise UserError(
             f"sources.{name}.format is parquet, and '{text}' has the name of text: correct sources.{name}.format (csv or json) "
             f"or sources.{name}.files"
         )
@@ -231,7 +232,7 @@ def _check_no_text(name: str, files: list[str]) -> None:
 def declared_columns(
     name: str, source: Source, present: Iterable[str], where: str, optional: frozenset[str] = frozenset()
 ) -> list[str]:
-    """The columns to read: those declared, or all. Raises ``ValueError`` for one that is not ``present``, unless it is
+    """The columns to read: those declared, or all. Raises ``UserError`` for one that is not ``present``, unless it is
     ``optional``."""
     present = list(present)
     for column in source.columns:

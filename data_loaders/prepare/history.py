@@ -35,7 +35,7 @@ def build(
     Examples without a history (no user, no time, no earlier event) have no row.
 
     ``features``: name -> (column of the events, longest history). ``encode_value``: (feature, events, column) -> the events
-    with the ids of a column as an int32 column of the feature's name. Raises ``ValueError`` for columns that are missing or
+    with the ids of a column as an int32 column of the feature's name. Raises ``UserError`` for columns that are missing or
     of unlike types.
     """
     first = next(iter(features))

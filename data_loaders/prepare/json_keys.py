@@ -15,7 +15,7 @@ _SHOWN_LINES = 1000  # whose keys are named as neighbours
 
 
 def check(name: str, file: TextFile, columns: Sequence[str]) -> None:
-    """``columns``: those that are null in every row. Raises ``ValueError`` for one that no line has as a key, with the nearest
+    """``columns``: those that are null in every row. Raises ``UserError`` for one that no line has as a key, with the nearest
     that are there."""
     missing, seen, objects = set(columns), {}, 0
     for line in text_files.lines(name, file):

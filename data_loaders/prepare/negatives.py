@@ -7,6 +7,7 @@ longer and longer sequences only serve rows whose first draws were refused too o
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import columns, number_hash
 from data_loaders.prepare.declaration import Negatives
 from data_loaders.prepare.engine import KEY, PART, ROW, Engine, file_name
@@ -20,7 +21,7 @@ _HALF = 2**31  # two hashes of 31 bits make one draw: a log may have more rows t
 
 
 def add(engine: Engine, table: ibis.Table, touched: ibis.Table, spec: Negatives, where: str) -> ibis.Table:
-    """The rows with label 1, each before its negatives with label 0 (int8). Raises ``ValueError`` for columns that are
+    """The rows with label 1, each before its negatives with label 0 (int8). Raises ``UserError`` for columns that are
     missing or unlike, and for a user who touched so many items that ``count`` others are not to be found."""
     _check(table, touched, spec, where)
     name = "steps/" + file_name(where)
@@ -35,7 +36,7 @@ def add(engine: Engine, table: ibis.Table, touched: ibis.Table, spec: Negatives,
 def _check(table: ibis.Table, touched: ibis.Table, spec: Negatives, where: str) -> None:
     one_of(spec.strategy, STRATEGIES, f"{where}.strategy")
     if not 1 <= spec.count < columns.MAX_CHILDREN:
-        raise ValueError(
+        raise UserError(
             f"{where}.count is {spec.count}: give a number of negatives between 1 and {columns.MAX_CHILDREN - 1:,}"
         )
     used = [spec.user, spec.item, *spec.attributes]
@@ -93,7 +94,7 @@ def _check_enough(
 ) -> None:
     total = _distinct(engine, items)
     if total <= spec.count:
-        raise ValueError(f"{where}: {spec.count} negatives from {total} item(s) are not possible: lower count")
+        raise UserError(f"{where}: {spec.count} negatives from {total} item(s) are not possible: lower count")
     counts = pairs.group_by("__user").aggregate(__touched=pairs.count())
     greedy = counts.filter(counts["__touched"] > total - spec.count)
     greedy = greedy.semi_join(positives, "__user").order_by(ibis.desc("__touched"), "__user").limit(1)
@@ -101,8 +102,8 @@ def _check_enough(
         raise _too_few(spec, where, row["__user"], row["__touched"], total)
 
 
-def _too_few(spec: Negatives, where: str, user: object, touched: int, total: int) -> ValueError:
-    return ValueError(
+def _too_few(spec: Negatives, where: str, user: object, touched: int, total: int) -> UserError:
+    return UserError(
         f"{where}: {spec.user}={user!r} touched {touched:,} of {total:,} items, which leaves too few to draw {spec.count} "
         "negatives from: lower count, or leave such users out with a where step before"
     )

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import compose, owned
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.schema import Schema
@@ -35,7 +36,7 @@ _OF_WORK = re.compile(r"lock|tables|output|fingerprint|\.fingerprint\.\d+\.part"
 
 
 class Folder:
-    """A context: ``made`` is the output in the making, ``tables`` the intermediate tables. Raises ``ValueError`` where
+    """A context: ``made`` is the output in the making, ``tables`` the intermediate tables. Raises ``UserError`` where
     the output exists already, or another process is making it."""
 
     def __init__(self, output: Path, overwrite: bool) -> None:
@@ -55,7 +56,7 @@ class Folder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise ValueError(f"output={self.output}: another process is preparing it; wait for it or end it") from None
+            raise UserError(f"output={self.output}: another process is preparing it; wait for it or end it") from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +72,7 @@ class Folder:
         self.made.mkdir()
 
     def commit(self) -> None:
-        """The output appears, whole, in the place of an older one. Raises ``ValueError`` where something else has come to
+        """The output appears, whole, in the place of an older one. Raises ``UserError`` where something else has come to
         lie in that one."""
         write_text(self.made / owned.MARKER, owned.record(self.made))
         sync_below(self.made)
@@ -85,9 +86,9 @@ class Folder:
         shutil.rmtree(self._work, ignore_errors=True)
 
     def _check_place(self) -> None:
-        """Raises ``ValueError`` unless everything in the way is an earlier output, and may be replaced."""
+        """Raises ``UserError`` unless everything in the way is an earlier output, and may be replaced."""
         if self.output.is_symlink():
-            raise ValueError(f"output={self.output} is a link: name the folder itself")
+            raise UserError(f"output={self.output} is a link: name the folder itself")
         if self._old.exists():  # a kill around the two renames of commit
             self._check_owned(self._old)
             if self.output.exists():
@@ -97,23 +98,23 @@ class Folder:
         if not self.output.exists():
             return
         if not self.output.is_dir():
-            raise ValueError(f"output={self.output} is a file: name the folder to make")
+            raise UserError(f"output={self.output} is a file: name the folder to make")
         if any(self.output.iterdir()):
             self._check_owned(self.output)
             if not self.overwrite:
-                raise ValueError(
+                raise UserError(
                     f"output={self.output} exists already: name another place, or replace it: overwrite=true"
                 )
 
     def _check_owned(self, folder: Path) -> None:
         others = owned.foreign(folder)
         if others is None:
-            raise ValueError(
+            raise UserError(
                 f"output={self.output}: {folder} exists and is not a prepared data set (it has no {owned.MARKER} of "
                 "data_loaders.prepare): name another place, or move it away"
             )
         if others:
-            raise ValueError(
+            raise UserError(
                 f"output={self.output}: {folder} holds {len(others)} file(s) or folder(s) that data_loaders.prepare did not "
                 f"write, or that have changed since ({', '.join(others[:5])}{', …' if len(others) > 5 else ''}): move them "
                 "away, or name another place"
@@ -124,7 +125,7 @@ class Folder:
         names = [path.name for path in self._work.iterdir()] if self._work.is_dir() else []
         others = [name for name in names if not _OF_WORK.fullmatch(name)]
         if others or self._work.is_symlink():
-            raise ValueError(f"output={self.output}: {self._work} is in the way, and not of this command: move it away")
+            raise UserError(f"output={self.output}: {self._work} is in the way, and not of this command: move it away")
 
 
 def write_facts(

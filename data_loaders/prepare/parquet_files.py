@@ -14,6 +14,7 @@ import ibis.expr.datatypes as dt
 import pyarrow as pa
 
 from data_loaders import footers
+from data_loaders.errors import UserError
 from data_loaders.prepare import values
 from data_loaders.prepare.declaration import TEMPORARY, Source
 from data_loaders.schema import one_of
@@ -49,14 +50,14 @@ def groups(
     needed: frozenset[str] | None = None,
 ) -> list[Group]:
     """In the order of their first files. ``needed``: where no columns are declared, those that others give way to (case
-    counts), and that no file may lack; all by default. Raises ``ValueError`` for a damaged footer, with which an engine might
+    counts), and that no file may lack; all by default. Raises ``UserError`` for a damaged footer, with which an engine might
     lose rows or crash, for a file that lacks a
     column which is declared or which others have, and for columns that SQL does not distinguish."""
     storage = Storage(root)
     try:
         found = footers.scan(storage, [storage.stat(file) for file in files])
     except ValueError as error:
-        raise ValueError(f"sources.{name}: {error}") from None
+        raise UserError(f"sources.{name}: {error}") from None
     together: dict[tuple, list[tuple[int, str]]] = {}
     schemas = {}
     for number, (file, footer) in enumerate(zip(files, found)):
@@ -91,7 +92,7 @@ def _wanted(name: str, source: Source, made: list[Group], needed: frozenset[str]
             if other == column or TEMPORARY.match(column) or (needed is not None and column not in needed):
                 continue
             if needed is None or other in needed:
-                raise ValueError(
+                raise UserError(
                     f"sources.{name}: '{group.names[0]}' has the columns '{other}' and '{column}', which SQL does not "
                     f"distinguish: name those that you need, with their types, in sources.{name}.columns"
                 )
@@ -107,13 +108,13 @@ def _chosen(name: str, source: Source, group: Group, wanted: list[str], optional
     given = path_values(file)
     for column in wanted:
         if names.count(column) > 1:
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}: '{file}' has the column '{column}' {names.count(column)} times: rename one"
             )
         if column in names or column in given or column in optional:
             continue
         if not source.columns:
-            raise ValueError(
+            raise UserError(
                 f"sources.{name}: '{file}' lacks a column that other files have, '{column}': leave the file out, or "
                 f"declare in sources.{name}.columns those that all have"
             )
@@ -126,14 +127,14 @@ def _chosen(name: str, source: Source, group: Group, wanted: list[str], optional
 
 
 def typed(name: str, source: Source, group: Group, table: ibis.Table) -> ibis.Table:
-    """The columns of a group's ``table`` as declared, with ``values.BAD``. Raises ``ValueError`` for a type that never fits."""
+    """The columns of a group's ``table`` as declared, with ``values.BAD``. Raises ``UserError`` for a type that never fits."""
     declared = {column: kind for column, kind in source.columns.items() if column in table.columns}
     same = {column: PATH + column for column in group.doubled}
     rest = [column for column in table.columns if column not in declared and column not in same.values()]
     try:
         return values.typed(table, declared, rest, same)
     except ValueError as error:
-        raise ValueError(f"sources.{name}: '{group.names[0]}': {error}") from None
+        raise UserError(f"sources.{name}: '{group.names[0]}': {error}") from None
 
 
 def needs_look(source: Source, group: Group, table: ibis.Table) -> bool:
@@ -144,14 +145,14 @@ def needs_look(source: Source, group: Group, table: ibis.Table) -> bool:
     )
 
 
-def misfit(name: str, source: Source, file: str, place: int, bad: str) -> ValueError:
+def misfit(name: str, source: Source, file: str, place: int, bad: str) -> UserError:
     """``bad``: what ``values.BAD`` says of the row at ``place`` (from 0)."""
     problem = values.misfit(name, source.columns, bad, text=False)
-    return ValueError(f"sources.{name}: '{file}', row {place + 1:,}: {problem}")
+    return UserError(f"sources.{name}: '{file}', row {place + 1:,}: {problem}")
 
 
 def united(name: str, source: Source, parts: Sequence[Group], tables: Sequence[ibis.Table]) -> ibis.Table:
-    """The tables of the groups, one behind the other, whose columns were made by ``values.typed``. Raises ``ValueError`` for
+    """The tables of the groups, one behind the other, whose columns were made by ``values.typed``. Raises ``UserError`` for
     a column without a declared type whose files differ in more than width."""
     kinds: dict[str, tuple[dt.DataType, str]] = {}
     for group, table in zip(parts, tables):
@@ -159,7 +160,7 @@ def united(name: str, source: Source, parts: Sequence[Group], tables: Sequence[i
             known, file = kinds.setdefault(column, (kind, group.names[0]))
             wide = _wider(known.copy(nullable=True), kind.copy(nullable=True))
             if wide is None:
-                raise ValueError(
+                raise UserError(
                     f"sources.{name}: column '{column}' is {known} in '{file}' and {kind} in '{group.names[0]}': declare what "
                     f"it is to be (sources.{name}.columns)"
                 )

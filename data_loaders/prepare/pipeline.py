@@ -17,6 +17,7 @@ from typing import Any
 import ibis
 import pyarrow as pa
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
 from data_loaders.prepare.columns import visible
 from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
@@ -53,7 +54,7 @@ class Options:
 
 
 def prepare(declaration: Declaration, options: Options, progress: Progress) -> dict[str, Any]:
-    """Makes ``options.output``; returns its report. Raises ``ValueError`` for what the user can mend, ``OSError`` and the
+    """Makes ``options.output``; returns its report. Raises ``UserError`` for what the user can mend, ``OSError`` and the
     engine's errors for the rest; either way nothing that was there before has changed."""
     _check_apart(options, {"input": options.input, "extend": options.extend})
     previous = Prepared.open(options.extend) if options.extend else None
@@ -185,13 +186,13 @@ class _Preparation:
     def _check_label(self, examples: ibis.Table) -> None:
         label = self.schema.label
         if label not in examples.columns:
-            raise ValueError(
+            raise UserError(
                 f"schema.label is '{label}', which the examples do not have: make it with a step, such as "
                 f"{{select: {{{label}: 'rating >= 4'}}}} (they have: {', '.join(visible(examples)[:20])})"
             )
 
     def _count(self, examples: ibis.Table) -> tuple[dict[str, int], dict[str, int | None]]:
-        """Rows and positive rows by split. Raises ``ValueError`` for none to train on, and for missing labels."""
+        """Rows and positive rows by split. Raises ``UserError`` for none to train on, and for missing labels."""
         label = self.schema.label
         self._check_label(examples)
         counts = examples.group_by(SPLIT).aggregate(
@@ -203,15 +204,15 @@ class _Preparation:
         rows = {name: found[name]["rows"] for name in SPLITS if name in found}
         unknown = sorted(set(found) - set(SPLITS))
         if unknown:
-            raise ValueError(f"split.column holds {unknown[0]!r}: it must hold train, valid or test")
+            raise UserError(f"split.column holds {unknown[0]!r}: it must hold train, valid or test")
         missing = sum(row["missing"] or 0 for row in found.values())
         if missing and self.schema.on_bad_label == "error":
-            raise ValueError(
+            raise UserError(
                 f"label '{label}' is missing in {missing:,} row(s): leave them out with a step, "
                 f"{{where: '{label} IS NOT NULL'}}, or keep them for the trainer to drop: schema.on_bad_label=drop"
             )
         if not rows.get("train"):
-            raise ValueError(
+            raise UserError(
                 f"no row is left to train on (rows by split: {rows or 'none'}): check examples.steps, split and the input"
             )
         return rows, {name: found[name]["positives"] for name in rows}
@@ -356,7 +357,7 @@ def _read(
     try:
         return engine.read(name, source, root, optional, needed)
     except ValueError as error:
-        raise ValueError(str(error).replace("data.root", "input")) from error
+        raise UserError(str(error).replace("data.root", "input")) from error
 
 
 def _chunks(engine: Engine, examples: ibis.Table, columns: int) -> Iterator[ibis.Table]:
@@ -420,7 +421,7 @@ def _arrow_schema(encoded: ibis.Table, declaration: Declaration, keep: tuple[str
 
 
 def _check_apart(options: Options, sources: Mapping[str, str | Path | None]) -> None:
-    """Raises ``ValueError`` where the output would lie in what it is made from, or the other way round: to replace it would
+    """Raises ``UserError`` where the output would lie in what it is made from, or the other way round: to replace it would
     delete that, and a later run would read it."""
     output = options.output.expanduser().resolve()
     for key, source in sources.items():
@@ -428,20 +429,20 @@ def _check_apart(options: Options, sources: Mapping[str, str | Path | None]) -> 
             continue
         place = Path(source).expanduser().resolve()
         if place.is_relative_to(output) or output.is_relative_to(place):
-            raise ValueError(
+            raise UserError(
                 f"output={options.output} and {key}={source} lie in each other: name an output apart from it"
             )
 
 
 def _files(declaration: Declaration, root: str) -> list[Stat]:
-    """The raw files of all sources. Raises ``ValueError`` for a source without any."""
+    """The raw files of all sources. Raises ``UserError`` for a source without any."""
     storage = Storage(root)
     files = []
     for source in declaration.sources.values():
         try:
             files += storage.expand(source.files)
         except ValueError as error:
-            raise ValueError(str(error).replace("data.root", "input")) from None
+            raise UserError(str(error).replace("data.root", "input")) from None
     return files
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import ibis
 
 from data_loaders import safe_yaml
+from data_loaders.errors import UserError
 from data_loaders.prepare import compose
 from data_loaders.prepare.declaration import Declaration
 from data_loaders.prepare.engine import Engine
@@ -26,11 +27,11 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Prepared":
-        """Raises ``ValueError`` for a folder that ``prepare`` did not finish."""
+        """Raises ``UserError`` for a folder that ``prepare`` did not finish."""
         folder = Path(folder).expanduser().absolute()
         for name in (DECLARATION, STATISTICS, REPORT):
             if not (folder / name).is_file():
-                raise ValueError(
+                raise UserError(
                     f"{folder} is not a prepared data set ({name} is missing): name prepare's output folder"
                 )
         texts = [(folder / name).read_text() for name in (DECLARATION, STATISTICS, REPORT)]
@@ -39,13 +40,13 @@ class Prepared:
         return cls(folder, declaration, Statistics.from_dict(json.loads(texts[1])), identity)
 
     def vocabularies(self) -> dict[str, Path]:
-        """The vocabulary file of each table that has one. Raises ``ValueError`` for one that is missing."""
+        """The vocabulary file of each table that has one. Raises ``UserError`` for one that is missing."""
         found = {}
         for table in self.declaration.schema.tables:
             if self.declaration.schema.has_vocabulary(table):
                 found[table] = self.folder / "vocabulary" / f"{table}.parquet"
                 if not found[table].is_file():
-                    raise ValueError(f"{found[table]} is missing: the prepared data set is damaged; prepare it again")
+                    raise UserError(f"{found[table]} is missing: the prepared data set is damaged; prepare it again")
         return found
 
     def vocabulary(self, engine: Engine, table: str) -> tuple[ibis.Table, ibis.Table | None] | None:
@@ -57,15 +58,15 @@ class Prepared:
         return engine.read_parquet(path), engine.read_parquet(rare) if rare.is_file() else None
 
     def check_extends(self, declaration: Declaration) -> None:
-        """Raises ``ValueError`` where what this one learnt does not fit another declaration: a number's transforms differ,
+        """Raises ``UserError`` where what this one learnt does not fit another declaration: a number's transforms differ,
         or a table changes between a vocabulary and another kind."""
         before, now = self.declaration.schema, declaration.schema
         for name in now.features:
             if now.numbers(name) and (name not in before.features or now.numbers(name) != before.numbers(name)):
-                raise ValueError(
+                raise UserError(
                     f"schema.features.{name}.make.numbers is not that of {self.folder}, whose statistics are kept: "
                     "prepare without extend="
                 )
         for name in now.tables:
             if name in before.tables and now.has_vocabulary(name) != before.has_vocabulary(name):
-                raise ValueError(f"schema.tables.{name} has a vocabulary on one day only: prepare without extend=")
+                raise UserError(f"schema.tables.{name} has a vocabulary on one day only: prepare without extend=")

@@ -8,6 +8,7 @@ differently, and an id with a fraction is a mistake mostly.
 import ibis
 import ibis.expr.datatypes as dt
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import columns, numbers
 from data_loaders.prepare.declaration import PreparedSchema
 
@@ -16,13 +17,13 @@ SEPARATOR = "\x1f"  # between the parts of a cross: ASCII's own, the unit separa
 
 
 def column(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.Value:
-    """The raw column. Raises ``ValueError`` where the examples have none of the name, and where it is text but the feature a
+    """The raw column. Raises ``UserError`` where the examples have none of the name, and where it is text but the feature a
     bag or a sequence: the whole text would be one id."""
     spec, where = schema.features[feature], f"schema.features.{feature}"
     name = spec.make.column or feature
     columns.check(examples, [name], f"{where}.make.column")
     if spec.table and spec.max_length is not None and examples[name].type().is_string():
-        raise ValueError(
+        raise UserError(
             f"{where} is a {'sequence' if spec.kind == 'sequence' else 'bag'} (max_length), but column '{name}' is text: split "
             f"it with a step ({{select: {{{name}: \"string_split({name}, ',')\"}}}}); where each text is one id, leave out "
             f"{where}.max_length"
@@ -31,7 +32,7 @@ def column(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.V
 
 
 def number(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.Value:
-    """The raw column, for ``numbers.apply``. Raises ``ValueError`` for one of another kind."""
+    """The raw column, for ``numbers.apply``. Raises ``UserError`` for one of another kind."""
     value = column(examples, schema, feature)
     kind = value.type()
     if kind.is_timestamp() or kind.is_date():
@@ -39,7 +40,7 @@ def number(examples: ibis.Table, schema: PreparedSchema, feature: str) -> ibis.V
         return value.cast("timestamp(6)").epoch_seconds().cast("float64").floor()
     if not (kind.is_numeric() or kind.is_boolean()):
         name = value.get_name()
-        raise ValueError(
+        raise UserError(
             f"schema.features.{feature}: column '{name}' is {kind}, not a number: declare its type in the source "
             f"(columns: {{{name}: float64}}), or make a number of it with a step ({{select: {{{name}: 'CAST({name} AS "
             "DOUBLE)'}})"
@@ -54,7 +55,7 @@ def identifier(examples: ibis.Table, schema: PreparedSchema, feature: str, learn
 
 
 def as_identifier(value: ibis.Value, where: str) -> ibis.Value:
-    """A raw column as int64 or string, element by element. Raises ``ValueError`` for what is no id."""
+    """A raw column as int64 or string, element by element. Raises ``UserError`` for what is no id."""
     kind = value.type()
     if kind.is_array():
         family = _family(kind.value_type, value, where)
@@ -80,7 +81,7 @@ def _family(kind: dt.DataType, value: ibis.Value, where: str) -> dt.DataType:
     if as_text:
         return dt.string
     name = value.get_name()
-    raise ValueError(
+    raise UserError(
         f"{where}: column '{name}' is {value.type()}, which cannot be an id: make an integer or a string of it with a "
         f"step ({{select: {{{name}: 'CAST({name} AS BIGINT)'}}}}), or buckets (make: {{numbers: [{{buckets: 100}}]}})"
     )
@@ -91,9 +92,9 @@ def _identifier(
 ) -> ibis.Value:
     make, where = schema.features[feature].make, f"schema.features.{feature}"
     if feature in inside:
-        raise ValueError(f"{where}.make.cross: it contains itself ({' in '.join((feature, *reversed(inside)))})")
+        raise UserError(f"{where}.make.cross: it contains itself ({' in '.join((feature, *reversed(inside)))})")
     if make.history:
-        raise ValueError(f"{where}: a history has no raw value in the examples")
+        raise UserError(f"{where}: a history has no raw value in the examples")
     if make.cross:
         return _cross(examples, schema, feature, learnt, (*inside, feature))
     steps = schema.numbers(feature)
@@ -115,7 +116,7 @@ def _cross(
             columns.check(examples, [part], where)
             value = as_identifier(examples[part], where)
         if value.type().is_array():
-            raise ValueError(f"{where}: '{part}' is a list; a cross combines single values")
+            raise UserError(f"{where}: '{part}' is a list; a cross combines single values")
         text = value.cast("string")
         whole = text if whole is None else whole + SEPARATOR + text
     return whole

@@ -18,7 +18,7 @@ def raw_columns(declaration: Declaration, present: Sequence[str]) -> list[str]:
 
 
 def check_columns(declaration: Declaration, table: ibis.Table) -> None:
-    """Raises ``ValueError`` for a column that is needed and not there, with the nearest names of all that are."""
+    """Raises ``UserError`` for a column that is needed and not there, with the nearest names of all that are."""
     for name, feature in declaration.schema.features.items():
         make, where = feature.make, f"schema.features.{name}.make"
         if make.cross:

@@ -21,6 +21,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import (
     bad_rows,
     csv_lines,
@@ -84,7 +85,7 @@ class SparkEngine(Engine):
             table = parquet_files.united(name, source, parts, [self._group(name, source, group) for group in parts])
             return self._placed(source, self._frame(table), files, files)
         except _ERRORS as error:
-            raise ValueError(f"sources.{name}: a Parquet file cannot be read ({self.store_error(error)})") from error
+            raise UserError(f"sources.{name}: a Parquet file cannot be read ({self.store_error(error)})") from error
 
     def store(self, table: ibis.Table, name: str) -> ibis.Table:
         try:
@@ -115,10 +116,10 @@ class SparkEngine(Engine):
     def explain(self, error: Exception) -> Exception | None:
         if not isinstance(error, _ERRORS):
             return None
-        raised = re.search(r"ValueError: (.*?)(?: SQLSTATE: |$)", str(error), re.MULTILINE)  # ours, in an executor
+        raised = re.search(r"UserError: (.*?)(?: SQLSTATE: |$)", str(error), re.MULTILINE)  # ours, in an executor
         known = raised.group(1) if raised else engine_errors.explanation(error)
         if known:
-            return ValueError(known)
+            return UserError(known)
         return EngineError(
             f"Spark could not finish: run the same command again, which resumes ({self.store_error(error)})"
         )
@@ -203,7 +204,7 @@ class SparkEngine(Engine):
         declared_columns(name, source, names, f"'{files[0].name}'", optional)
         for file in files[1:]:
             if csv_lines.columns(name, file, source, optional) != names:
-                raise ValueError(
+                raise UserError(
                     f"sources.{name}: '{files[0].name}' and '{file.name}' have different columns, or another order of them, "
                     "which engine=spark does not read as one: make two sources of them, or take engine=duckdb"
                 )
@@ -234,7 +235,7 @@ class SparkEngine(Engine):
         if seen["zero"]:
             raise bad_rows.zeros(name, _behind(seen["zero"], files, paths).name)
         if has_header and seen["headers"] > len(files):
-            raise ValueError(f"sources.{name}: the header of a file is there again among its rows: remove it there")
+            raise UserError(f"sources.{name}: the header of a file is there again among its rows: remove it there")
         return self._bad_rows(name, source, files, paths, names, seen) if seen["bad"] else (0, None)
 
     def _converter(self, source: Source) -> Callable[[Any, list[str]], Any]:
@@ -249,7 +250,7 @@ class SparkEngine(Engine):
     def _check_keys(
         self, name: str, source: Source, files: list[TextFile], paths: list[str], optional: frozenset[str]
     ) -> None:
-        """Raises ``ValueError`` for a declared column of JSON that a file has nowhere."""
+        """Raises ``UserError`` for a declared column of JSON that a file has nowhere."""
         columns = [column for column in source.columns if column not in optional]
         counts = [
             F.count(F.col(spark_text.identifier(column))).alias(f"c{number}") for number, column in enumerate(columns)
@@ -269,11 +270,11 @@ class SparkEngine(Engine):
         names: list[str],
         seen: dict[str, Any],
     ) -> tuple[int, str]:
-        """Raises ``ValueError``, or returns how many were skipped, and the first."""
+        """Raises ``UserError``, or returns how many were skipped, and the first."""
         uri, _, _, line = seen["first"].split("\n", 3)
         file = _behind(uri, files, paths)
         hint = bad_rows.Hint(bad_rows.find(name, file, line))
-        found = bad_rows.explain(name, source, file, names, hint) or ValueError(
+        found = bad_rows.explain(name, source, file, names, hint) or UserError(
             f"sources.{name}: '{file.name}': engine=spark cannot read the row {line[:60]!r} (where a quoted field goes over "
             f"several lines, engine=duckdb can); {bad_rows.remedy(name)}"
         )
@@ -343,7 +344,7 @@ def _session(memory: int, threads: int, options: dict[str, str]) -> tuple[Any, b
         return session, active is None
     except Exception as error:
         if "JAVA" in str(error).upper():
-            raise ValueError(
+            raise UserError(
                 "engine=spark needs Java 17 or newer (Debian: apt install openjdk-17-jre-headless)"
             ) from error
         raise
@@ -351,11 +352,11 @@ def _session(memory: int, threads: int, options: dict[str, str]) -> tuple[Any, b
 
 def _check_option(option: str) -> None:
     if not option.startswith("spark."):
-        raise ValueError(
+        raise UserError(
             f"engine_options.{option}: a setting of Spark's begins with spark., such as spark.executor.memory"
         )
     if option in _FIXED:
-        raise ValueError(f"engine_options.{option}: the results rest on it ({_SETTINGS[option]}), so it stays as it is")
+        raise UserError(f"engine_options.{option}: the results rest on it ({_SETTINGS[option]}), so it stays as it is")
 
 
 def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> Any:
@@ -389,7 +390,7 @@ def _behind(uri: str, files: list[TextFile], paths: list[str]) -> TextFile:
 
 def _unknown_file() -> Any:
     """An error, in a column's place, for a row whose ``__file`` is none of ours: it would be lost, or have no place."""
-    message = "ValueError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
+    message = "UserError: engine=spark spells a file's name in a way of its own: rename it, or take engine=duckdb: "
     return F.raise_error(F.concat(F.lit(message), F.col("__file"))).cast("string")
 
 

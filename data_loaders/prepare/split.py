@@ -10,6 +10,7 @@ from typing import Any
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import columns, number_hash
 from data_loaders.prepare.declaration import SPLITS, HashSplit, LastSplit, Split, TimeSplit
 from data_loaders.prepare.engine import KEY, SPLIT
@@ -20,7 +21,7 @@ _UNIT, _NOTHING = "\x1f", "\x1e"  # between the values that are hashed together;
 
 
 def assign(table: ibis.Table, split: Split) -> ibis.Table:
-    """Adds ``__split``: train, valid or test; what belongs to none of them is left out. Raises ``ValueError`` for a column
+    """Adds ``__split``: train, valid or test; what belongs to none of them is left out. Raises ``UserError`` for a column
     that is missing, or of a type that the rule cannot work with."""
     if split.time:
         return _known(table.mutate(**{SPLIT: _by_time(table, split.time)}))
@@ -51,7 +52,7 @@ def _by_time(table: ibis.Table, split: TimeSplit) -> ibis.Value:
     found = ibis.literal("train")
     bounds = {name: _bound(time, getattr(split, name), f"split.time.{name}") for name in ("valid", "test")}
     if None not in bounds.values() and bounds["valid"] > bounds["test"]:
-        raise ValueError(f"split.time: valid ({split.valid}) begins after test ({split.test}): exchange them")
+        raise UserError(f"split.time: valid ({split.valid}) begins after test ({split.test}): exchange them")
     for name, bound in bounds.items():
         if bound is not None:
             found = ibis.ifelse(time >= bound, ibis.literal(name), found)
@@ -65,17 +66,17 @@ def _bound(time: ibis.Value, value: Any, where: str) -> Any:
     kind = time.type()
     if kind.is_numeric():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{where} is {value!r}: the column holds numbers ({kind}), so give a number")
+            raise UserError(f"{where} is {value!r}: the column holds numbers ({kind}), so give a number")
         return value
     if not (kind.is_date() or kind.is_timestamp()):
-        raise ValueError(
+        raise UserError(
             f"{where}: the column is {kind}: a bound needs numbers, a date or a timestamp; make one with a select step"
         )
     try:
         text = value.isoformat() if isinstance(value, date) else str(value)
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise ValueError(f"{where} is {value!r}: give an ISO date, such as 2014-10-28 or 2014-10-28T12:00:00") from None
+        raise UserError(f"{where} is {value!r}: give an ISO date, such as 2014-10-28 or 2014-10-28T12:00:00") from None
     if kind.is_date():
         return moment.date()
     zone = moment.tzinfo or timezone.utc
@@ -98,10 +99,10 @@ def _by_hash(table: ibis.Table, split: HashSplit) -> ibis.Value:
 
 
 def _text(value: ibis.Value, name: str) -> ibis.Value:
-    """The same text on every engine. Raises ``ValueError`` for types that engines write differently."""
+    """The same text on every engine. Raises ``UserError`` for types that engines write differently."""
     kind = value.type()
     if not (kind.is_integer() or kind.is_string() or kind.is_boolean() or kind.is_date()):
-        raise ValueError(
+        raise UserError(
             f"split.hash.by: column '{name}' is {kind}: hash integers, strings, booleans or dates; make one with a select step"
         )
     return value.cast("string").fill_null(_NOTHING)
@@ -133,7 +134,7 @@ def _count(rows: ibis.Value, wanted: float, where: str) -> ibis.Value:
     if wanted == int(wanted):
         return ibis.literal(int(wanted), "int64")
     if not 0 < wanted < 1:
-        raise ValueError(f"{where} is {wanted}: give a whole number of rows, or a share below 1")
+        raise UserError(f"{where} is {wanted}: give a whole number of rows, or a share below 1")
     share = Fraction(str(wanted)).limit_denominator(1_000_000)
     return (rows * share.numerator // share.denominator).cast("int64")
 
@@ -141,7 +142,7 @@ def _count(rows: ibis.Value, wanted: float, where: str) -> ibis.Value:
 def _by_column(table: ibis.Table, name: str) -> ibis.Value:
     value = _column(table, name, "split.column")
     if not value.type().is_string():
-        raise ValueError(f"split.column: column '{name}' is {value.type()}: it must hold train, valid or test")
+        raise UserError(f"split.column: column '{name}' is {value.type()}: it must hold train, valid or test")
     return ibis.ifelse(value.isin(SPLITS), value, ibis.null("string"))
 
 

@@ -19,6 +19,7 @@ import duckdb
 import sqlglot
 from sqlglot import expressions
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 
 
@@ -128,7 +129,7 @@ class Expression:
         return tree.sql(dialect="duckdb", comments=False)
 
     def check_columns(self, present: Collection[str]) -> None:
-        """Raises ``ValueError`` with the nearest names for a column that is not ``present``; case does not count in SQL."""
+        """Raises ``UserError`` with the nearest names for a column that is not ``present``; case does not count in SQL."""
         known = {name.lower() for name in present}
         for name in sorted(self.columns):
             if name.lower() not in known:
@@ -138,9 +139,9 @@ class Expression:
 
 @functools.lru_cache(maxsize=4096)
 def parse(sql: str, where: str) -> Expression:
-    """Raises ``ValueError`` for a text that is not a single expression, or uses more than columns and known functions."""
+    """Raises ``UserError`` for a text that is not a single expression, or uses more than columns and known functions."""
     if len(sql) > _LONGEST:
-        raise ValueError(f"{where}: an SQL expression of {len(sql):,} characters; at most {_LONGEST:,} are read")
+        raise UserError(f"{where}: an SQL expression of {len(sql):,} characters; at most {_LONGEST:,} are read")
     tree = _tree(sql, where)
     node = _duckdb_node(sql, where)
     found = list(_nodes(node))
@@ -271,24 +272,24 @@ def _is_count_star(node: expressions.Expression) -> bool:
     return isinstance(node, expressions.Star) and isinstance(node.parent, expressions.Count)
 
 
-def _refused(sql: str, where: str, reason: str) -> ValueError:
-    return ValueError(
+def _refused(sql: str, where: str, reason: str) -> UserError:
+    return UserError(
         f"{where}: {sql!r} is not an SQL expression: {reason}; write one condition or value made of columns, such as "
         "rating > 0 (docs/prepare.md, Steps)"
     )
 
 
-def _unknown_function(name: str, sql: str, where: str) -> ValueError:
+def _unknown_function(name: str, sql: str, where: str) -> UserError:
     near = difflib.get_close_matches(name, [known for known in _FUNCTIONS | _WINDOWS if known.isidentifier()], n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ValueError(
+    return UserError(
         f"{where}: {sql!r}: the function {name}() is not one of those that expressions may use: {hint}those of text, "
         "numbers, times and lists, and none that reads files, settings or the clock (docs/prepare.md, Steps)"
     )
 
 
-def _changing(sql: str, where: str) -> ValueError:
-    return ValueError(
+def _changing(sql: str, where: str) -> UserError:
+    return UserError(
         f"{where}: {sql!r} gives other values each time the rows are read, and they are read more than once: make "
         "numbers from a column, such as md5(user_id)"
     )

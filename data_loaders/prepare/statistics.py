@@ -49,7 +49,7 @@ class Statistics:
 
 
 def fit(engine: Engine, train: ibis.Table, schema: PreparedSchema) -> Statistics:
-    """Learns from the rows of ``train``, which are those to learn from alone. Raises ``ValueError`` for a raw column that
+    """Learns from the rows of ``train``, which are those to learn from alone. Raises ``UserError`` for a raw column that
     is missing or no number."""
     return _Fit(engine, train, schema).run()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import clicks, columns, engine_errors, negatives, sql
 from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Step
 from data_loaders.prepare.engine import KEY, PART, Engine
@@ -20,7 +21,7 @@ def apply_steps(
     engine: Engine, table: ibis.Table, steps: tuple[Step, ...], tables: dict[str, ibis.Table], *, scoring: bool = False
 ) -> ibis.Table:
     """``tables``: sources and views by name, which steps may refer to. ``scoring``: leaves out the steps that make labels
-    (clicks, negatives). Raises ``ValueError`` with the step's place for what does not fit the columns."""
+    (clicks, negatives). Raises ``UserError`` with the step's place for what does not fit the columns."""
     for step in steps:
         if scoring and step.name in ("clicks", "negatives"):
             continue
@@ -66,10 +67,10 @@ def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: 
     """The expressions see the columns as they were before the step."""
     for name in selected:
         if TEMPORARY.match(name):
-            raise ValueError(f"{where}: '{name}' begins with '__'; such names are the program's own: take another")
+            raise UserError(f"{where}: '{name}' begins with '__'; such names are the program's own: take another")
         other = next((column for column in table.columns if column.lower() == name.lower()), name)
         if other != name:
-            raise ValueError(f"{where}: '{name}' and the column '{other}' differ by case alone: take another name")
+            raise UserError(f"{where}: '{name}' and the column '{other}' differ by case alone: take another name")
     made = {name: sql.parse(str(text), f"{where}.{name}") for name, text in selected.items()}
     kept = {name: sql.identifier(name) for name in table.columns if name not in made}
     order = dict.fromkeys((*table.columns, *made))
@@ -84,7 +85,7 @@ def _select(engine: Engine, table: ibis.Table, selected: dict[str, Any], where: 
 def _run(
     engine: Engine, table: ibis.Table, query: str, parsed: list[sql.Expression], shown: str, where: str
 ) -> ibis.Table:
-    """Runs a query over ``rows``. An engine's complaint becomes a ``ValueError``."""
+    """Runs a query over ``rows``. An engine's complaint becomes a ``UserError``."""
     for expression in parsed:
         expression.check_columns(table.columns)
     try:
@@ -93,7 +94,7 @@ def _run(
         known = (
             engine_errors.explanation(error) or f"cannot be computed from these columns ({engine.store_error(error)})"
         )
-        raise ValueError(f"{where}: {shown}: {known}") from error
+        raise UserError(f"{where}: {shown}: {known}") from error
 
 
 def _distinct(table: ibis.Table, names: list[str], where: str) -> ibis.Table:
@@ -106,13 +107,13 @@ def _distinct(table: ibis.Table, names: list[str], where: str) -> ibis.Table:
 def _explode(engine: Engine, table: ibis.Table, spec: Explode, where: str) -> ibis.Table:
     """The lists give way to their elements; other columns are repeated."""
     if not spec.columns:
-        raise ValueError(f"{where}.columns is empty: name the list columns and what their elements are to be called")
+        raise UserError(f"{where}.columns is empty: name the list columns and what their elements are to be called")
     columns.check(table, list(spec.columns), f"{where}.columns")
     others = [name for name in table.columns if name not in spec.columns]
     _check_names(others, [*spec.columns.values(), *([spec.position] if spec.position else [])], where)
     for name in spec.columns:
         if not table[name].type().is_array():
-            raise ValueError(f"{where}.columns: '{name}' is {table[name].type()}, not a list")
+            raise UserError(f"{where}.columns: '{name}' is {table[name].type()}, not a list")
     _check_lengths(engine, table, list(spec.columns), where)
     lists = {f"__list_{number}": table[name] for number, name in enumerate(spec.columns)}
     first, *rest = lists.values()
@@ -132,9 +133,7 @@ def _elements(zipped: ibis.Value, count: int) -> list[ibis.Value]:
 def _check_names(present: list[str], made: list[str], where: str) -> None:
     for name in made:
         if TEMPORARY.match(name) or name in present or made.count(name) > 1:
-            raise ValueError(
-                f"{where}: '{name}' is taken: give the new column another name, or drop the old one before"
-            )
+            raise UserError(f"{where}: '{name}' is taken: give the new column another name, or drop the old one before")
 
 
 def _check_lengths(engine: Engine, table: ibis.Table, lists: list[str], where: str) -> None:
@@ -143,12 +142,12 @@ def _check_lengths(engine: Engine, table: ibis.Table, lists: list[str], where: s
     counts = table.aggregate(rows=unequal.sum(), longest=lengths[0].max())
     found = engine.fetch(counts).to_pylist()[0]
     if found["rows"]:
-        raise ValueError(
+        raise UserError(
             f"{where}: in {found['rows']:,} row(s) the lists {', '.join(lists)} have unequal lengths: leave such rows out "
             "with a where step, or explode fewer columns"
         )
     if (found["longest"] or 0) > columns.MAX_CHILDREN:
-        raise ValueError(
+        raise UserError(
             f"{where}: a list has {found['longest']:,} elements; more than {columns.MAX_CHILDREN:,} are not possible"
         )
 
@@ -173,7 +172,7 @@ def _check_unique(engine: Engine, other: ibis.Table, spec: Join, where: str) -> 
     twice = counts.filter(counts["__count"] > 1, *found).order_by(spec.on).limit(1)
     for row in engine.fetch(twice).to_pylist():
         key = ", ".join(f"{name}={row[name]!r}" for name in spec.on)
-        raise ValueError(
+        raise UserError(
             f"{where}: '{spec.table}' has {row['__count']:,} rows with {key}: keys must be unique; add a view with the step "
             f"{{distinct: [{', '.join(spec.on)}]}}"
         )

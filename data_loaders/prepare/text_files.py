@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import decoding
 from data_loaders.prepare.declaration import Source
 from data_loaders.storage import Storage
@@ -70,7 +71,7 @@ class TextFile:
 
 
 def sniff(name: str, source: Source, storage: Storage, file: str) -> TextFile | None:
-    """Looks at the beginning of a file of ``sources.<name>``; None for an empty one. Raises ``ValueError`` for what is no
+    """Looks at the beginning of a file of ``sources.<name>``; None for an empty one. Raises ``UserError`` for what is no
     text, for another encoding than declared, and for compressed data that are damaged at the beginning."""
     where = f"sources.{name}"
     head, tail = _ends(storage, file)
@@ -80,7 +81,7 @@ def sniff(name: str, source: Source, storage: Storage, file: str) -> TextFile | 
         head = next(decoding.unpacked(where, storage, file, compression), b"")[:_HEAD]
         _check_kind(name, file, head)
         if _compression(head):
-            raise ValueError(f"{where}: '{file}' is compressed twice: decompress it once ({_READ})")
+            raise UserError(f"{where}: '{file}' is compressed twice: decompress it once ({_READ})")
     mark, marked = next(((len(mark), codec) for mark, codec in _MARKS.items() if head.startswith(mark)), (0, ""))
     if len(head) < _HEAD and not head[mark:].strip():
         return None
@@ -91,7 +92,7 @@ def sniff(name: str, source: Source, storage: Storage, file: str) -> TextFile | 
 
 def chunks(name: str, file: TextFile, *, line_feeds: bool = False) -> Iterator[bytes]:
     """The text as UTF-8 without a byte order mark, in chunks that end anywhere. ``line_feeds``: every line ends in one
-    (in a file with ``lone_returns`` it does in any case). Raises ``ValueError`` for what cannot be decompressed or decoded;
+    (in a file with ``lone_returns`` it does in any case). Raises ``UserError`` for what cannot be decompressed or decoded;
     bytes that are no UTF-8 where that is declared are left to the reader."""
     where, place = f"sources.{name}", (file.storage, file.name)
     text = decoding.unpacked(where, *place, file.compression) if file.compression else decoding.stored(*place)
@@ -126,7 +127,7 @@ def _check_kind(name: str, file: str, head: bytes) -> None:
         kind = ("a tar archive", f"unpack it ({_READ})")
     if kind is not None:
         what, remedy = kind
-        raise ValueError(f"sources.{name}: '{file}' is {what}, not text: {remedy.format(name=name)}")
+        raise UserError(f"sources.{name}: '{file}' is {what}, not text: {remedy.format(name=name)}")
 
 
 def _ends(storage: Storage, file: str) -> tuple[bytes, bytes]:
@@ -138,20 +139,20 @@ def _ends(storage: Storage, file: str) -> tuple[bytes, bytes]:
 
 
 def _codec(where: str, source: Source, file: str, head: bytes, marked: str, tail: bytes) -> str:
-    """The declared encoding with its byte order. Raises ``ValueError`` where the bytes speak against it."""
+    """The declared encoding with its byte order. Raises ``UserError`` where the bytes speak against it."""
     found, declared = marked or _by_zeros(head), source.encoding
     if found and found.startswith(declared):
         return found
     if found:
         family = found.removesuffix("-le").removesuffix("-be")
-        raise ValueError(
+        raise UserError(
             f"{where}: '{file}' is {family}, and {declared} is declared: {where}.encoding={family}, or convert the file"
         )
     if declared.startswith(("utf-16", "utf-32")):
         return _wide(where, declared, file, head)
     if 0 in head or 0 in tail:
         end = "ends in" if 0 not in head else "holds"
-        raise ValueError(
+        raise UserError(
             f"{where}: '{file}' {end} zero bytes, which text has not: it is damaged, or another format; copy it again, or "
             f"leave it out of {where}.files"
         )
@@ -162,7 +163,7 @@ def _wide(where: str, declared: str, file: str, head: bytes) -> str:
     """The byte order of UTF-16 and UTF-32 without a mark, whose commas, digits and line ends have zero bytes."""
     odd, even = head[1::2].count(0), head[::2].count(0)
     if not odd + even:
-        raise ValueError(f"{where}: '{file}' is not {declared}, as {where}.encoding says: utf-8?")
+        raise UserError(f"{where}: '{file}' is not {declared}, as {where}.encoding says: utf-8?")
     return f"{declared}-{'le' if odd >= even and not head.startswith(bytes(1)) else 'be'}"
 
 

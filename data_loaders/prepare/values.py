@@ -14,6 +14,7 @@ from datetime import datetime
 import ibis
 import ibis.expr.datatypes as dt
 
+from data_loaders.errors import UserError
 from data_loaders.prepare.numbers import LARGEST, LARGEST_FLOAT32, exact
 
 BAD = "__bad"  # a column: the first value of the row that its type does not hold, for ``misfit`` to read; else null
@@ -122,14 +123,14 @@ def typed(
     table: ibis.Table, columns: Mapping[str, str], rest: Iterable[str] = (), same: Mapping[str, str] | None = None
 ) -> ibis.Table:
     """The ``columns`` (name -> declared type) as their types, the columns ``rest`` as they are, and ``BAD``. ``same``: pairs
-    of columns, the second of text, that must have the same value. Raises ``ValueError`` (without a place) for a column of
+    of columns, the second of text, that must have the same value. Raises ``UserError`` (without a place) for a column of
     a type that never fits."""
     made, cases = {}, []
     for name, text in columns.items():
         kind = declared_type(text)
         made[name] = as_declared(table[name], kind)
         if made[name] is None:
-            raise ValueError(f"column '{name}' {_advice(name, table[name].type(), kind)}")
+            raise UserError(f"column '{name}' {_advice(name, table[name].type(), kind)}")
         if not is_lossless(table[name].type(), kind):
             misfit, shown = _misfit(table[name], made[name], kind)
             cases.append((misfit, _shown(name, shown.cast("string").substr(0, _SHOWN))))

@@ -11,6 +11,7 @@ from typing import Any
 
 import ibis
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import raw_values
 from data_loaders.prepare.declaration import FIRST_ID, PreparedSchema, Vocabulary
 from data_loaders.prepare.engine import Engine
@@ -41,7 +42,7 @@ def build(
 ) -> Built:
     """The vocabulary of one of the schema's tables, from the rows of ``train``; ``previous`` is extended, without the
     values that have not been seen for ``evict`` days, today included. ``statistics``: what number transforms of its
-    features learnt. Raises ``ValueError`` for features whose values do not go together, and
+    features learnt. Raises ``UserError`` for features whose values do not go together, and
     for an earlier vocabulary that is damaged or of another type."""
     spec = schema.tables[table].vocabulary or Vocabulary()
     counts = engine.store(_counts(table, schema, train, statistics or Statistics()), f"counts/{table}")
@@ -65,7 +66,7 @@ def build(
 
 
 def family(examples: ibis.Table, table: str, schema: PreparedSchema, learnt: raw_values.Learnt) -> Any:
-    """int64 or string: the type of a table's raw values. Raises ``ValueError`` where its features differ."""
+    """int64 or string: the type of a table's raw values. Raises ``UserError`` where its features differ."""
     found: dict[str, Any] = {}
     for name in schema.members(table):
         if schema.features[name].make.history:
@@ -75,7 +76,7 @@ def family(examples: ibis.Table, table: str, schema: PreparedSchema, learnt: raw
     for name, kind in found.items():
         first = next(iter(found))
         if kind != found[first]:
-            raise ValueError(
+            raise UserError(
                 f"schema.tables.{table}: the values of '{first}' are {found[first]}, those of '{name}' {kind}: a "
                 "vocabulary holds one kind; cast one of them with a step (select), or give it a table of its own"
             )
@@ -96,14 +97,14 @@ def _counts(table: str, schema: PreparedSchema, train: ibis.Table, statistics: S
     parts = []
     for name in schema.counted(table):
         if schema.features[name].make.history:
-            raise ValueError(
+            raise UserError(
                 f"schema.features.{name}: a history's values are not counted, since its events are not train's alone: let it "
                 f"share table '{table}' with a sparse feature, or give the table num_embeddings and the feature ids: hash"
             )
         value = raw_values.identifier(train, schema, name, statistics.steps)
         parts.append(train.select(value=value.unnest() if value.type().is_array() else value))
     if not parts:
-        raise ValueError(f"schema.tables.{table}: no feature is counted for its vocabulary; let one have counted: true")
+        raise UserError(f"schema.tables.{table}: no feature is counted for its vocabulary; let one have counted: true")
     values = parts[0] if len(parts) == 1 else ibis.union(*parts)
     return values.group_by("value").aggregate(count=values.count())
 
@@ -115,7 +116,7 @@ def _previous(
         return _Old(None, 0), None
     old, rare = previous
     if old.value.type().copy(nullable=True) != today.value.type().copy(nullable=True):
-        raise ValueError(
+        raise UserError(
             f"schema.tables.{table}: raw values are {today.value.type()}, those of the earlier vocabulary "
             f"{old.value.type()}: declare the type of the earlier day, or prepare without extend="
         )
@@ -124,7 +125,7 @@ def _previous(
     ).to_pylist()
     rows = found["rows"]
     if rows and (found["ids"], found["low"], found["high"]) != (rows, FIRST_ID, FIRST_ID + rows - 1):
-        raise ValueError(
+        raise UserError(
             f"the earlier vocabulary of '{table}' is damaged: its {rows:,} ids should be {FIRST_ID} … "
             f"{FIRST_ID + rows - 1}, each once"
         )

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import publish
 
 ROW_GROUP = 131_072
@@ -22,7 +23,7 @@ def write_parts(
     """Writes rows in the order they come, to ``folder/<first>-00000.parquet`` and on; no file for no rows. ``by``: a string
     column that names the folder in ``folder`` that a row belongs to.
 
-    A file appears under its name only when it is whole. Returns the number of rows. Raises ``ValueError`` for a null in a
+    A file appears under its name only when it is whole. Returns the number of rows. Raises ``UserError`` for a null in a
     column that ``schema`` calls not null.
     """
     written: dict[str, _Parts] = {}
@@ -166,7 +167,7 @@ def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     for field in schema:
         column = batch.column(field.name)
         if not field.nullable and column.null_count:
-            raise ValueError(
+            raise UserError(
                 f"column '{field.name}' has {column.null_count:,} missing value(s) and nothing that stands for them: give "
                 f"the feature a fill (schema.features.{field.name}.fill=0)"
             )

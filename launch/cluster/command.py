@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from data_loaders.errors import UserError
 from data_loaders.secrets import scrub
 from data_loaders.state_files import write_text
 from launch import group
@@ -78,9 +79,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
         job.folder.mkdir(parents=True, exist_ok=True)  # Slurm opens the output there before anything runs
         write_text(job.folder / SCRIPT, text)
     except OSError as error:
-        raise ValueError(
-            f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir"
-        ) from None
+        raise UserError(f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir") from None
     code = call(["sbatch", str(job.folder / SCRIPT)])
     print(f"Run folder: {job.folder}")
     return code
@@ -89,7 +88,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
 def call(program: list[str], text: str = "") -> int:
     """Runs a scheduler's own program, which says itself how it went."""
     if shutil.which(program[0]) is None:
-        raise ValueError(f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job")
+        raise UserError(f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job")
     with Children() as children:
         code = children.call(program, text)
     return code if children.stopped else int(code > 0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_loaders.errors import UserError
 from launch.cluster.options import Kubernetes, Nodes
 from launch.run import GRACE, worker_environment
 from trainer.config.compose import compose
@@ -25,12 +26,12 @@ class Job:
 
 
 def make(arguments: Sequence[str], nodes: Nodes, now: datetime.datetime) -> Job:
-    """Raises ``ValueError`` for what cannot work."""
+    """Raises ``UserError`` for what cannot work."""
     config = compose(arguments).config
     config.check_addresses()
     config.check_world_size(nodes.nodes * nodes.ranks_per_node)
     if config.device == "cuda" and not nodes.gpus_per_node:
-        raise ValueError("device=cuda, but launch.gpus_per_node is 0: give the GPUs of a machine, or device=cpu")
+        raise UserError("device=cuda, but launch.gpus_per_node is 0: give the GPUs of a machine, or device=cpu")
     stamp = now.strftime("%Y%m%d-%H%M%S")
     name = nodes.name or f"{config.run.name}-{stamp}"
     if isinstance(nodes, Kubernetes) and nodes.name is None:
@@ -44,10 +45,10 @@ def make(arguments: Sequence[str], nodes: Nodes, now: datetime.datetime) -> Job:
 
 
 def check_kept(folder: Path, nodes: Kubernetes) -> None:
-    """Raises ``ValueError`` for a run folder that ends with its pod."""
+    """Raises ``UserError`` for a run folder that ends with its pod."""
     if not any(folder.is_relative_to(path) for path in nodes.volumes.values()):
         mounted = ", ".join(nodes.volumes.values()) or "nowhere: launch.volumes.CLAIM=/PATH"
-        raise ValueError(
+        raise UserError(
             f"run folder {folder} is on no volume, so it would end with its pod: give run.root= or run.dir= a place under "
             f"one (mounted: {mounted})"
         )

@@ -9,6 +9,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data_loaders import safe_yaml
 from data_loaders.configuration import explain
+from data_loaders.errors import UserError
 from data_loaders.typed import check, near
 from launch import group
 
@@ -64,19 +65,19 @@ class Nodes:
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
-                raise ValueError(f"launch.{name} is {value}: give a number from {smallest}")
+                raise UserError(f"launch.{name} is {value}: give a number from {smallest}")
         if self.nproc_per_node is None and not self.gpus_per_node:
-            raise ValueError(
+            raise UserError(
                 "launch.gpus_per_node is 0, so launch.nproc_per_node has no value: give the ranks a machine"
             )
         if self.nproc_per_node is not None and 0 < self.gpus_per_node < self.nproc_per_node:
-            raise ValueError(
+            raise UserError(
                 f"launch.nproc_per_node is {self.nproc_per_node}, launch.gpus_per_node {self.gpus_per_node}: one rank a GPU, "
                 "so give at most as many; or launch.gpus_per_node=0 and device=cpu"
             )
         for name in self.env:
             if not VARIABLE.fullmatch(name) or name.startswith("PET_"):
-                raise ValueError(
+                raise UserError(
                     f"launch.env.{name} is no variable for the ranks: a plain name, not torchrun's own PET_…"
                 )
 
@@ -96,7 +97,7 @@ class Torchrun(Nodes):
         super().__post_init__()
         host, _, port = self.endpoint.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            raise ValueError(f"launch.endpoint is {self.endpoint!r}: give HOST:PORT, such as node1:29500")
+            raise UserError(f"launch.endpoint is {self.endpoint!r}: give HOST:PORT, such as node1:29500")
 
 
 @dataclass
@@ -114,14 +115,14 @@ class Slurm(Nodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.port is not None and not 0 < self.port < 1 << 16:
-            raise ValueError(f"launch.port is {self.port}: give a port from 1 to 65535, or leave it out")
+            raise UserError(f"launch.port is {self.port}: give a port from 1 to 65535, or leave it out")
         for name, value in self.options.items():
             if not re.fullmatch(r"[a-z][a-z-]+", name) or not PLAIN.fullmatch(value):
-                raise ValueError(
+                raise UserError(
                     f"launch.options.{name} is no option of sbatch: give its long name, and a value of one line"
                 )
             if name in SLURM_OURS:
-                raise ValueError(
+                raise UserError(
                     f"launch.options.{name} is set by the script: see launch.name, nodes, gpus_per_node, cpus_per_node, grace"
                 )
 
@@ -152,19 +153,19 @@ class Kubernetes(Nodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.name is not None and not KUBERNETES_NAME.fullmatch(self.name):
-            raise ValueError(
+            raise UserError(
                 f"launch.name is {self.name!r}: give a-z, 0-9 and '-', a letter first, 45 characters at most"
             )
         if self.runtime and self.max_restarts:
-            raise ValueError(
+            raise UserError(
                 "launch.max_restarts and launch.runtime: a runtime of the cluster's has restarts of its own"
             )
         for claim, path in self.volumes.items():
             if not path.startswith("/") or path == "/":
-                raise ValueError(f"launch.volumes.{claim} is {path!r}: give the absolute path where it is mounted")
+                raise UserError(f"launch.volumes.{claim} is {path!r}: give the absolute path where it is mounted")
         for name, value in self.secrets.items():
             if not VARIABLE.fullmatch(name) or not all(value.partition("/")):
-                raise ValueError(
+                raise UserError(
                     f"launch.secrets.{name} is {value!r}: give SECRET/KEY, of a secret in the job's namespace"
                 )
 
@@ -173,28 +174,28 @@ KINDS = {"torchrun": Torchrun, "slurm": Slurm, "kubernetes": Kubernetes}
 
 
 def read(own: dict[str, str], config_dir: str | None) -> Torchrun | Slurm | Kubernetes:
-    """The defaults, the file ``launch=`` names, then each ``launch.KEY``. Raises ``ValueError``."""
+    """The defaults, the file ``launch=`` names, then each ``launch.KEY``. Raises ``UserError``."""
     if "launch" not in own:
-        raise ValueError(
+        raise UserError(
             f"launch= is missing: {', '.join(KINDS)}, or a file of your own in DIR/launch with --config-dir DIR"
         )
     tree = group.load("launch", own["launch"], config_dir, _values, "slurm")
     kind = tree.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"launch={own['launch']}: its kind is {kind!r}: choose {', '.join(KINDS)}")
+        raise UserError(f"launch={own['launch']}: its kind is {kind!r}: choose {', '.join(KINDS)}")
     for key, text in own.items():
         _set(tree, key, text)
     valid = list(KINDS[kind].__dataclass_fields__)
     for key in tree:
         if key not in valid:
-            raise ValueError(f"launch.{key} is not a known key of {kind}{near(key, valid, 'launch')}")
+            raise UserError(f"launch.{key} is not a known key of {kind}{near(key, valid, 'launch')}")
     check(tree, KINDS[kind], "launch")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), tree))
     except MissingMandatoryValue as error:
-        raise ValueError(f"launch.{error.full_key} has no value: launch.{error.full_key}=…") from None
+        raise UserError(f"launch.{error.full_key} has no value: launch.{error.full_key}=…") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"launch.{explain(error)}") from None
+        raise UserError(f"launch.{explain(error)}") from None
     return config
 
 
@@ -204,13 +205,13 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     if not path:
         return
     if path[0] == "kind":
-        raise ValueError("launch.kind is what launch= chooses")
+        raise UserError("launch.kind is what launch= chooses")
     if len(path) == 1:
         tree[path[0]] = _values(text, key)
     elif isinstance(tree.setdefault(path[0], {}), dict):
         tree[path[0]][path[1]] = text
     else:
-        raise ValueError(f"{key}: launch.{path[0]} has no keys of its own")
+        raise UserError(f"{key}: launch.{path[0]} has no keys of its own")
 
 
 def _values(text: str, where: str) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.secrets import redact_override, scrub
 from launch import group
 from launch.folder import check_settings, locked
@@ -24,7 +25,7 @@ from launch.sweep.shares import Share, split, usable_cores, visible_gpus
 from launch.sweep.space import Dimension
 from launch.sweep.study import Search
 from launch.sweep.trials import Trial
-from trainer.config.compose import UserError, compose, parse
+from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
 
 
@@ -80,19 +81,19 @@ def run(plan: Plan, command: Command) -> int:
 
 
 def make_plan(launch: argparse.Namespace, argv: Sequence[str]) -> Plan:
-    """Raises ``ValueError`` for what cannot work, with any value of the space where that can be told beforehand."""
+    """Raises ``UserError`` for what cannot work, with any value of the space where that can be told beforehand."""
     if launch.module != "trainer.train":
-        raise ValueError(f"--module {launch.module}: a sweep is of trainer.train")
+        raise UserError(f"--module {launch.module}: a sweep is of trainer.train")
     own, rest = group.split(argv, "sweep")
     parsed, overrides = parse(rest)
     sweep = options.read(own, parsed.config_dir)
     fixed, dimensions = space.parse([*overrides, *(f"{key}={text}" for key, text in sweep.params.items())])
     if not dimensions:
-        raise ValueError(
+        raise UserError(
             "--multirun, but nothing is swept: give values, as in model=deepfm,din optim.dense.lr=1e-3,3e-4"
         )
     if any(text.startswith("run.dir=") for text in fixed) or any(d.key == "run.dir" for d in dimensions):
-        raise ValueError("run.dir is of a single run: give sweep.dir=DIR, in which each trial has a folder")
+        raise UserError("run.dir is of a single run: give sweep.dir=DIR, in which each trial has a folder")
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
     fixed_arguments = [*folder, "--config-name", parsed.config_name, *fixed]
     base = check_trials(fixed_arguments, dimensions, sweep)
@@ -139,7 +140,7 @@ def _checked(arguments: Sequence[str], sweep: SweepConfig) -> TrainConfig:
 
 
 def shares(plan: Plan) -> list[Share]:
-    """Raises ``ValueError`` where the machine is too small."""
+    """Raises ``UserError`` where the machine is too small."""
     if plan.sweep.parallel == 1 or plan.sweep.through:
         return [Share()] * plan.sweep.parallel
     from launch.run import count_gpus

@@ -7,6 +7,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import safe_yaml
 from data_loaders.configuration import explain
+from data_loaders.errors import UserError
 from data_loaders.typed import check, near
 from launch import group
 from trainer.config.checks import BEST
@@ -50,21 +51,21 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"sweep.method is {self.method!r}: choose {' or '.join(METHODS)}")
+            raise UserError(f"sweep.method is {self.method!r}: choose {' or '.join(METHODS)}")
         if self.metric not in BEST:
-            raise ValueError(f"sweep.metric is {self.metric!r}: choose from {', '.join(BEST)}")
+            raise UserError(f"sweep.metric is {self.metric!r}: choose from {', '.join(BEST)}")
         for name in ("parallel", "trials", "startup_trials", "prune_after"):
             if getattr(self, name) < 1:
-                raise ValueError(f"sweep.{name} is {getattr(self, name)}: give a number from 1")
+                raise UserError(f"sweep.{name} is {getattr(self, name)}: give a number from 1")
 
 
 def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
-    """The defaults, the file ``sweep=`` names, then each ``sweep.KEY``. Raises ``ValueError``."""
+    """The defaults, the file ``sweep=`` names, then each ``sweep.KEY``. Raises ``UserError``."""
     given = {key.removeprefix("sweep."): value for key, value in own.items() if key != "sweep"}
     valid = list(SweepConfig.__dataclass_fields__)
     for key in given:
         if key not in valid or key == "params":
-            raise ValueError(f"sweep.{key} is not a known key{near(key, {*valid} - {'params'}, 'sweep')}")
+            raise UserError(f"sweep.{key} is not a known key{near(key, {*valid} - {'params'}, 'sweep')}")
     try:
         loaded = group.load("sweep", own.get("sweep", "grid"), config_dir, safe_yaml.parse, "optuna")
         values = {key: safe_yaml.parse(value, f"sweep.{key}=") for key, value in given.items()}
@@ -72,9 +73,9 @@ def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
         tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise ValueError(f"sweep.{explain(error)}") from None
+        raise UserError(f"sweep.{explain(error)}") from None
     assert isinstance(config, SweepConfig)
     useless = [key for key in given if key in SEARCH_ONLY]
     if config.method == "grid" and useless:
-        raise ValueError(f"sweep.{useless[0]} is of a search, and this is a grid: add sweep=optuna, or leave it out")
+        raise UserError(f"sweep.{useless[0]} is of a search, and this is a grid: add sweep=optuna, or leave it out")
     return config

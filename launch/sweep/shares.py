@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from data_loaders.errors import UserError
+
 
 @dataclass(frozen=True)
 class Share:
@@ -14,14 +16,12 @@ class Share:
 
 
 def split(parallel: int, gpus: Sequence[str], cores: Sequence[int]) -> list[Share]:
-    """Equal shares, so that trials compare; what is left over stays idle. Raises ``ValueError`` for too many."""
+    """Equal shares, so that trials compare; what is left over stays idle. Raises ``UserError`` for too many."""
     if parallel == 1:
         return [Share()]
     for name, things in (("GPU(s)", gpus), ("core(s)", cores)):
         if (things or name == "core(s)") and len(things) < parallel:
-            raise ValueError(
-                f"sweep.parallel is {parallel}: there are {len(things)} {name} to share; give at most that"
-            )
+            raise UserError(f"sweep.parallel is {parallel}: there are {len(things)} {name} to share; give at most that")
     return [Share(_part(gpus, parallel, n), _part(cores, parallel, n)) for n in range(parallel)]
 
 

@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from data_loaders.errors import UserError
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
@@ -39,20 +41,20 @@ class Dimension:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """All, for a grid. Raises ``ValueError``."""
+        """All, for a grid. Raises ``UserError``."""
         if not self.choices and self.step is None:
-            raise ValueError(f"{self.text}: an interval has no end of values; list some, or search with sweep=optuna")
+            raise UserError(f"{self.text}: an interval has no end of values; list some, or search with sweep=optuna")
         if self.choices:
             return self.choices
         count = round((self.high - self.low) / self.step)
         if count >= MOST_TRIALS:
-            raise ValueError(
+            raise UserError(
                 f"{self.text}: that is more than {MOST_TRIALS:,} values: give fewer, or search with sweep=optuna"
             )
         return tuple(repr(_tidy(self.low + number * self.step)) for number in range(count + 1))
 
     def distribution(self) -> "BaseDistribution":
-        """Optuna's. Raises ``ValueError``."""
+        """Optuna's. Raises ``UserError``."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices:
@@ -62,24 +64,24 @@ class Dimension:
                 return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
             return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
         except ValueError as error:
-            raise ValueError(f"{self.text}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{self.text}: {' '.join(str(error).split())}") from None
 
 
 def parse(overrides: Sequence[str]) -> tuple[list[str], list[Dimension]]:
-    """The overrides that are the same for all trials, and the dimensions of the rest. Raises ``ValueError``."""
+    """The overrides that are the same for all trials, and the dimensions of the rest. Raises ``UserError``."""
     parser, fixed, dimensions = OverridesParser.create(), [], []
     for text in overrides:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            raise ValueError(f"{text!r} is not an override: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{text!r} is not an override: {str(error).splitlines()[0]}") from None
         if override.is_sweep_override():
             dimensions.append(_dimension(text, override))
         else:
             fixed.append(text)
     keys = [dimension.key for dimension in dimensions]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"{repeated[0]} is swept twice: say once what it is to be")
+        raise UserError(f"{repeated[0]} is swept twice: say once what it is to be")
     return fixed, dimensions
 
 
@@ -87,7 +89,7 @@ def grid(dimensions: Sequence[Dimension]) -> Iterator[dict[str, str]]:
     """Every combination; the last dimension changes fastest."""
     trials = math.prod(len(dimension.values) for dimension in dimensions)
     if trials > MOST_TRIALS:
-        raise ValueError(f"a grid of {trials:,} trials: give fewer values, or search with sweep=optuna")
+        raise UserError(f"a grid of {trials:,} trials: give fewer values, or search with sweep=optuna")
     for values in itertools.product(*(dimension.values for dimension in dimensions)):
         yield {dimension.key: value for dimension, value in zip(dimensions, values)}
 
@@ -110,36 +112,34 @@ def _dimension(text: str, override: Override) -> Dimension:
     log = "log" in getattr(sweep, "tags", ())
     if isinstance(sweep, IntervalSweep):
         if not sweep.start < sweep.end or log and sweep.start <= 0:
-            raise ValueError(
-                f"{text}: give interval(LOW, HIGH) with LOW below HIGH{', above 0 for log' if log else ''}"
-            )
+            raise UserError(f"{text}: give interval(LOW, HIGH) with LOW below HIGH{', above 0 for log' if log else ''}")
         return Dimension(key, text, low=sweep.start, high=sweep.end, log=log)
     if isinstance(sweep, RangeSweep):
         return _range(key, text, sweep, log)
     if not hasattr(sweep, "list"):
-        raise ValueError(f"{text}: glob() is not known here; list the names")
+        raise UserError(f"{text}: glob() is not known here; list the names")
     sweep.shuffle = False  # trials have numbers, which a sweep that goes on must find again
     choices = tuple(override.sweep_string_iterator())
     if len(set(choices)) < len(choices):
-        raise ValueError(f"{text}: a value is listed twice")
+        raise UserError(f"{text}: a value is listed twice")
     return Dimension(key, text, choices=choices)
 
 
 def _range(key: str, text: str, sweep: RangeSweep, log: bool) -> Dimension:
     sweep.shuffle = False
     if not sweep.step > 0 or not sweep.start < sweep.stop:
-        raise ValueError(
+        raise UserError(
             f"{text}: give range(START, STOP, STEP) with START below STOP, which is left out, and STEP above 0"
         )
     values = sweep.range()
     if not isinstance(values, range):
         if not (sweep.stop - sweep.start) / sweep.step < MOST_STEPS:
-            raise ValueError(
+            raise UserError(
                 f"{text}: that is more than {MOST_STEPS:,} steps: give a larger one, or interval(LOW, HIGH)"
             )
         values = list(values)
     if log and sweep.step != 1:
-        raise ValueError(f"{text}: a range by log has no step; use tag(log, interval(…)), or choice(…)")
+        raise UserError(f"{text}: a range by log has no step; use tag(log, interval(…)), or choice(…)")
     step = None if log and isinstance(values[0], float) else sweep.step
     return Dimension(key, text, low=values[0], high=_tidy(values[-1]), step=step, log=log)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_loaders.errors import UserError
 from launch.sweep.options import SweepConfig
 from launch.sweep.space import Dimension, as_text
 from launch.sweep.trials import RECORD, Trial, folder_of, lower_is_better, record, recorded
@@ -19,7 +20,7 @@ MISSING = "sweep=optuna needs Optuna: .venv/bin/pip install 'optuna>=4.7,<6'"
 
 
 class Search:
-    """TPE over ``dimensions``; raises ``ValueError`` where Optuna or the database is not there, or the study is another's."""
+    """TPE over ``dimensions``; raises ``UserError`` where Optuna or the database is not there, or the study is another's."""
 
     def __init__(self, config: SweepConfig, dimensions: Sequence[Dimension], root: Path) -> None:
         self.config, self.root = config, root
@@ -128,11 +129,11 @@ class Search:
 
 
 def open_study(config: SweepConfig, root: Path) -> Any:
-    """Made, or found again. Raises ``ValueError``."""
+    """Made, or found again. Raises ``UserError``."""
     try:
         import optuna
     except ImportError:
-        raise ValueError(MISSING) from None
+        raise UserError(MISSING) from None
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -146,11 +147,11 @@ def open_study(config: SweepConfig, root: Path) -> Any:
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"the study's database cannot be opened: {line}; sweep.storage is a URL such as sqlite:////path/study.db"
         ) from None
     if study.direction.name.lower() != direction:
-        raise ValueError(
+        raise UserError(
             f"sweep.study={name} was begun to {study.direction.name.lower()}, not by {config.metric}: rename"
         )
     return study

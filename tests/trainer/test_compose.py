@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import conf
-from trainer.config.compose import UserError, compose, from_yaml, parse
+from data_loaders.errors import UserError
+from trainer.config.compose import compose, from_yaml, parse
 from trainer.config.job import RunConfig
 from trainer.run.build import build_model
 

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from trainer.config.compose import UserError, compose, from_yaml
+from data_loaders.errors import UserError
+from trainer.config.compose import compose, from_yaml
 
 SHOP = """name: shop
 root: logs

@@ -7,9 +7,10 @@ import re
 import pytest
 import yaml
 
+from data_loaders.errors import UserError
 from data_loaders.prepare import compose as recipes
 from tests import tiny
-from trainer.config.compose import UserError, compose, from_yaml
+from trainer.config.compose import compose, from_yaml
 from trainer.models import load_model_class
 from trainer.runtime import process, run_folder
 

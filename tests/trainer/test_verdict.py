@@ -4,10 +4,10 @@ import pickle
 
 import pytest
 
+from data_loaders.errors import UserError
 from data_loaders.storage import StorageError
 from tests.distributed.helper import run_distributed
 from trainer.config import checks
-from trainer.config.compose import UserError
 from trainer.runtime import process
 from trainer.runtime.distributed import from_first
 from trainer.runtime.verdict import for_all_ranks, is_user_error

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import json_text
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.paths import AnyPath, Unreachable
@@ -31,7 +32,7 @@ def committed(folder: AnyPath) -> list[AnyPath]:
 
 def newest(folder: AnyPath, on_corrupt: str = "fallback") -> AnyPath | None:
     """The newest whole checkpoint. For every damaged one that it passes over it prints a line to stderr; with
-    ``on_corrupt="error"`` it raises ``ValueError`` at the first. Raises ``OSError`` for a store that does not answer."""
+    ``on_corrupt="error"`` it raises ``UserError`` at the first. Raises ``OSError`` for a store that does not answer."""
     return first_whole(committed(folder), on_corrupt, verify, say=True)
 
 
@@ -44,7 +45,7 @@ def first_whole(
         if problem is None:
             return path
         if on_corrupt == "error":
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {path}: {problem}: restore it, delete it, or set checkpoint.on_corrupt=fallback to go on "
                 "from the one before"
             )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import json_text
 from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.manifest import (
@@ -85,7 +86,7 @@ def write_pieces(path: AnyPath, pieces: Sequence[Piece], tensors: Sequence[Tenso
     """Writes this rank's ``written`` pieces to one new file and returns once it is on disk. ``tensors`` are copies, one
     for each of ``pieces``, to write in place of the live ones.
 
-    Raises ``ValueError``, naming the tensor and the place in it, where a floating value is not finite; ``OSError``.
+    Raises ``UserError``, naming the tensor and the place in it, where a floating value is not finite; ``OSError``.
     """
     live = [piece.tensor for piece in pieces] if tensors is None else tensors
     assert len(live) == len(pieces), (len(live), len(pieces))
@@ -109,14 +110,14 @@ def write_pieces(path: AnyPath, pieces: Sequence[Piece], tensors: Sequence[Tenso
 
 
 def build_index(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The index of a checkpoint from every rank's (file name, ``Written`` as a dict). Raises ``ValueError`` where the
+    """The index of a checkpoint from every rank's (file name, ``Written`` as a dict). Raises ``UserError`` where the
     pieces of a tensor disagree or do not cover it exactly once."""
     tensors: dict[str, dict[str, Any]] = {}
     for file, written in parts:
         for name, entry in written["entries"].items():
             known = tensors.setdefault(name, {**entry, "pieces": []})
             if {**entry, "pieces": known["pieces"]} != known:
-                raise ValueError(f"{file}: {name} has another shape, dtype or widths than on another rank")
+                raise UserError(f"{file}: {name} has another shape, dtype or widths than on another rank")
             known["pieces"] += [{"file": file, **piece} for piece in entry["pieces"]]
     index = {"version": VERSION, "tensors": dict(sorted(tensors.items()))}
     parse_index(index, {file for file, _ in parts})
@@ -127,7 +128,7 @@ def write_commit_files(
     folder: AnyPath, parts: Sequence[tuple[str, Mapping[str, Any]]], facts: Mapping[str, Any], texts: Mapping[str, str]
 ) -> None:
     """Makes a folder that holds every rank's file a checkpoint: index, facts, texts and, last, the manifest; all of it on
-    disk when this returns. Raises ``OSError``; ``ValueError`` as ``build_index``."""
+    disk when this returns. Raises ``OSError``; ``UserError`` as ``build_index``."""
     place = place_of(folder)
     sizes = place.sizes(folder)
     for name, written in parts:
@@ -169,7 +170,7 @@ def verify(path: AnyPath, hashes: bool = True) -> str | None:
 class Reader:
     """Reads tensors of a checkpoint, whole or any rectangle of them, on any device and without other ranks.
 
-    Files are mapped when they are first needed. Raises ``ValueError`` where index, manifest and files contradict each
+    Files are mapped when they are first needed. Raises ``UserError`` where index, manifest and files contradict each
     other; their bytes are for ``verify`` to check.
     """
 
@@ -179,7 +180,7 @@ class Reader:
         try:
             self.entries = parse_index(parse_json(text), read_manifest(path))
         except ValueError as error:
-            raise ValueError(f"checkpoint {path}: {INDEX} {error}") from None
+            raise UserError(f"checkpoint {path}: {INDEX} {error}") from None
         self._place = place_of(path)
         self._files: dict[str, Any] = {}
         self._expected: dict[str, dict[str, Any]] = {}  # file: key: dtype and shape
@@ -208,7 +209,7 @@ class Reader:
         """A tensor, or its rectangle of ``shape`` at ``offset``, as a new CPU tensor."""
         entry = self.entries.get(name)
         if entry is None:
-            raise ValueError(f"checkpoint {self.path} holds no tensor {name!r:.200}")
+            raise UserError(f"checkpoint {self.path} holds no tensor {name!r:.200}")
         offset = (0,) * len(entry.shape) if offset is None else offset
         shape = tuple(whole - start for whole, start in zip(entry.shape, offset)) if shape is None else shape
         assert _inside(offset, shape, entry.shape), (name, offset, shape, entry.shape)
@@ -220,7 +221,7 @@ class Reader:
         """Fills every piece's tensor in place, on whatever device; returns a line for each tensor whose widths were
         converted.
 
-        Raises ``ValueError``, before anything is written, unless the pieces' names are exactly the saved ones of their
+        Raises ``UserError``, before anything is written, unless the pieces' names are exactly the saved ones of their
         kinds (the part before the first /; with ``weights_only`` all weights of tables and all dense tensors), shapes
         and dtypes included. A rank that holds nothing of a tensor names it by an empty piece.
         """
@@ -239,7 +240,7 @@ class Reader:
         return list(converted.values())
 
     def check_files(self) -> None:
-        """Opens every file of tensors. Raises ``ValueError`` where one is not as the index has it."""
+        """Opens every file of tensors. Raises ``UserError`` where one is not as the index has it."""
         for file in self._expected:
             self._file(file)
 
@@ -250,9 +251,9 @@ class Reader:
             except Unreachable:
                 raise
             except (OSError, ValueError) as error:
-                raise ValueError(f"checkpoint {self.path}: {name} {error}") from None
+                raise UserError(f"checkpoint {self.path}: {name} {error}") from None
             if {key: found[:2] for key, found in file.tensors.items()} != self._expected[name]:
-                raise ValueError(f"checkpoint {self.path}: {name} holds other tensors than {INDEX} says")
+                raise UserError(f"checkpoint {self.path}: {name} holds other tensors than {INDEX} says")
             self._files[name] = file
         return self._files[name]
 
@@ -264,7 +265,7 @@ class Reader:
         differing = {piece.name: text for piece in pieces if (text := self._misfit(piece))}
         problems += [f"{name} {text}" for name, text in list(differing.items())[:5]]
         if problems:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {self.path} does not fit the model: {'; '.join(problems)}: give the model, tables and "
                 "optimizers it was saved with"
             )
@@ -319,25 +320,25 @@ def convert_widths(values: Tensor, saved: tuple[int, ...], wanted: tuple[int, ..
 
 
 def parse_index(index: Any, files: Collection[str]) -> dict[str, Entry]:
-    """The tensors of an index whose parts lie in ``files``. Raises ``ValueError`` unless every type, shape and offset is
+    """The tensors of an index whose parts lie in ``files``. Raises ``UserError`` unless every type, shape and offset is
     sound and each tensor covered exactly once."""
     if not isinstance(index, dict) or set(index) != {"version", "tensors"} or not isinstance(index["tensors"], dict):
-        raise ValueError("is no index of tensors")
+        raise UserError("is no index of tensors")
     if index["version"] != VERSION:
-        raise ValueError(f"has version {index['version']!r:.50}; this program reads {VERSION}")
+        raise UserError(f"has version {index['version']!r:.50}; this program reads {VERSION}")
     entries = {name: _entry(name, entry, files) for name, entry in index["tensors"].items()}
     places = Counter((part.file, part.key) for entry in entries.values() for part in entry.parts)
     if repeated := [place for place, count in places.items() if count > 1]:
-        raise ValueError(f"uses the same data twice: {repeated[:3]!r:.200}")
+        raise UserError(f"uses the same data twice: {repeated[:3]!r:.200}")
     return entries
 
 
 def _entry(name: str, entry: Any, files: Collection[str]) -> Entry:
     if not isinstance(entry, dict) or set(entry) - {"widths"} != {"shape", "dtype", "pieces"}:
-        raise ValueError(f"describes {name!r:.200} as {entry!r:.200}")
+        raise UserError(f"describes {name!r:.200} as {entry!r:.200}")
     dtype = DTYPE_NAMES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None or not isinstance(entry["pieces"], list):
-        raise ValueError(f"gives {name!r:.200} the dtype {entry['dtype']!r:.50} and pieces {entry['pieces']!r:.50}")
+        raise UserError(f"gives {name!r:.200} the dtype {entry['dtype']!r:.50} and pieces {entry['pieces']!r:.50}")
     shape = sizes(entry["shape"], f"the shape of {name!r:.200}")
     widths = _widths(name, shape, entry["widths"]) if "widths" in entry else None
     parts = tuple(_part(name, part, files) for part in entry["pieces"])
@@ -349,7 +350,7 @@ def _widths(name: str, shape: tuple[int, ...], widths: Any) -> tuple[int, ...]:
     """Columns of the parts of a row: one number for each column of the tensor."""
     listed = isinstance(widths, list) and len(shape) == 2 and len(widths) == shape[1]
     if not listed or not all(type(width) is int and 0 < width < LARGEST_SIZE for width in widths):
-        raise ValueError(f"gives {name!r:.200} of shape {list(shape)} the widths {widths!r:.200}")
+        raise UserError(f"gives {name!r:.200} of shape {list(shape)} the widths {widths!r:.200}")
     return tuple(widths)
 
 
@@ -359,9 +360,9 @@ def _part(name: str, part: Any, files: Collection[str]) -> Part:
         or set(part) != {"file", "key", "offset", "shape"}
         or not isinstance(part["key"], str)
     ):
-        raise ValueError(f"describes a piece of {name!r:.200} as {part!r:.200}")
+        raise UserError(f"describes a piece of {name!r:.200} as {part!r:.200}")
     if not isinstance(part["file"], str) or not is_plain(part["file"]) or part["file"] not in files:
-        raise ValueError(f"places {name!r:.200} in {part['file']!r:.200}, which is no file of {MANIFEST}")
+        raise UserError(f"places {name!r:.200} in {part['file']!r:.200}, which is no file of {MANIFEST}")
     offset, shape = (sizes(part[key], f"the {key} of a piece of {name!r:.200}") for key in ("offset", "shape"))
     return Part(part["file"], part["key"], offset, shape)
 
@@ -369,12 +370,12 @@ def _part(name: str, part: Any, files: Collection[str]) -> Part:
 def _check_cover(name: str, shape: tuple[int, ...], parts: Sequence[Part]) -> None:
     for part in parts:
         if not _inside(part.offset, part.shape, shape) or not math.prod(part.shape):
-            raise ValueError(f"cuts {name!r:.200} of shape {list(shape)} at {list(part.offset)} by {list(part.shape)}")
+            raise UserError(f"cuts {name!r:.200} of shape {list(shape)} at {list(part.offset)} by {list(part.shape)}")
     covered, whole = sum(math.prod(part.shape) for part in parts), math.prod(shape)
     if covered < whole:
-        raise ValueError(f"covers {covered} of the {whole} values of {name!r:.200}: pieces are missing")
+        raise UserError(f"covers {covered} of the {whole} values of {name!r:.200}: pieces are missing")
     if whole and (wrong := _wrong_corner(shape, parts)) is not None:
-        raise ValueError(f"has pieces of {name!r:.200} that overlap at {wrong}")
+        raise UserError(f"has pieces of {name!r:.200} that overlap at {wrong}")
 
 
 def _wrong_corner(shape: tuple[int, ...], parts: Sequence[Part]) -> list[int] | None:
@@ -385,7 +386,7 @@ def _wrong_corner(shape: tuple[int, ...], parts: Sequence[Part]) -> list[int] | 
     once, just where their corners are its own. Axes that no box cuts are left out."""
     cut = [axis for axis in range(len(shape)) if any(part.shape[axis] != shape[axis] for part in parts)]
     if len(cut) > MOST_CUT:
-        raise ValueError(f"cuts a tensor along {len(cut)} of its dimensions, which no plan does")
+        raise UserError(f"cuts a tensor along {len(cut)} of its dimensions, which no plan does")
     corners = Counter({corner: -sign for corner, sign in _corners((0,) * len(shape), shape, cut)})
     for part in parts:
         for corner, sign in _corners(part.offset, part.shape, cut):
@@ -430,9 +431,9 @@ def _described(piece: Piece, tensor: Tensor) -> dict[str, Any]:
     return {**entry, "pieces": []}
 
 
-def _not_finite(error: NotFiniteError, piece: Piece) -> ValueError:
+def _not_finite(error: NotFiniteError, piece: Piece) -> UserError:
     place = [start + i for start, i in zip(piece.offset, error.place)]
-    return ValueError(
+    return UserError(
         f"{piece.name} holds {error.value} at {place}: such a model is not saved; train on from an earlier checkpoint "
         "with a lower learning rate, and look for the rows that caused it"
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from trainer.checkpoint.digest import DIGEST
 from trainer.checkpoint.folder import committed
 from trainer.checkpoint.format import Reader
@@ -16,29 +17,29 @@ from trainer.checkpoint.tensor_file import SLAB_BYTES
 
 
 def checkpoint_at(path: AnyPath) -> AnyPath:
-    """A ``step-N`` folder as it is; the newest one of a run's folder or of its ``checkpoints``. Raises ``ValueError``."""
+    """A ``step-N`` folder as it is; the newest one of a run's folder or of its ``checkpoints``. Raises ``UserError``."""
     found = [path] if place_of(path).is_checkpoint(path) else committed(of_run(path)) or committed(path)
     if not found:
-        raise ValueError(f"{path} {_lack(path)}: give a step-N folder, the folder of a run, or its checkpoints folder")
+        raise UserError(f"{path} {_lack(path)}: give a step-N folder, the folder of a run, or its checkpoints folder")
     return found[0]
 
 
 def checkpoints_under(path: AnyPath) -> list[AnyPath]:
     """Every checkpoint at or below a folder, in the order of the folders, the newest of each first. Raises
-    ``ValueError`` where there is none."""
+    ``UserError`` where there is none."""
     place = place_of(path)
     if place.is_checkpoint(path):
         return [path]
     found = [checkpoint for folder in place.folders_below(path) for checkpoint in committed(folder)]
     found = found or committed(of_run(path))
     if not found:
-        raise ValueError(f"{path} {_lack(path)}: give a folder with step-N folders in or below it")
+        raise UserError(f"{path} {_lack(path)}: give a folder with step-N folders in or below it")
     return found
 
 
 def describe(path: AnyPath) -> dict[str, Any]:
     """Facts, tables, sums of all other tensors by kind, and files of a checkpoint; no tensor is read. Raises
-    ``ValueError`` for a damaged one."""
+    ``UserError`` for a damaged one."""
     facts, reader = read_facts(path), Reader(path)
     manifest = read_manifest(path)
     kinds = sorted({name.partition("/")[0] for name in reader.names} - {"tables"})
@@ -56,7 +57,7 @@ def describe(path: AnyPath) -> dict[str, Any]:
 
 def compare(first: AnyPath, second: AnyPath) -> dict[str, Any]:
     """How two checkpoints differ; empty lists where they do not. Tensors are read a slab of rows at a time. Raises
-    ``ValueError`` for a damaged one."""
+    ``UserError`` for a damaged one."""
     readers = Reader(first), Reader(second)
     names = [set(reader.names) for reader in readers]
     common = sorted(names[0] & names[1])

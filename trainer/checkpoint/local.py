@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import sync, write_text
 from trainer.checkpoint.paths import COMMITTED, MANIFEST, Attempt
 from trainer.checkpoint.tensor_file import TensorFile, open_plain, write_tensors
@@ -103,9 +104,7 @@ class Local:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"checkpoint.root: {folder} cannot be made ({error}): set it to a writable place"
-            ) from None
+            raise UserError(f"checkpoint.root: {folder} cannot be made ({error}): set it to a writable place") from None
 
 
 def fresh(folder: Path, prefix: str, name: str) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_loaders.errors import UserError
 from trainer.checkpoint.digest import DIGEST, digest_of, new_digest
 from trainer.checkpoint.paths import MANIFEST, AnyPath, Unreachable
 from trainer.checkpoint.place import place_of
@@ -25,21 +26,21 @@ ENTRY = {"bytes": Whole(0, LARGEST_FILE), DIGEST: str}
 
 
 def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
-    """``bytes`` and ``blake3`` of every file of a checkpoint. Raises ``ValueError`` for a folder that is none, ``OSError``
+    """``bytes`` and ``blake3`` of every file of a checkpoint. Raises ``UserError`` for a folder that is none, ``OSError``
     for one that cannot be read."""
     place = place_of(path)
     if not place.is_folder(path):
-        raise ValueError("is a link or no folder")
+        raise UserError("is a link or no folder")
     try:
         manifest = parse_json(place.read(path / MANIFEST, LARGEST_TEXT))
     except ValueError as error:
-        raise ValueError(f"{MANIFEST}: {error}") from None
+        raise UserError(f"{MANIFEST}: {error}") from None
     check_form(manifest, Mapped(dict), MANIFEST)
     for name, expected in manifest.items():
         _check_entry(name, expected)
     missing = {FACTS, INDEX} - set(manifest)
     if missing:
-        raise ValueError(f"{MANIFEST} lists no {' or '.join(sorted(missing))}")
+        raise UserError(f"{MANIFEST} lists no {' or '.join(sorted(missing))}")
     return manifest
 
 
@@ -50,22 +51,22 @@ def is_plain(name: str) -> bool:
 
 
 def check_listing(path: AnyPath, manifest: dict[str, dict[str, Any]]) -> None:
-    """Raises ``ValueError`` unless the folder holds exactly the files of the manifest, of their sizes and no links."""
+    """Raises ``UserError`` unless the folder holds exactly the files of the manifest, of their sizes and no links."""
     place = place_of(path)
     found = {name: size for name, size in place.sizes(path).items() if name != MANIFEST}
     for name, size in found.items():
         if name not in manifest:
             if place.is_stray(name):
                 continue
-            raise ValueError(f"{name:.200} is not in {MANIFEST}")
+            raise UserError(f"{name:.200} is not in {MANIFEST}")
         if size is None:
-            raise ValueError(f"{name:.200} is a link or no file")
+            raise UserError(f"{name:.200} is a link or no file")
     for name, expected in manifest.items():
         if name not in found:
-            raise ValueError(f"{name:.200} is missing")
+            raise UserError(f"{name:.200} is missing")
         size = found[name]
         if size != expected["bytes"]:
-            raise ValueError(f"{name} has {size} bytes, not {expected['bytes']} as in {MANIFEST}: damaged or replaced")
+            raise UserError(f"{name} has {size} bytes, not {expected['bytes']} as in {MANIFEST}: damaged or replaced")
 
 
 def hashing(path: AnyPath, expected: Mapping[str, Mapping[str, Any]]) -> Iterator[str | None]:
@@ -89,26 +90,26 @@ def hashing(path: AnyPath, expected: Mapping[str, Mapping[str, Any]]) -> Iterato
 
 
 def read_facts(path: AnyPath) -> dict[str, Any]:
-    """The facts of a committed checkpoint: ``progress``, ``identity``, ``world_size`` … Raises ``ValueError`` as
+    """The facts of a committed checkpoint: ``progress``, ``identity``, ``world_size`` … Raises ``UserError`` as
     ``read_text``."""
     return read_json(path, FACTS, dict)
 
 
 def read_json(path: AnyPath, name: str, form: Any) -> Any:
-    """One JSON file of a committed checkpoint, of a ``form`` (``checked_json``). Raises ``ValueError`` as ``read_text``, and
+    """One JSON file of a committed checkpoint, of a ``form`` (``checked_json``). Raises ``UserError`` as ``read_text``, and
     where it is of another form."""
     text = read_text(path, name)
     try:
         value = parse_json(text)
         check_form(value, form, name)
     except ValueError as error:
-        raise ValueError(f"checkpoint {path}: {name} cannot be read ({error}): damaged or replaced") from None
+        raise UserError(f"checkpoint {path}: {name} cannot be read ({error}): damaged or replaced") from None
     return value
 
 
 def read_text(path: AnyPath, name: str) -> str:
     """One text file of a committed checkpoint, held against its manifest; tensors are not looked at. Raises
-    ``ValueError`` where the checkpoint lacks it or it is damaged."""
+    ``UserError`` where the checkpoint lacks it or it is damaged."""
     try:
         expected = read_manifest(path).get(name)
         if expected is not None:
@@ -117,32 +118,32 @@ def read_text(path: AnyPath, name: str) -> str:
     except Unreachable:
         raise
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
+        raise UserError(f"checkpoint {path} cannot be read ({error})") from None
     if expected is None:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} has no {name}: another version of this program wrote it; start anew with another run.dir"
         )
     if expected != {"bytes": len(content), DIGEST: digest_of(content)}:
-        raise ValueError(f"checkpoint {path}: {name} differs from {MANIFEST}: damaged or replaced")
+        raise UserError(f"checkpoint {path}: {name} differs from {MANIFEST}: damaged or replaced")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"checkpoint {path}: {name} is no UTF-8 text (byte {error.start})") from None
+        raise UserError(f"checkpoint {path}: {name} is no UTF-8 text (byte {error.start})") from None
 
 
 def check_text_size(name: str, size: int) -> None:
-    """Raises ``ValueError`` for a file that is too large to be read whole."""
+    """Raises ``UserError`` for a file that is too large to be read whole."""
     if size > LARGEST_TEXT:
-        raise ValueError(f"{name:.200} of {size:,} bytes is larger than a checkpoint's texts may be, {LARGEST_TEXT:,}")
+        raise UserError(f"{name:.200} of {size:,} bytes is larger than a checkpoint's texts may be, {LARGEST_TEXT:,}")
 
 
 def check_identity(path: AnyPath, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises ``ValueError``, with the differences, unless a job goes on as the one that saved ``path``."""
+    """Raises ``UserError``, with the differences, unless a job goes on as the one that saved ``path``."""
     current = json.loads(json.dumps(current))
     changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]
     if changed:
         shown = "; ".join(f"{key:.200}: {difference(saved.get(key), current.get(key))}" for key in changed[:MOST_SHOWN])
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} belongs to another job ({shown}): restore these settings, or start anew with another "
             "run.dir"
         )
@@ -167,7 +168,7 @@ def fingerprint(path: AnyPath) -> dict[str, Any]:
 
 def _check_entry(name: str, expected: Any) -> None:
     if not is_plain(name):
-        raise ValueError(f"{MANIFEST} names {name!r:.200}, which is not a plain file name")
+        raise UserError(f"{MANIFEST} names {name!r:.200}, which is not a plain file name")
     if set(expected) != set(ENTRY):
-        raise ValueError(f"{MANIFEST} describes {name:.200} as {expected!r:.200}")
+        raise UserError(f"{MANIFEST} describes {name:.200} as {expected!r:.200}")
     check_form(expected, ENTRY, f"{MANIFEST}: {name:.200}")

@@ -118,4 +118,4 @@ class Place(Protocol):
         """Takes away what crashed saves and removals left behind."""
 
     def probe(self, folder: Any) -> None:
-        """Makes sure that checkpoints can be written there. Raises ``ValueError``."""
+        """Makes sure that checkpoints can be written there. Raises ``UserError``."""

@@ -8,6 +8,7 @@ written last, is the commit.
 
 from pathlib import Path
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import write_text
 from data_loaders.storage import is_uri, root_name
 from trainer.checkpoint.local import Local
@@ -23,12 +24,12 @@ _LOCAL = Local()
 
 
 def place_of(path: AnyPath) -> Place:
-    """Raises ``ValueError`` for a store that nobody knows, as ``data_loaders.storage``."""
+    """Raises ``UserError`` for a store that nobody knows, as ``data_loaders.storage``."""
     return _LOCAL if isinstance(path, Path) else Store.of(path)
 
 
 def parse(text: str) -> AnyPath:
-    """A local path or a URI, as a person gives it. Raises ``ValueError`` where it holds credentials."""
+    """A local path or a URI, as a person gives it. Raises ``UserError`` where it holds credentials."""
     if "://" not in text:
         return Path(text)
     name = root_name(text)
@@ -65,5 +66,5 @@ def of_run(run: AnyPath) -> AnyPath:
     except (FileNotFoundError, NotADirectoryError):
         return run / "checkpoints"
     if not text or len(text) > LONGEST_ADDRESS or not text.isprintable():
-        raise ValueError(f"{address} holds no address of checkpoints: write it there, or delete the file")
+        raise UserError(f"{address} holds no address of checkpoints: write it there, or delete the file")
     return parse(text)

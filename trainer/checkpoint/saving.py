@@ -21,6 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
@@ -165,7 +166,7 @@ class Checkpoints:
     def save(self, progress: Progress) -> AnyPath:
         """Writes ``step-N``, and returns when it is there. A ``step-N`` that this run neither wrote nor loaded is a damaged
         one that was passed over: it is replaced. Raises ``OSError`` on every rank when any rank could not write, even
-        when it tried again, and ``ValueError`` where the state is not finite."""
+        when it tried again, and ``UserError`` where the state is not finite."""
         with self._waiting():
             for attempt in range(2):
                 if self._last_step != progress.step and (self._save is None or self._save.step != progress.step):
@@ -200,12 +201,12 @@ class Checkpoints:
         """Loads a committed checkpoint in place, strictly both ways, and returns its facts.
 
         With ``progress`` the whole job goes on from it; without, only what ``state`` names is read (scoring). ``verified``:
-        its bytes have been hashed already (``newest_whole``). Raises ``ValueError`` when it is damaged, belongs to another
+        its bytes have been hashed already (``newest_whole``). Raises ``UserError`` when it is damaged, belongs to another
         model, schema or data, or its names differ.
         """
         problem = None if verified else verify_together(path, self.ranks)
         if problem:
-            raise ValueError(f"checkpoint {path}: {problem}")
+            raise UserError(f"checkpoint {path}: {problem}")
         facts = read_json(path, FACTS, JOB_FACTS)
         if progress is not None:
             check_identity(path, facts["identity"], self.identity)
@@ -225,7 +226,7 @@ class Checkpoints:
             problem = str(error)
         problem = on_all_ranks(problem)
         if problem:
-            raise ValueError(problem)
+            raise UserError(problem)
         lines = sorted({line for told in on_ranks(converted) for line in told})
         if self.ranks.is_first:
             for line in lines:
@@ -362,7 +363,7 @@ class Checkpoints:
         complaint = complaint.replace(": !", ": ", 1)
         message = f"checkpoint step-{save.step} could not be written to {self.folder} ({complaint})"
         if lasting:
-            raise ValueError(f"{message}; earlier checkpoints are untouched")
+            raise UserError(f"{message}; earlier checkpoints are untouched")
         if last or self._failures > self.config.max_failures:
             raise OSError(f"{message}, failure {self._failures} in a row; earlier checkpoints are untouched")
         self._retry_step = save.step + RETRY_STEPS

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.storage import Storage, StorageError
 from trainer.checkpoint.paths import COMMITTED, MANIFEST, Attempt, StorePath, Unreachable
@@ -168,7 +169,7 @@ class Store:
         except StoreFailure:
             raise
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint.root: {folder} cannot be written ({one_line(error)}): check the bucket, the address and your "
                 "permission to write and delete there"
             ) from None

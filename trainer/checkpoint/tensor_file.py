@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from trainer.checkpoint.digest import new_digest
 from trainer.checkpoint.direct_file import BLOCK, DirectFile
 from trainer.checkpoint.host_memory import host_memory
@@ -47,7 +48,7 @@ LARGEST_SIZE = 1 << 60
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Writes a new file and returns once it is on disk: its bytes and digest. No second copy of a big tensor is made.
 
-    Raises ``ValueError``, naming the tensor and the index in it, at the first floating value that is not finite;
+    Raises ``UserError``, naming the tensor and the index in it, at the first floating value that is not finite;
     ``OSError`` where the file exists or cannot be written. What it has written until then stays.
     """
     digest = new_digest()
@@ -60,7 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 
 def stream_tensors(write: Callable[[memoryview], Any], tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """The same bytes to ``write``, a bounded portion at a time, which it must be done with when it returns: how many, and
-    their digest. Raises ``ValueError`` as ``write_tensors``, and what ``write`` raises."""
+    their digest. Raises ``UserError`` as ``write_tensors``, and what ``write`` raises."""
     digest, size = new_digest(), 0
     for data in _contents({key: tensors[key] for key in _ordered(tensors)}):
         digest.update(data)
@@ -82,7 +83,7 @@ def place_tensors(like: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tens
 
 
 class TensorFile:
-    """A file of tensors, mapped read-only. Raises ``ValueError`` where the file is not what its header says, or has a
+    """A file of tensors, mapped read-only. Raises ``UserError`` where the file is not what its header says, or has a
     link in its place; ``OSError`` where it cannot be read."""
 
     def __init__(self, path: Path) -> None:
@@ -125,14 +126,14 @@ def slabs(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Opens a file for reading, never through a link. Raises ``OSError`` or, for a folder or a device, ``ValueError``."""
+    """Opens a file for reading, never through a link. Raises ``OSError`` or, for a folder or a device, ``UserError``."""
     mode = os.lstat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):  # to open a device may do things, a pipe may block
-        raise ValueError(f"{path.name} is not a plain file")
+        raise UserError(f"{path.name} is not a plain file")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged meanwhile
         os.close(descriptor)
-        raise ValueError(f"{path.name} is not a plain file")
+        raise UserError(f"{path.name} is not a plain file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -173,7 +174,7 @@ def _check_finite(key: str, slab: Tensor, start: int, shape: tuple[int, ...]) ->
         raise NotFiniteError(key, place, slab[first].item())
 
 
-class NotFiniteError(ValueError):
+class NotFiniteError(UserError):
     """``value`` stands at ``place`` of the tensor ``key``."""
 
     def __init__(self, key: str, place: list[int], value: float) -> None:
@@ -182,10 +183,10 @@ class NotFiniteError(ValueError):
 
 
 def header_bytes(start: bytes, size: int) -> int:
-    """The length of the header of a file of ``size`` bytes, which begins with ``start``. Raises ``ValueError``."""
+    """The length of the header of a file of ``size`` bytes, which begins with ``start``. Raises ``UserError``."""
     length = int.from_bytes(start[:8], "little")
     if size < 8 or not 0 < length <= min(size - 8, LONGEST_HEADER) or length % 8:
-        raise ValueError(f"is no file of tensors: a header of {length} bytes in a file of {size}")
+        raise UserError(f"is no file of tensors: a header of {length} bytes in a file of {size}")
     return length
 
 
@@ -193,38 +194,38 @@ def parse_header(text: bytes, size: int) -> dict[str, tuple[torch.dtype, tuple[i
     """Dtype, shape and first byte of each tensor, which fill ``size`` bytes without a gap or an overlap."""
     header = parse_json(text)
     if not isinstance(header, dict):
-        raise ValueError("has a header that is no object")
+        raise UserError("has a header that is no object")
     found, end = {}, 0
     entries = {key: _entry(key, entry) for key, entry in header.items() if key != "__metadata__"}
     for key, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != end or stop - begin != math.prod(shape) * dtype.itemsize or begin % dtype.itemsize:
-            raise ValueError(
+            raise UserError(
                 f"places {key!r:.200} at bytes {begin} to {stop}, after byte {end}: shape {list(shape)} {dtype}"
             )
         found[key], end = (dtype, shape, begin), stop
     if end != size:
-        raise ValueError(f"has {size} bytes of data, its header {end}")
+        raise UserError(f"has {size} bytes of data, its header {end}")
     return found
 
 
 def _entry(key: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"describes {key!r:.200} as {entry!r:.200}")
+        raise UserError(f"describes {key!r:.200} as {entry!r:.200}")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ValueError(f"has {key!r:.200} in the unknown dtype {entry['dtype']!r:.200}")
+        raise UserError(f"has {key!r:.200} in the unknown dtype {entry['dtype']!r:.200}")
     offsets = sizes(entry["data_offsets"], f"the offsets of {key!r:.200}")
     if len(offsets) != 2:
-        raise ValueError(f"gives {key!r:.200} the offsets {list(offsets)}")
+        raise UserError(f"gives {key!r:.200} the offsets {list(offsets)}")
     return dtype, sizes(entry["shape"], f"the shape of {key!r:.200}"), offsets[0], offsets[1]
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:
-    """A list of at most ``MOST_DIMENSIONS`` whole numbers from 0, small enough to be multiplied. Raises ``ValueError``."""
+    """A list of at most ``MOST_DIMENSIONS`` whole numbers from 0, small enough to be multiplied. Raises ``UserError``."""
     plain = isinstance(value, list) and len(value) <= MOST_DIMENSIONS  # before anything is multiplied
     plain = plain and all(type(item) is int and 0 <= item < LARGEST_SIZE for item in value)
     if not plain or math.prod(max(item, 1) for item in value) >= LARGEST_SIZE:
-        raise ValueError(f"gives {what} as {_short(value)}")
+        raise UserError(f"gives {what} as {_short(value)}")
     return tuple(value)
 
 

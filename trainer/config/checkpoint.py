@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.config.checks import BEST, positive
 
@@ -38,7 +39,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.root is not None:
             if not self.root:
-                raise ValueError("checkpoint.root is empty: give a folder or a URI, or null for the run folder")
+                raise UserError("checkpoint.root is empty: give a folder or a URI, or null for the run folder")
             from data_loaders.storage import root_name  # here, as pyarrow takes a while
 
             root_name(self.root)
@@ -46,13 +47,11 @@ class CheckpointConfig:
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"checkpoint.{name}")
         if self.keep < 2:
-            raise ValueError(f"checkpoint.keep is {self.keep}: keep at least 2, so that one survives a damaged other")
+            raise UserError(f"checkpoint.keep is {self.keep}: keep at least 2, so that one survives a damaged other")
         if self.max_failures < 0:
-            raise ValueError(f"checkpoint.max_failures is {self.max_failures}: it must not be negative")
+            raise UserError(f"checkpoint.max_failures is {self.max_failures}: it must not be negative")
         if self.best is not None:
             one_of(self.best, BEST, "checkpoint.best")
         elif self.restore_best:
-            raise ValueError(
-                "checkpoint.restore_best=true, but checkpoint.best is null: say by what, such as valid.auc"
-            )
+            raise UserError("checkpoint.restore_best=true, but checkpoint.best is null: say by what, such as valid.auc")
         one_of(self.on_corrupt, ON_CORRUPT, "checkpoint.on_corrupt")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets
+from data_loaders.errors import UserError
 from data_loaders.typed import check, near
 from trainer.config import files as config_files
 from trainer.config.job import TrainConfig
@@ -32,13 +33,6 @@ from trainer.modules import contract
 # Their keys are names of the user's own, so a new one is no mistake.
 SHORT = re.compile(r"^warm_start=")
 MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options|rename|optimizer)$")
-
-
-class UserError(ValueError):
-    """A mistake that its maker can mend: shown as one line, without a traceback, and without secrets."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(secrets.scrub(" ".join(message.split())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +106,7 @@ def _check_ours(name: Any) -> None:
 
 
 def _checked(tree: DictConfig) -> Composed:
-    """Raises ``ValueError``."""
+    """Raises ``UserError``."""
     plain = configuration.resolve(tree)
     # Held against the dataclasses once more: '+key=value' opens even a typed node.
     check(plain, TrainConfig)
@@ -186,7 +180,7 @@ def search_path(*folders: Path) -> str:
 
 def check_overrides(texts: Sequence[str], folder: Path | None) -> list[str]:
     """Holds each ``key=value`` against the dataclasses, before Hydra does with words of its own. Returns their keys. Raises
-    ``ValueError``."""
+    ``UserError``."""
     parser, keys = OverridesParser.create(), []
     for text in texts:
         try:

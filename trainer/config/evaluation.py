@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from data_loaders.errors import UserError
 from trainer.config.checks import check_patience, positive
 
 
@@ -38,11 +39,11 @@ class EvaluationConfig:
         for name in ("memory_mb", "calibration_bins"):
             positive(getattr(self, name), f"evaluation.{name}")
         if not self.top_k or min(self.top_k) < 1 or len(set(self.top_k)) < len(self.top_k):
-            raise ValueError(f"evaluation.top_k is {self.top_k}: give different positive numbers, such as [1, 5, 10]")
+            raise UserError(f"evaluation.top_k is {self.top_k}: give different positive numbers, such as [1, 5, 10]")
         if len(set(self.slices)) < len(self.slices):
-            raise ValueError(f"evaluation.slices is {self.slices}: name each column once")
+            raise UserError(f"evaluation.slices is {self.slices}: name each column once")
         if self.base_auc is not None and not 0.5 < self.base_auc < 1:
-            raise ValueError(f"evaluation.base_auc is {self.base_auc}: RelaImpr compares with an AUC between 0.5 and 1")
+            raise UserError(f"evaluation.base_auc is {self.base_auc}: RelaImpr compares with an AUC between 0.5 and 1")
 
     @property
     def columns(self) -> tuple[str, ...]:

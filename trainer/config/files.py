@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import safe_yaml
 from data_loaders.configuration import explain
+from data_loaders.errors import UserError
 from data_loaders.typed import at, check, near, shown
 from trainer.config.job import TrainConfig
 
@@ -36,7 +37,7 @@ class CheckedFiles(FileConfigSource):
     """Hydra's reading of a file, by ``data_loaders.safe_yaml``."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Raises ``ValueError``, which Hydra passes on."""
+        """Raises ``UserError``, which Hydra passes on."""
         path = Path(self.path, self._normalize_file_name(config_path))
         if not path.exists():
             raise ConfigLoadError(f"Config not found : {path}")
@@ -48,7 +49,7 @@ class CheckedFiles(FileConfigSource):
         try:
             config = OmegaConf.create(content)
         except OmegaConfBaseException as error:
-            raise ValueError(f"{name}: {explain(error)}") from None
+            raise UserError(f"{name}: {explain(error)}") from None
         return ConfigResult(config=config, path=f"file://{self.path}", provider=self.provider, header=header)
 
 
@@ -59,15 +60,15 @@ def install() -> None:
 
 def check_file(name: str, config_path: str, package: str | None, content: Any) -> None:
     """``name``: for messages. ``config_path``: as Hydra has it, ``data/shop``. ``package``: what its header says. Raises
-    ``ValueError``."""
+    ``UserError``."""
     group = config_path.rpartition("/")[0].removeprefix("/")
     if content is None and group.startswith("hydra"):
         return
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"holds {shown(content)}"
-        raise ValueError(f"{name} {what}: expected keys and values, such as those of conf/{group or 'train'}")
+        raise UserError(f"{name} {what}: expected keys and values, such as those of conf/{group or 'train'}")
     if group.partition("/")[0] == "experiment" and not package:
-        raise ValueError(f"{name} sets keys of the whole configuration: begin the file with the line '{HEADER}'")
+        raise UserError(f"{name} sets keys of the whole configuration: begin the file with the line '{HEADER}'")
     content = {key: value for key, value in content.items() if key != "hydra"}
     check_defaults(name, config_path, content.pop("defaults", []))
     where = group.replace("/", ".") if not package else package.replace("_group_", group.replace("/", "."))
@@ -76,25 +77,23 @@ def check_file(name: str, config_path: str, package: str | None, content: Any) -
     if kind is not None:
         with_name(name, lambda: check(content, kind, ".".join(path)))
     elif package:
-        raise ValueError(f"{name}: '# @package {package}' names no part of the configuration{near(path[0], KEYS)}")
+        raise UserError(f"{name}: '# @package {package}' names no part of the configuration{near(path[0], KEYS)}")
 
 
 def check_defaults(name: str, config_path: str, defaults: Any) -> None:
-    """The form of a defaults list; whether its files exist is Hydra's to say. Raises ``ValueError``."""
+    """The form of a defaults list; whether its files exist is Hydra's to say. Raises ``UserError``."""
     example = "a list of '- override /data: shop', '- override /model: din', '- _self_'"
     if not isinstance(defaults, list):
-        raise ValueError(f"{name}: defaults is {shown(defaults)}: expected {example}")
+        raise UserError(f"{name}: defaults is {shown(defaults)}: expected {example}")
     for number, item in enumerate(defaults, 1):
         if isinstance(item, dict) and len(item) == 1:
             ((key, value),) = item.items()
             text = isinstance(value, str) or isinstance(value, list) and all(isinstance(v, str) for v in value)
             if not isinstance(key, str) or not (text or value is None):
-                raise ValueError(f"{name}: defaults, item {number}, is {shown(item)}: a group's value is a file's name")
+                raise UserError(f"{name}: defaults, item {number}, is {shown(item)}: a group's value is a file's name")
             _check_default(name, config_path, key, value)
         elif not isinstance(item, str):
-            raise ValueError(
-                f"{name}: defaults, item {number}, is {shown(item)}: expected {example}, one group an item"
-            )
+            raise UserError(f"{name}: defaults, item {number}, is {shown(item)}: expected {example}, one group an item")
 
 
 def _check_default(name: str, config_path: str, key: str, value: Any) -> None:
@@ -105,11 +104,11 @@ def _check_default(name: str, config_path: str, key: str, value: Any) -> None:
     chosen = groups_of_train()
     bare = group.lstrip("/")
     if bare in chosen and (not group.startswith("/") or "override" not in word.split()):
-        raise ValueError(
+        raise UserError(
             f"{name}: defaults: write '- override /{bare}: {value}', as conf/train.yaml chooses a {bare} already"
         )
     if "override" in word.split() and bare not in chosen and not bare.startswith("hydra"):
-        raise ValueError(
+        raise UserError(
             f"{name}: defaults: '{key}' overrides what conf/train.yaml does not choose{near(bare, chosen, '')}"
         )
 
@@ -121,11 +120,11 @@ def groups_of_train() -> list[str]:
 
 
 def with_name(name: str, action: Any) -> None:
-    """``action()``; its ``ValueError`` begins with the file's name."""
+    """``action()``; its ``UserError`` begins with the file's name."""
     try:
         action()
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
 
 
 def file_of(choices: Mapping[str, Any], folder: Path | None) -> Iterator[tuple[str, Path]]:
@@ -136,10 +135,10 @@ def file_of(choices: Mapping[str, Any], folder: Path | None) -> Iterator[tuple[s
 
 
 def check_not_hidden(choices: Mapping[str, Any], folder: Path | None) -> None:
-    """Raises ``ValueError`` for a user's file of a name that ``conf`` has too: it is ours that would be read."""
+    """Raises ``UserError`` for a user's file of a name that ``conf`` has too: it is ours that would be read."""
     for group, path in file_of(choices, folder):
         if (OURS / group / path.name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{shorter(path)}: conf/{group}/{path.name} has the same name and would be read instead: rename yours"
             )
 

@@ -1,13 +1,14 @@
 """Dataclasses for every section of the configuration: Hydra's schema, and what the program sees below its edge.
 
 Each ``__post_init__`` checks what types cannot: it runs when the composed configuration becomes objects, before any
-process group starts. Every ``ValueError`` names the key, the value and the remedy.
+process group starts. Every ``UserError`` names the key, the value and the remedy.
 """
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from data_loaders.secrets import holds_credentials
 from trainer.config.checkpoint import CheckpointConfig
@@ -41,9 +42,9 @@ class RunConfig:
         for key in ("root", "dir"):
             if (value := getattr(self, key)) is not None and (not value or "\0" in value):
                 given = "is empty" if not value else f"is {value!r}, with a null byte"
-                raise ValueError(f"run.{key} {given}: give the path of a folder{', or null' if key == 'dir' else ''}")
+                raise UserError(f"run.{key} {given}: give the path of a folder{', or null' if key == 'dir' else ''}")
         if not self.name or "\0" in self.name or "/" in self.name or self.name in (".", "..") or len(self.name) > 200:
-            raise ValueError(f"run.name is {self.name!r}: give a plain folder name of 1 to 200 characters, without '/'")
+            raise UserError(f"run.name is {self.name!r}: give a plain folder name of 1 to 200 characters, without '/'")
 
 
 @dataclass
@@ -58,9 +59,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
+            raise UserError(f"loss.label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if not 0 < self.negative_sampling_rate <= 1:
-            raise ValueError(
+            raise UserError(
                 f"loss.negative_sampling_rate is {self.negative_sampling_rate}: it is the share of negatives that the "
                 "training data hold, above 0 and at most 1"
             )
@@ -137,17 +138,17 @@ class TrainConfig:
             positive(getattr(self, name), name)
         for name in ("timeout_seconds", "hang_timeout_seconds", "rendezvous_timeout_seconds"):
             if getattr(self, name) > LONGEST_SECONDS:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at most {LONGEST_SECONDS} seconds")
+                raise UserError(f"{name} is {getattr(self, name)}: give at most {LONGEST_SECONDS} seconds")
         check_seed(self.seed, "seed")
         if self.batch_size > MOST_ROWS_OF_A_STEP:
-            raise ValueError(f"batch_size is {self.batch_size}: give at most {MOST_ROWS_OF_A_STEP} rows")
+            raise UserError(f"batch_size is {self.batch_size}: give at most {MOST_ROWS_OF_A_STEP} rows")
         if self.hang_timeout_seconds >= self.timeout_seconds:
-            raise ValueError(
+            raise UserError(
                 f"hang_timeout_seconds is {self.hang_timeout_seconds}, and timeout_seconds {self.timeout_seconds}: give the "
                 "first one less, so that it is the watchdog that ends a hanging job and says who hangs"
             )
         if self.accumulate_steps != 1:
-            raise ValueError(
+            raise UserError(
                 f"accumulate_steps is {self.accumulate_steps}: tables are updated inside each backward, so that gradients of "
                 "several batches cannot be added up for them; set batch_size to "
                 f"{self.batch_size * max(self.accumulate_steps, 1)} instead, or add ranks"
@@ -156,13 +157,13 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 positive(getattr(self, name), name)
         if not self.data.schema.features:
-            raise ValueError(
+            raise UserError(
                 "data.schema.features is empty: declare at least one feature, or choose a data set, such as data=synthetic"
             )
         if self.batch_size % self.data.stream.shards:
             near = sorted(divisors(self.batch_size), key=lambda n: abs(n - self.data.stream.shards))
             up = -(-self.batch_size // self.data.stream.shards) * self.data.stream.shards
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size}, which data.stream.shards={self.data.stream.shards} does not divide: use "
                 f"batch_size={up}, or data.stream.shards={' or '.join(map(str, near[:2]))}"
             )
@@ -178,24 +179,24 @@ class TrainConfig:
         gauc = [f"{name}.metric" for name, section in judged.items() if section.metric == "valid.gauc"]
         gauc += ["checkpoint.best"] if self.checkpoint.best == "valid.gauc" else []
         if gauc and not self.evaluation.group_by:
-            raise ValueError(
+            raise UserError(
                 f"{gauc[0]} is valid.gauc, but evaluation.group_by is null: name the column to group rows by"
             )
         asked = [name for name, section in judged.items() if section.patience is not None]
         if asked and not self.data.valid:
-            raise ValueError(f"{asked[0]} watches a metric of valid, but data.valid is empty: name valid's files")
+            raise UserError(f"{asked[0]} watches a metric of valid, but data.valid is empty: name valid's files")
         if self.early_stopping.patience is None:
             return
         metric, best = self.early_stopping.metric, self.checkpoint.best
         if best not in (None, metric):
-            raise ValueError(
+            raise UserError(
                 f"early_stopping.metric is {metric} and checkpoint.best is {best}: the best checkpoint is restored when "
                 "training stops, so give both the same metric, or leave checkpoint.best out"
             )
         self.checkpoint.best, self.checkpoint.restore_best = metric, True
 
     def check_addresses(self) -> None:
-        """Before anything is started. Raises ``ValueError`` for credentials in an address, which would end up in logs."""
+        """Before anything is started. Raises ``UserError`` for credentials in an address, which would end up in logs."""
         data, warm = self.data, self.warm_start
         named = {
             **{"data.root": data.root, "data.prepared": data.prepared, "data.new_since": data.new_since},
@@ -205,13 +206,13 @@ class TrainConfig:
         }
         for key, address in named.items():
             if address and holds_credentials(address):
-                raise ValueError(
+                raise UserError(
                     f"{key} holds credentials (not shown here): leave them out, and give them by environment variables "
                     "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or the machine's role"
                 )
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises ``ValueError``, naming values that work, where a rank would have no logical shard."""
+        """Raises ``UserError``, naming values that work, where a rank would have no logical shard."""
         if self.profile:
             self.profiling.check_world_size(world_size)
         shards = self.data.stream.shards
@@ -223,7 +224,7 @@ class TrainConfig:
             if larger
             else f"batch_size={world_size} and data.stream.shards={world_size} or more"
         )
-        raise ValueError(
+        raise UserError(
             f"{world_size} ranks cannot share data.stream.shards={shards} logical shards: start at most {shards} ranks, or "
             f"use {remedy}"
         )

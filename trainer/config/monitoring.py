@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from data_loaders.errors import UserError
 from trainer.config.checks import positive
 
 
@@ -48,11 +49,11 @@ class ProfilingConfig:
         for name in ("after_steps", "steps"):
             positive(getattr(self, name), f"profiling.{name}")
         if not self.ranks or min(self.ranks) < 0 or len(set(self.ranks)) < len(self.ranks):
-            raise ValueError(f"profiling.ranks is {self.ranks}: give different ranks, such as [0] or [0, 1]")
+            raise UserError(f"profiling.ranks is {self.ranks}: give different ranks, such as [0] or [0, 1]")
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises ``ValueError`` for a rank that there is not."""
+        """Raises ``UserError`` for a rank that there is not."""
         if max(self.ranks) >= world_size:
-            raise ValueError(
+            raise UserError(
                 f"profiling.ranks is {self.ranks}, but {world_size} rank(s) were started: give ranks from 0 to {world_size - 1}"
             )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.config.checks import check_patience
 
@@ -27,9 +28,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         one_of(self.decay, DECAYS, "optim: schedule.decay")
         if self.warmup_steps < 0:
-            raise ValueError(f"optim: schedule.warmup_steps is {self.warmup_steps}: it must not be negative")
+            raise UserError(f"optim: schedule.warmup_steps is {self.warmup_steps}: it must not be negative")
         if not 0 <= self.final <= 1:
-            raise ValueError(f"optim: schedule.final is {self.final}: it is a share of the rate, from 0 to 1")
+            raise UserError(f"optim: schedule.final is {self.final}: it is a share of the rate, from 0 to 1")
 
 
 @dataclass
@@ -66,25 +67,25 @@ class TableOptimizerConfig:
         one_of(self.name, TABLE_OPTIMIZERS, "optim: table optimizer name")
         one_of(self.weight_decay_rows, DECAYED_ROWS, "optim: a table optimizer's weight_decay_rows")
         if self.name == "ftrl" and self.schedule != ScheduleConfig():
-            raise ValueError(
+            raise UserError(
                 "optim.wide.schedule: FTRL's rate belongs to the sums it keeps and falls with them by itself; remove the "
                 "schedule (optim.plateau works), or choose adagrad or sgd"
             )
         if not self.lr > 0 or not math.isfinite(self.lr):
-            raise ValueError(f"optim: a table optimizer's lr is {self.lr}: it must be a positive number")
+            raise UserError(f"optim: a table optimizer's lr is {self.lr}: it must be a positive number")
         for name in ("eps", "weight_decay", "beta", "l1", "l2", "mini_batch_l2"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"optim: a table optimizer's {name} is {getattr(self, name)}: it must not be negative")
+                raise UserError(f"optim: a table optimizer's {name} is {getattr(self, name)}: it must not be negative")
         self._check_mini_batch_l2()
 
     def _check_mini_batch_l2(self) -> None:
         if self.mini_batch_l2 and self.name == "ftrl":
-            raise ValueError(
+            raise UserError(
                 f"optim: ftrl has mini_batch_l2={self.mini_batch_l2}, but its weights follow from sums over all gradients: "
                 "use l2 instead"
             )
         if self.lr * self.mini_batch_l2 > 1:
-            raise ValueError(
+            raise UserError(
                 f"optim: a table optimizer's mini_batch_l2 is {self.mini_batch_l2}, which with lr={self.lr} would more than "
                 f"take away the row of an id that occurs once: give at most {1 / self.lr:g}"
             )
@@ -112,13 +113,11 @@ class DenseOptimizerConfig:
     def __post_init__(self) -> None:
         one_of(self.name, DENSE_OPTIMIZERS, "optim.dense.name")
         if not self.lr > 0 or not math.isfinite(self.lr):
-            raise ValueError(f"optim.dense.lr is {self.lr}: it must be a positive number")
+            raise UserError(f"optim.dense.lr is {self.lr}: it must be a positive number")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"optim.dense.clip_norm is {self.clip_norm}: give a positive norm, or null for none")
+            raise UserError(f"optim.dense.clip_norm is {self.clip_norm}: give a positive norm, or null for none")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(
-                f"optim.dense.ema_decay is {self.ema_decay}: it is between 0 and 1, such as 0.999, or null"
-            )
+            raise UserError(f"optim.dense.ema_decay is {self.ema_decay}: it is between 0 and 1, such as 0.999, or null")
 
 
 @dataclass
@@ -139,9 +138,9 @@ class PlateauConfig:
     def __post_init__(self) -> None:
         check_patience(self.metric, self.patience, self.min_delta, "optim.plateau")
         if not 0 < self.factor < 1:
-            raise ValueError(f"optim.plateau.factor is {self.factor}: it must be above 0 and below 1")
+            raise UserError(f"optim.plateau.factor is {self.factor}: it must be above 0 and below 1")
         if not 0 <= self.min_factor <= 1:
-            raise ValueError(f"optim.plateau.min_factor is {self.min_factor}: it is a share of the rate, from 0 to 1")
+            raise UserError(f"optim.plateau.min_factor is {self.min_factor}: it is a share of the rate, from 0 to 1")
 
 
 @dataclass
@@ -160,7 +159,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for where, table in (("tables", self.tables), *((f"by_table.{n}", t) for n, t in self.by_table.items())):
             if table.name == "ftrl":
-                raise ValueError(
+                raise UserError(
                     f"optim.{where}.name is 'ftrl', which is for the linear part only (its rows carry FTRL's state): "
                     "set optim.wide.name=ftrl, and one of rowwise_adagrad, adagrad, sgd, adam here"
                 )

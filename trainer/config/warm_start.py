@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from data_loaders.errors import UserError
+
 KINDS = ("tables/", "dense/", "features/")
 LISTS = ("skip", "require", "drop", "grow")
 MAPS = ("rename", "optimizer")
@@ -48,11 +50,11 @@ class WarmStartConfig:
         if self.path is None and (
             self.dry_run or self.prepared or any(getattr(self, name) for name in (*LISTS, *MAPS))
         ):
-            raise ValueError(
+            raise UserError(
                 "warm_start has rules but no path: give warm_start.path, a checkpoint or the folder of a run"
             )
         if self.path is not None and self.trust_root is not None and not _lies_under(self.path, self.trust_root):
-            raise ValueError(
+            raise UserError(
                 f"warm_start.path={self.path} lies outside warm_start.trust_root={self.trust_root}: copy the run there, or, "
                 "if you trust it where it is, set warm_start.trust_root=null"
             )
@@ -76,9 +78,9 @@ class WarmStartConfig:
             for name in (old, new):
                 _check_name(name, "warm_start.rename")
             if old.partition("/")[0] != new.partition("/")[0]:
-                raise ValueError(f"warm_start.rename: '{old}' cannot become '{new}': both must be of one kind")
+                raise UserError(f"warm_start.rename: '{old}' cannot become '{new}': both must be of one kind")
         if len(set(self.rename.values())) < len(self.rename):
-            raise ValueError(f"warm_start.rename: two old names become one new one ({self.rename}): choose one of them")
+            raise UserError(f"warm_start.rename: two old names become one new one ({self.rename}): choose one of them")
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -86,7 +88,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def state_factor(text: str, where: str) -> float | None:
-    """``keep`` -> 1, ``reset`` -> None, ``decay=0.5`` -> 0.5. Raises ``ValueError``."""
+    """``keep`` -> 1, ``reset`` -> None, ``decay=0.5`` -> 0.5. Raises ``UserError``."""
     if text in ("keep", "reset"):
         return 1.0 if text == "keep" else None
     word, _, number = text.partition("=")
@@ -95,7 +97,7 @@ def state_factor(text: str, where: str) -> float | None:
     except ValueError:
         factor = math.nan
     if not 0 < factor <= 1:
-        raise ValueError(f"{where} is {text!r}: give keep, reset, or decay=<factor above 0, at most 1>")
+        raise UserError(f"{where} is {text!r}: give keep, reset, or decay=<factor above 0, at most 1>")
     return factor
 
 
@@ -106,4 +108,4 @@ def _lies_under(path: str, root: str) -> bool:
 
 def _check_name(name: str, where: str) -> None:
     if not name.startswith((*KINDS, "*")):
-        raise ValueError(f"{where}: {name!r} is no name: it begins with {', '.join(KINDS)} or *")
+        raise UserError(f"{where}: {name!r} is no name: it begins with {', '.join(KINDS)} or *")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_loaders.errors import UserError
 from trainer.metrics.histograms import distribution, equal_mass_sums
 from trainer.runtime.read_back import to_host
 
@@ -42,7 +43,7 @@ class ClickMetrics:
         self, num_bins: int = NUM_BINS, device: torch.device | str | None = None, *, calibration_bins: int = 0
     ) -> None:
         if num_bins < 2:
-            raise ValueError(f"num_bins is {num_bins}: it must be at least 2")
+            raise UserError(f"num_bins is {num_bins}: it must be at least 2")
         self.num_bins, self.calibration_bins = num_bins, calibration_bins
         # One buffer, so that one collective reduces all: negatives [K], positives [K], sums [6]; then, where there are
         # calibration bins, predictions, labels and weights [3 M] and the weight of rows that 1/2 puts on the right side.
@@ -97,7 +98,7 @@ class ClickMetrics:
         ``auc_pr``, ``auc_pr_error_bound``, ``accuracy`` (a click is predicted where its probability is above 1/2), ``ece``
         and ``ece_equal_mass`` (``_ece``, ``_ece_equal_mass``). What the rows do not define (AUC of a single class, a mean
         of nothing) is None. The sums stay as they are.
-        Raises ``ValueError``, on every rank alike, when a logit was NaN.
+        Raises ``UserError``, on every rank alike, when a logit was NaN.
         """
         state = self._state.clone()
         if all_reduce is not None:
@@ -105,7 +106,7 @@ class ClickMetrics:
         state = to_host(state)  # once: what follows asks for a dozen numbers
         loss, weight, prediction, label, rows, nans = state[2 * self.num_bins :][:NUM_SUMS].tolist()
         if nans:
-            raise ValueError(
+            raise UserError(
                 f"{nans:.0f} of {rows:.0f} logits are NaN: the model has diverged (lower the learning rates, set "
                 "optim.dense.clip_norm) or a dense feature holds values that are not finite"
             )

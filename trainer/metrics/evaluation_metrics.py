@@ -33,7 +33,7 @@ class HeldOutMetrics:
             self._rows.update(outputs.logits, outputs.labels, outputs.weights, outputs.group_ids)
 
     def compute(self) -> dict[str, Any]:
-        """Raises ``ValueError``, on every rank alike, when a logit was NaN."""
+        """Raises ``UserError``, on every rank alike, when a logit was NaN."""
         options = self._options
         sums = self._sums.over_ranks(all_reduce_sum)
         values: dict[str, Any] = sums.compute()

@@ -30,6 +30,8 @@ from pathlib import Path
 
 from torch import nn
 
+from data_loaders.errors import UserError
+
 FeatureAxes = dict[str, tuple[int | tuple[int, ...], Sequence[tuple[str | tuple[str, ...], int]]]]
 OURS = "trainer.models."
 _NAMED = (ast.Import, ast.ImportFrom)
@@ -38,21 +40,21 @@ _BLOCKS = (ast.If, ast.Try, ast.With)
 
 def load_model_class(name: str) -> type:
     """``deepfm`` -> ``trainer.models.deepfm.Model``; a dotted name is a module of the user's own that defines ``Model``. The
-    module is found and its source is read before any of it, or of its packages, is executed. Raises ``ValueError`` where there
+    module is found and its source is read before any of it, or of its packages, is executed. Raises ``UserError`` where there
     is no such module, or none with a ``Model``."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        raise ValueError(f"model.name is {name!r}: give a module's name, such as deepfm or my_package.my_model")
+        raise UserError(f"model.name is {name!r}: give a module's name, such as deepfm or my_package.my_model")
     module_name = name if "." in name else f"{OURS}{name}"
     _check_source(name, module_name)
     try:
         model = getattr(importlib.import_module(module_name), "Model", None)
     except SystemExit as ended:  # it would look like a run that has finished
-        raise ValueError(
+        raise UserError(
             f"model.name is {name!r}, and {module_name} ends the process while it is imported (exit code {ended.code}): leave "
             "sys.exit to what runs it as a program"
         ) from None
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
-        raise ValueError(
+        raise UserError(
             f"model.name is {name!r}, but 'Model' of {module_name} is no class of torch.nn.Module: see docs/add-a-model.md"
         )
     return model
@@ -64,13 +66,13 @@ def is_ours(name: str) -> bool:
 
 
 def _check_source(name: str, module_name: str) -> None:
-    """Raises ``ValueError`` unless the module's source defines a ``Model``."""
+    """Raises ``UserError`` unless the module's source defines a ``Model``."""
     spec = _find(module_name)
     if spec is None:
-        raise ValueError(f"model.name is {name!r}, but there is no module {module_name}: {_where_to_look(name)}")
+        raise UserError(f"model.name is {name!r}, but there is no module {module_name}: {_where_to_look(name)}")
     source = Path(spec.origin or "")
     if source.suffix != ".py" or not source.is_file():
-        raise ValueError(
+        raise UserError(
             f"model.name is {name!r}, but {module_name} is no Python file: name the module that defines 'Model'"
         )
     try:
@@ -78,11 +80,11 @@ def _check_source(name: str, module_name: str) -> None:
     except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         place = f"{source}, line {line}" if line else str(source)
-        raise ValueError(
+        raise UserError(
             f"model.name is {name!r}, and {place} is no valid Python ({getattr(error, 'msg', error)})"
         ) from None
     if "Model" not in _names(tree.body):
-        raise ValueError(
+        raise UserError(
             f"model.name is {name!r}, but {module_name} defines no 'Model': add `Model = YourClass` to {source}"
         )
 

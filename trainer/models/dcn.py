@@ -24,7 +24,7 @@ class DCN(nn.Module):
     """``cross_layers``: of the cross network (0: the deep network alone); ``hidden_units``, ``normalization``, ``dropout``: of
     the deep one.
 
-    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+    Raises ``UserError`` where the schema has no sparse feature, or for hyperparameters out of range."""
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema, one_of
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
@@ -28,7 +29,7 @@ class DCNV2(nn.Module):
     """``cross_layers``, at least 1; ``structure``: stacked or parallel; ``rank`` of the cross layers' matrices (None: full)
     and ``experts`` of that rank; ``hidden_units``, ``normalization``, ``dropout``: of the deep network.
 
-    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+    Raises ``UserError`` where the schema has no sparse feature, or for hyperparameters out of range."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DCNV2(nn.Module):
         if rank is not None:
             check_least(rank, 1, "model.rank")
         elif experts > 1:
-            raise ValueError(f"model.experts is {experts}, but their matrices are full: give model.rank, or experts=1")
+            raise UserError(f"model.experts is {experts}, but their matrices are full: give model.rank, or experts=1")
         self.layout: Layout = schema.layout()
         in_dim = total_width(concatenated(schema, "dcn_v2"))
         configs = bag_configs(schema, self.layout.pooled)

@@ -25,7 +25,7 @@ class DeepFM(nn.Module):
     """``hidden_units``, ``normalization``, ``dropout``: of the network. First-order weights belong to every number and
     sparse feature, and to the sequences with ``wide: true``.
 
-    Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
+    Raises ``UserError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
     hyperparameters out of range."""
 
     def __init__(

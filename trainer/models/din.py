@@ -14,6 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema, one_of
 from trainer.models import FeatureAxes
 from trainer.modules.attention import TargetAttention
@@ -38,7 +39,7 @@ class DIN(nn.Module):
     (none, as in the paper) or a vector for each distance up to ``max_length`` (learned); ``cosine``, ``intensity``: what
     lets ids match that training has never seen (``TargetAttention``).
 
-    Raises ``ValueError`` where no sequence of the schema names a ``target``, or for hyperparameters out of range."""
+    Raises ``UserError`` where no sequence of the schema names a ``target``, or for hyperparameters out of range."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class DIN(nn.Module):
         check_units(hidden_units, "model.hidden_units")
         one_of(position, POSITIONS, "model.position")
         if not schema.histories:
-            raise ValueError(
+            raise UserError(
                 "schema.features has no sequence with a target, which model din attends to: set target: <sparse "
                 "feature of the same table> on a feature of kind: sequence, or choose another model"
             )

@@ -14,6 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, pairs
@@ -27,7 +28,7 @@ class DLRM(nn.Module):
     """``bottom_units``: of the network over the numbers, before its last layer, which is as wide as the embeddings;
     ``hidden_units``, ``normalization``, ``dropout``: of the top network.
 
-    Raises ``ValueError`` where the schema has no sparse feature, only one vector, or tables that differ in
+    Raises ``UserError`` where the schema has no sparse feature, only one vector, or tables that differ in
     ``embedding_dim``, or for hyperparameters out of range."""
 
     def __init__(
@@ -46,7 +47,7 @@ class DLRM(nn.Module):
         self.layout: Layout = schema.layout()
         dim = field_dim(schema, "dlrm")
         if len(self.layout.pooled) + bool(schema.dense) < 2:
-            raise ValueError("schema.features has one feature: model dlrm multiplies two or more vectors")
+            raise UserError("schema.features has one feature: model dlrm multiplies two or more vectors")
         configs = bag_configs(schema, self.layout.pooled)
         self.head = DLRMHead(
             configs, self.layout, len(schema.dense), dim, bottom_units, hidden_units, normalization, dropout

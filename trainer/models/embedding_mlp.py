@@ -23,7 +23,7 @@ from trainer.modules.mlp import MLP, check_units
 class EmbeddingMLP(nn.Module):
     """``hidden_units``, ``activation`` (dice, prelu, relu, tanh), ``normalization``, ``dropout``: of the network.
 
-    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+    Raises ``UserError`` where the schema has no sparse feature, or for hyperparameters out of range."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from trainer.modules.mlp import DenseFields
 class FM(nn.Module):
     """First-order weights belong to every number and sparse feature, and to the sequences with ``wide: true``.
 
-    Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``."""
+    Raises ``UserError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``."""
 
     def __init__(self, schema: Schema, *, device: torch.device) -> None:
         super().__init__()

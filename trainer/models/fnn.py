@@ -28,7 +28,7 @@ from trainer.modules.mlp import MLP, DenseFields, check_units
 class FNN(nn.Module):
     """``hidden_units``, ``activation`` (tanh in the paper; relu, prelu, dice), ``normalization``, ``dropout``: of the network.
 
-    Raises ``ValueError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
+    Raises ``UserError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
     hyperparameters out of range."""
 
     initialised_by = ("fm",)

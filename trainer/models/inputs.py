@@ -7,15 +7,16 @@ numbers first, then pooled features as wide as their tables are.
 from collections.abc import Sequence
 from itertools import combinations
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Schema
 
 
 def concatenated(schema: Schema, model: str) -> list[tuple[str, int]]:
-    """``(feature, width)`` of the numbers and pooled features beside each other. Raises ``ValueError`` where the schema has
+    """``(feature, width)`` of the numbers and pooled features beside each other. Raises ``UserError`` where the schema has
     no sparse feature or sequence."""
     pooled = schema.layout().pooled
     if not pooled:
-        raise ValueError(f"schema.features has no sparse feature or sequence: model {model} needs at least one")
+        raise UserError(f"schema.features has no sparse feature or sequence: model {model} needs at least one")
     return [*((name, 1) for name in schema.dense), *((key, schema.dim(schema.features[key].table)) for key in pooled)]
 
 
@@ -24,14 +25,14 @@ def total_width(inputs: list[tuple[str, int]]) -> int:
 
 
 def field_dim(schema: Schema, model: str) -> int:
-    """The one ``embedding_dim`` of all tables that features read. Raises ``ValueError`` where they differ, or where the
+    """The one ``embedding_dim`` of all tables that features read. Raises ``UserError`` where they differ, or where the
     schema has no sparse feature or sequence."""
     concatenated(schema, model)
     tables = (schema.features[key].table for key in schema.layout().pooled)
     dims = {table: schema.dim(table) for table in tables}
     if len(set(dims.values())) > 1:
         shown = ", ".join(f"{table}: {dim}" for table, dim in dims.items())
-        raise ValueError(
+        raise UserError(
             f"schema.tables: embedding_dim differs ({shown}), but model {model} multiplies every field with every "
             "other: give all its tables one embedding_dim"
         )

@@ -12,6 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema
 from trainer.models import FeatureAxes
 from trainer.modules.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
@@ -19,12 +20,12 @@ from trainer.modules.head import Head
 
 
 class LogisticRegression(nn.Module):
-    """Raises ``ValueError`` where the schema has neither a wide feature nor a cross."""
+    """Raises ``UserError`` where the schema has neither a wide feature nor a cross."""
 
     def __init__(self, schema: Schema, *, device: torch.device) -> None:
         super().__init__()
         if not schema.wide:
-            raise ValueError(
+            raise UserError(
                 "schema has no feature for a linear model: set wide: true on a sparse feature or a sequence, or choose "
                 "another model than lr"
             )

@@ -13,6 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema, one_of
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, field_names, pairs
@@ -29,7 +30,7 @@ class PNN(nn.Module):
     """``product``: inner (IPNN) or outer (OPNN); ``hidden_units``: of the product layer and the layers after it;
     ``normalization``, ``dropout``: after each.
 
-    Raises ``ValueError`` where the schema has no sparse feature, only one field for inner products, or tables that differ
+    Raises ``UserError`` where the schema has no sparse feature, only one field for inner products, or tables that differ
     in ``embedding_dim``, or for hyperparameters out of range."""
 
     def __init__(
@@ -48,7 +49,7 @@ class PNN(nn.Module):
         self.layout: Layout = schema.layout()
         dim = field_dim(schema, "pnn")
         if product == "inner" and len(field_names(schema)) < 2:
-            raise ValueError(
+            raise UserError(
                 "schema.features has one feature: model pnn with model.product=inner multiplies two or more"
             )
         configs = bag_configs(schema, self.layout.pooled)

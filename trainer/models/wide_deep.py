@@ -24,7 +24,7 @@ class WideDeep(nn.Module):
     """``hidden_units``, ``normalization``, ``dropout``: of the deep part. The linear part uses the schema's ``wide``
     features and crosses.
 
-    Raises ``ValueError`` where the schema has no sparse feature, or for hyperparameters out of range."""
+    Raises ``UserError`` where the schema has no sparse feature, or for hyperparameters out of range."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class TargetAttention(nn.Module):
     ids apart that training has never touched, whose products are too small to be seen beside those of trained rows.
     ``intensity``: a learned vector v, at first ones, is added to every event, ``sum of a * (k + v)``: the sum of the
     weights gets a direction of its own, while alone it can be read only along the events themselves.
-    Raises ``ValueError`` (``model.attention_units``, ``model.activation``).
+    Raises ``UserError`` (``model.attention_units``, ``model.activation``).
     """
 
     def __init__(

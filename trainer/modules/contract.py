@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import TraceError
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema
 
 TRACED = "The training pipeline reads forward before there is a batch: branches and arithmetic belong into the Head"
@@ -20,56 +21,54 @@ TABLES = (EmbeddingBagCollection, EmbeddingCollection)
 
 
 def check_class(name: str, model_class: type[nn.Module]) -> type[nn.Module]:
-    """Whether the constructor of ``Model`` of the module ``name`` can be called. Raises ``ValueError``."""
+    """Whether the constructor of ``Model`` of the module ``name`` can be called. Raises ``UserError``."""
     parameters = inspect.signature(model_class.__init__).parameters
     for needed in ("schema", "device"):
         if needed not in parameters:
-            raise ValueError(f"{place(name, model_class)}: its constructor takes no '{needed}': write {SIGNATURE}")
+            raise UserError(f"{place(name, model_class)}: its constructor takes no '{needed}': write {SIGNATURE}")
     for parameter in [it for key, it in parameters.items() if key not in ("self", "schema", "device")]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(
+            raise UserError(
                 f"{place(name, model_class)}: its constructor takes '{parameter}', so that nobody knows its hyperparameters: "
                 f"name each, {SIGNATURE}"
             )
         if parameter.annotation is parameter.empty:
-            raise ValueError(
+            raise UserError(
                 f"{place(name, model_class)}: its hyperparameter '{parameter.name}' has no type: write {SIGNATURE}"
             )
     return model_class
 
 
 def check_built(name: str, model: nn.Module, schema: Schema) -> None:
-    """Whether a model says which features it reads, has tables for them and a forward. Raises ``ValueError``."""
+    """Whether a model says which features it reads, has tables for them and a forward. Raises ``UserError``."""
     where = place(name, type(model))
     if problem := next(_problems(model, schema), None):
-        raise ValueError(f"{where}: {problem}")
+        raise UserError(f"{where}: {problem}")
 
 
 def check_logits(model_class: type, logits: object, labels: Tensor, *, training: bool) -> None:
-    """Whether ``forward`` has returned a logit for each row of ``labels`` [B]. Raises ``ValueError``."""
+    """Whether ``forward`` has returned a logit for each row of ``labels`` [B]. Raises ``UserError``."""
     expected = f"one floating-point logit a row, shape [{len(labels)}], is due"
     if not isinstance(logits, Tensor):
-        raise ValueError(
+        raise UserError(
             f"{_forward(model_class)} returns {'' if logits is None else 'something '}{_kind(logits)}: {expected}"
         )
     if logits.shape != labels.shape:
         squeeze = ": end it with .squeeze(1)" if logits.shape == (len(labels), 1) else ""
-        raise ValueError(f"{_forward(model_class)} returns the shape {list(logits.shape)}: {expected}{squeeze}")
+        raise UserError(f"{_forward(model_class)} returns the shape {list(logits.shape)}: {expected}{squeeze}")
     if not logits.is_floating_point():
-        raise ValueError(f"{_forward(model_class)} returns {logits.dtype}: {expected} (logits, no classes)")
+        raise UserError(f"{_forward(model_class)} returns {logits.dtype}: {expected} (logits, no classes)")
     if logits.device != labels.device:
-        raise ValueError(
-            f"{_forward(model_class)} returns a tensor on {logits.device}, its batch is on {labels.device}"
-        )
+        raise UserError(f"{_forward(model_class)} returns a tensor on {logits.device}, its batch is on {labels.device}")
     if training and torch.is_grad_enabled() and not logits.requires_grad:
-        raise ValueError(
+        raise UserError(
             f"{_forward(model_class)} returns logits that no parameter can learn from: leave out detach() and no_grad()"
         )
 
 
 @contextmanager
 def explained(name: str, model_class: type, passes: Callable[[Exception], bool]) -> Iterator[None]:
-    """Within, an error in the code of a user's own model becomes a ``ValueError`` that names file, line and cause: a
+    """Within, an error in the code of a user's own model becomes a ``UserError`` that names file, line and cause: a
     traceback of each rank through the training pipeline would hide them. ``passes``: errors that are a line already, or that
     only came by there."""
     try:
@@ -83,7 +82,7 @@ def explained(name: str, model_class: type, passes: Callable[[Exception], bool])
             raise
         text = " ".join(str(error).split())
         hint = f" {TRACED}" if isinstance(error, TraceError) or "symbolic" in text else ""
-        raise ValueError(
+        raise UserError(
             f"{place(name, model_class)}, line {own[-1].lineno}, in {own[-1].name}: {type(error).__name__}: {text:.500}.{hint}"
         ) from None
 

@@ -22,6 +22,7 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Schema
 
 WIDE_PREFIX = "wide_"
@@ -80,7 +81,7 @@ def initial_values_of_tables(schema: Schema) -> dict[str, InitialValues]:
 
 def bag_configs(schema: Schema, deep: Sequence[str], wide: Sequence[str] = ()) -> list[EmbeddingBagConfig]:
     """Tables of an EmbeddingBagCollection: one for each schema table that ``deep`` features read, then one for each
-    feature or cross in ``wide``. Raises ``ValueError`` for a table name that TorchRec cannot hold."""
+    feature or cross in ``wide``. Raises ``UserError`` for a table name that TorchRec cannot hold."""
     configs = [
         EmbeddingBagConfig(
             name=table,
@@ -108,7 +109,7 @@ def bag_configs(schema: Schema, deep: Sequence[str], wide: Sequence[str] = ()) -
 
 
 def embedding_configs(schema: Schema, features: Sequence[str]) -> list[EmbeddingConfig]:
-    """Tables that are read id by id. Raises ``ValueError`` for a table name that TorchRec cannot hold."""
+    """Tables that are read id by id. Raises ``UserError`` for a table name that TorchRec cannot hold."""
     return [
         EmbeddingConfig(
             name=table,
@@ -221,10 +222,10 @@ def _features_by_table(schema: Schema, features: Sequence[str]) -> dict[str, lis
 def _check_table_name(table: str) -> None:
     where = f"schema.tables.{table}"
     if is_wide_table(table):
-        raise ValueError(f"{where}: names beginning with '{WIDE_PREFIX}' belong to the linear part; rename the table")
+        raise UserError(f"{where}: names beginning with '{WIDE_PREFIX}' belong to the linear part; rename the table")
     # A table is an entry of a ModuleDict: a name with '.', or one of the class's own, is refused by PyTorch.
     if not table or "." in table or hasattr(nn.ModuleDict, table) or table == "training":
-        raise ValueError(
+        raise UserError(
             f"{where}: a PyTorch module cannot be called {table!r}; rename the table, e.g. to "
             f"'{table.replace('.', '_')}_table' (features and columns keep their names)"
         )

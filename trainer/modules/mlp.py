@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.modules.dice import Dice
 from trainer.modules.normalization import build_normalization, normalize
@@ -23,7 +24,7 @@ class MLP(nn.Module):
     output layer of ``out_dim`` units. A layer before batch normalisation has no bias of its own: it would cancel.
     ``linear``: the hidden layers' type.
 
-    Raises ``ValueError`` (``model.activation``, ``model.normalization``, ``model.dropout``) for values out of range.
+    Raises ``UserError`` (``model.activation``, ``model.normalization``, ``model.dropout``) for values out of range.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
-            raise ValueError(f"model.dropout is {dropout}: give the share of units to drop, at least 0 and below 1")
+            raise UserError(f"model.dropout is {dropout}: give the share of units to drop, at least 0 and below 1")
         dims = (in_dim, *hidden_units)
         self.layers = nn.ModuleList(linear(*pair, bias=normalization != "batch") for pair in pairwise(dims))
         self.normalizations = nn.ModuleList(build_normalization(normalization, dim) for dim in hidden_units)
@@ -60,15 +61,15 @@ class MLP(nn.Module):
 
 
 def check_units(units: Sequence[int], where: str) -> None:
-    """Raises ``ValueError`` unless ``units`` are the widths of one hidden layer or more."""
+    """Raises ``UserError`` unless ``units`` are the widths of one hidden layer or more."""
     if not units or min(units) < 1:
-        raise ValueError(f"{where} is {list(units)}: give the width of each hidden layer, at least one, each positive")
+        raise UserError(f"{where} is {list(units)}: give the width of each hidden layer, at least one, each positive")
 
 
 def check_least(value: int, least: int, where: str) -> None:
-    """Raises ``ValueError`` for a count below ``least``."""
+    """Raises ``UserError`` for a count below ``least``."""
     if value < least:
-        raise ValueError(f"{where} is {value}: it must be at least {least}")
+        raise UserError(f"{where} is {value}: it must be at least {least}")
 
 
 def build_activation(name: str, channels: int) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from data_loaders.errors import UserError
 from data_loaders.loader import Loader
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
@@ -90,12 +91,12 @@ class Reporter:
         from_first(lambda: self._read_sums(reader))
 
     def _read_sums(self, reader: Reader) -> None:
-        """Raises ``ValueError`` where they are not those of such metrics."""
+        """Raises ``UserError`` where they are not those of such metrics."""
         sums = {f"metrics/{name}": metrics.sums for name, metrics in self._metrics().items()}
         reader.load([whole_piece(name, values) for name, values in sums.items()])
         for name, values in sums.items():
             if not (torch.isfinite(values).all() and (values >= 0).all()):
-                raise ValueError(f"checkpoint {reader.path}: {name} holds what no sum of counts can be")
+                raise UserError(f"checkpoint {reader.path}: {name} holds what no sum of counts can be")
 
     def _metrics(self) -> dict[str, ClickMetrics | Sightings]:
         metrics: dict[str, ClickMetrics | Sightings] = {"window": self.window, "epoch": self.epoch}
@@ -113,7 +114,7 @@ class Reporter:
         self._line.step(progress)
 
     def maybe_report(self, progress: Progress) -> None:
-        """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``ValueError`` on all ranks when the loss is not finite."""
+        """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``UserError`` on all ranks when the loss is not finite."""
         if self._early is None:
             self._look_early(progress)
         if progress.step % self.every_steps == 0:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import read_json, write_json
 from trainer.config.monitoring import LoggingConfig
 
@@ -174,10 +175,10 @@ def opened(
 
 
 def check_installed(config: LoggingConfig) -> None:
-    """Raises ``ValueError`` for a tracker that was asked for and is not installed."""
+    """Raises ``UserError`` for a tracker that was asked for and is not installed."""
     for name in chosen(config):
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ValueError(
+            raise UserError(
                 f"logging.{name}=true, but the package '{PACKAGES[name]}' is not installed: pip install {PACKAGES[name]}, or "
                 f"set logging.{name}=false"
             )

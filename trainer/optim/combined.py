@@ -39,7 +39,7 @@ class CombinedOptimizer:
     """All optimizers of a sharded model.
 
     ``steps`` counts the steps made. It and ``reduction``, what a plateau left of all rates, decide the learning rates of
-    the next step. Clipping is for dense parameters only. Raises ``ValueError`` for options that an optimizer does not have.
+    the next step. Clipping is for dense parameters only. Raises ``UserError`` for options that an optimizer does not have.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.config.optim import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
 
@@ -36,7 +37,7 @@ def make_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOp
     """A ``torch.optim`` optimizer over named parameters, its state in place from the start (so that a checkpoint has
     the same keys before the first step as after it).
 
-    Raises ``ValueError`` for an option that the optimizer does not have, or a value that it refuses.
+    Raises ``UserError`` for an option that the optimizer does not have, or a value that it refuses.
     """
     kind = _CLASSES[config.name]
     valid = tuple(name for name in inspect.signature(kind).parameters if name not in _NOT_OPTIONS)
@@ -51,7 +52,7 @@ def make_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOp
     try:
         optimizer = kind([group for group in groups if group["params"]], lr=config.lr, **options)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"optim.dense.options {options} for {config.name}: {error}") from error
+        raise UserError(f"optim.dense.options {options} for {config.name}: {error}") from error
     materialise_state(optimizer)
     return optimizer
 

@@ -41,6 +41,7 @@ from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 from torchrec.distributed.types import ShardingPlan
 
 from data_loaders.batch import Batch
+from data_loaders.errors import UserError
 from trainer.checkpoint.piece import Piece, empty_piece
 from trainer.config.optim import OptimConfig
 from trainer.modules.embeddings import is_wide_table
@@ -51,7 +52,7 @@ class MiniBatchAware:
     """Decays the rows of the tables of a sharded model that have ``mini_batch_l2`` or ``weight_decay``. ``count`` comes
     before the first step of a run, or the counts of a checkpoint.
 
-    Raises ``ValueError`` for a data-parallel table."""
+    Raises ``UserError`` for a data-parallel table."""
 
     def __init__(self, model: nn.Module, plan: ShardingPlan, optim: OptimConfig) -> None:
         l2 = {t.name: optim.of_table(t.name, wide=is_wide_table(t.name)).mini_batch_l2 for t in embedding_tables(model)}
@@ -214,7 +215,7 @@ class _Kernel:
 
 def _check_sharded(table: EmbeddingTable, plan: ShardingPlan, l2: float) -> None:
     if is_data_parallel(table, plan):
-        raise ValueError(
+        raise UserError(
             f"table '{table.name}' is data_parallel and has mini_batch_l2={l2}: no rank sees all ids of a batch there; "
             f"choose another type in sharding.by_table.{table.name}, or set mini_batch_l2 to 0 (optim.by_table)"
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from data_loaders.errors import UserError
 from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.dense import schedule_factor
@@ -47,7 +48,7 @@ class TableRates:
 
 
 def check_schedules(tables: Sequence[EmbeddingTable], optim: OptimConfig) -> None:
-    """Raises ``ValueError`` for tables that would share a kernel and not its rate."""
+    """Raises ``UserError`` for tables that would share a kernel and not its rate."""
     known: dict[str, tuple[str, str]] = {}
     for table in tables:
         config = _config(optim, table.name)
@@ -56,7 +57,7 @@ def check_schedules(tables: Sequence[EmbeddingTable], optim: OptimConfig) -> Non
         other, theirs = known.setdefault(arguments, (table.name, rate))
         moves = optim.plateau.patience is not None or not {rate, theirs} <= {"ftrl", repr(ScheduleConfig())}
         if rate != theirs and moves:
-            raise ValueError(
+            raise UserError(
                 f"optim: tables '{other}' and '{table.name}' have the same optimizer and lr={config.lr}, so FBGEMM updates "
                 "them with one rate, but their rates change differently: give one of them another lr (such as "
                 f"{1.0001 * config.lr:g}), or both one schedule"

@@ -40,6 +40,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.optimizers import SGD, Adagrad, Adam
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
+from data_loaders.errors import UserError
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, is_wide_table
 
@@ -76,12 +77,12 @@ class EmbeddingTable:
 
 
 def embedding_tables(model: nn.Module) -> list[EmbeddingTable]:
-    """All tables of a model, sharded or not. Raises ``ValueError`` if two collections have a table of the same name."""
+    """All tables of a model, sharded or not. Raises ``UserError`` if two collections have a table of the same name."""
     found: dict[str, EmbeddingTable] = {}
     for path, module in get_unwrapped_module(model).named_modules():
         for table in _tables_of(path, module):
             if table.name in found:
-                raise ValueError(
+                raise UserError(
                     f"table '{table.name}' is in both '{found[table.name].module}' and '{path}': a table lives in one "
                     "collection; rename one of them"
                 )
@@ -93,7 +94,7 @@ def apply_table_optimizers(model: nn.Module, plan: ShardingPlan, optim: OptimCon
     """Attaches to every table of the unsharded ``model`` the optimizer that sharding will fuse into its backward.
     Data-parallel tables are left to ``data_parallel_table_optimizers``.
 
-    Raises ``ValueError`` for what FBGEMM or the linear part cannot do (see ``check_table_optimizers``).
+    Raises ``UserError`` for what FBGEMM or the linear part cannot do (see ``check_table_optimizers``).
     """
     tables = embedding_tables(model)
     check_table_optimizers(tables, optim, device)
@@ -107,16 +108,16 @@ def apply_table_optimizers(model: nn.Module, plan: ShardingPlan, optim: OptimCon
 
 
 def check_table_optimizers(tables: list[EmbeddingTable], optim: OptimConfig, device: torch.device) -> None:
-    """Raises ``ValueError`` (table, value, remedy) for a table optimizer that cannot work."""
+    """Raises ``UserError`` (table, value, remedy) for a table optimizer that cannot work."""
     names = {table.name for table in tables}
     for table in optim.by_table:
         if table not in names:
-            raise ValueError(f"optim.by_table.{table}: the model has no such table; it has {', '.join(sorted(names))}")
+            raise UserError(f"optim.by_table.{table}: the model has no such table; it has {', '.join(sorted(names))}")
     wide = [table.name for table in tables if is_wide_table(table.name)]
     ftrl = [name for name in wide if optim.of_table(name, wide=True).name == "ftrl"]
     if ftrl and len(ftrl) != len(wide):
         rest = next(name for name in wide if name not in ftrl)
-        raise ValueError(
+        raise UserError(
             f"optim.by_table.{rest}: with optim.wide.name=ftrl all wide tables use FTRL (their gradients go to the "
             "slot it reads); remove the entry, or choose another optim.wide.name"
         )
@@ -174,7 +175,7 @@ def data_parallel_table_optimizers(
     """Optimizers (one a kind) for the data-parallel tables of the sharded ``model``, and those parameters by name.
 
     The updates are those above, computed densely over the table; only adam differs: it moves rows that a batch does not
-    touch, too. Raises ``ValueError`` for a weight decay of touched rows: which these are, an ordinary optimizer cannot know.
+    touch, too. Raises ``UserError`` for a weight decay of touched rows: which these are, an ordinary optimizer cannot know.
     """
     tables = [table for table in embedding_tables(model) if is_data_parallel(table, plan)]
     parameters = dict(model.named_parameters()) if tables else {}
@@ -182,7 +183,7 @@ def data_parallel_table_optimizers(
     for table in tables:
         config = optim.of_table(table.name, wide=is_wide_table(table.name))
         if config.weight_decay and config.weight_decay_rows == "touched":
-            raise ValueError(
+            raise UserError(
                 f"table '{table.name}' is data_parallel and has weight_decay={config.weight_decay} for touched rows, which "
                 "only sharded tables know: set weight_decay_rows=all, or shard the table (sharding.by_table)"
             )
@@ -283,20 +284,20 @@ def _tables_of(path: str, module: nn.Module) -> list[EmbeddingTable]:
 
 
 def _check_fused(table: EmbeddingTable, config: TableOptimizerConfig, device: torch.device) -> None:
-    """Raises ``ValueError`` for what a table can have only where it is data-parallel."""
+    """Raises ``UserError`` for what a table can have only where it is data-parallel."""
     remedy = f"sharding.by_table.{table.name}=data_parallel"
     if config.name == "adam" and device.type == "cpu":
-        raise ValueError(
+        raise UserError(
             f"optim: table '{table.name}' has optimizer adam, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or "
             f"sgd, or device=cuda, or {remedy}"
         )
     if config.name == "adam" and table.dtype != torch.float32:
-        raise ValueError(
+        raise UserError(
             f"optim: table '{table.name}' has optimizer adam and rows of fp16, which FBGEMM's Adam fails on in its first "
             f"step: set data.schema.tables.{table.name}.dtype=fp32, or use rowwise_adagrad, adagrad or sgd"
         )
     if config.weight_decay and config.weight_decay_rows == "all":
-        raise ValueError(
+        raise UserError(
             f"optim: table '{table.name}' has weight_decay={config.weight_decay} of all its rows, which FBGEMM does not "
             f"touch in a step: use weight_decay_rows=touched, or {remedy}"
         )
@@ -305,12 +306,12 @@ def _check_fused(table: EmbeddingTable, config: TableOptimizerConfig, device: to
 def _check_table_optimizer(table: EmbeddingTable, config: TableOptimizerConfig) -> None:
     where = f"optim: table '{table.name}' has optimizer {config.name}"
     if config.name in ("rowwise_adagrad", "adagrad", "adam") and not config.eps > 0:
-        raise ValueError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
+        raise UserError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
     if config.weight_decay and config.name == "ftrl":
-        raise ValueError(f"{where} with weight_decay={config.weight_decay}: use l2 instead, or set it to 0")
+        raise UserError(f"{where} with weight_decay={config.weight_decay}: use l2 instead, or set it to 0")
     if table.dtype != torch.float32 and (config.weight_decay or config.mini_batch_l2):
         decay = "weight_decay" if config.weight_decay else "mini_batch_l2"
-        raise ValueError(
+        raise UserError(
             f"{where} with {decay}={getattr(config, decay)}, whose steps are too small for rows of fp16: set "
             f"schema.tables.{table.name}.dtype=fp32, or {decay}=0"
         )

@@ -11,6 +11,7 @@ from typing import TextIO
 import torch
 from rich.console import Console
 
+from data_loaders.errors import UserError
 from trainer.config.compose import compose
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def start(argv: Sequence[str], results: TextIO) -> None:
-    """Raises ``ValueError`` for mistakes, ``SystemExit`` with 1 where the job does not fit."""
+    """Raises ``UserError`` for mistakes, ``SystemExit`` with 1 where the job does not fit."""
     options, overrides, topology = parse(argv)
     config = compose(overrides).config
     if config.deterministic:
@@ -65,7 +66,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
     """Our options, the overrides of the configuration, and the topology. ``data.root`` may be left out: no row is read.
-    Raises ``ValueError`` without a topology."""
+    Raises ``UserError`` without a topology."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer.plan",
         usage="%(prog)s topology=8xH100 [--json] [--picture FILE] key=value …",
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
     options, rest = parser.parse_known_args(list(argv))
     given = [argument.removeprefix(KEY) for argument in rest if argument.startswith(KEY)]
     if not given or not given[-1]:
-        raise ValueError(
+        raise UserError(
             "topology is missing: give the cluster, such as topology=8xH100, 2x8xH200, 2xCPU or a file .yaml"
         )
     overrides = [argument for argument in rest if not argument.startswith(KEY)]

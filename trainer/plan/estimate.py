@@ -93,7 +93,7 @@ class Planned:
         return table.dtype.itemsize * rows * dim, state_bytes(optimizer, rows, dim)
 
     def estimate(self, cluster: Cluster, thorough: bool = True) -> Estimate:
-        """``thorough``: by the whole search of a run (see ``find_plan``). Raises ``ValueError`` for what no memory would
+        """``thorough``: by the whole search of a run (see ``find_plan``). Raises ``UserError`` for what no memory would
         mend."""
         short = ""
         try:

@@ -2,6 +2,7 @@
 
 import torch
 
+from data_loaders.errors import UserError
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import EmbeddingTable
 from trainer.plan.estimate import Planned
@@ -14,7 +15,7 @@ MOST = 1024  # ranks looked at
 
 def smallest_cluster(job: Planned, like: Cluster) -> Cluster:
     """Machines as in ``like``, or a part of one (on machines of one GPU, more of those). The batch of all ranks together
-    stays. Raises ``ValueError`` for a table that no number of ranks can hold, or where ``MOST`` ranks are too few."""
+    stays. Raises ``UserError`` for a table that no number of ranks can hold, or where ``MOST`` ranks are too few."""
     check_holdable(job, like)
     sizes = cluster_sizes(like)
     room = usable_memory(job.config.sharding, like.hardware) - dense_bytes(job.task)
@@ -24,7 +25,7 @@ def smallest_cluster(job: Planned, like: Cluster) -> Cluster:
     low, high = first, min(2 * first + 1, len(sizes) - 1)  # low is too small
     while not _fits(job, sizes[high]):
         if high == len(sizes) - 1:
-            raise ValueError(
+            raise UserError(
                 f"{sizes[-1]} do not hold {job.needed() / GIB:,.4g} GiB of tables and optimizer state: use devices with more "
                 "memory, smaller tables, or table optimizers with less state (rowwise_adagrad, sgd)"
             )
@@ -43,7 +44,7 @@ def cluster_sizes(like: Cluster) -> list[Cluster]:
 
 
 def check_holdable(job: Planned, like: Cluster) -> None:
-    """Raises ``ValueError`` for a table whose smallest possible part is larger than a device."""
+    """Raises ``UserError`` for a table whose smallest possible part is larger than a device."""
     room = usable_memory(job.config.sharding, like.hardware) - dense_bytes(job.task)
     for table in job.tables.values():
         types = _types(job, table, like)
@@ -52,7 +53,7 @@ def check_holdable(job: Planned, like: Cluster) -> None:
         width = column_width(table.dim, like.ranks) if "column_wise" in types else table.dim
         size = sum(job.bytes_of(table, table.rows, width))
         if size > room:
-            raise ValueError(
+            raise UserError(
                 f"table '{table.name}' fits nowhere: {', '.join(types)} puts {size / GIB:,.4g} GiB of it on one rank, "
                 f"{like.hardware.name} has room for {max(0.0, room) / GIB:,.4g}, however many there are: allow row_wise "
                 f"(sharding.by_table.{table.name}=row_wise, or sharding.types=[])"

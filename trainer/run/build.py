@@ -12,6 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders import synthetic
+from data_loaders.errors import UserError
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout, Schema
@@ -164,10 +165,10 @@ def _build_loader(
 
 
 def scan(data: DataConfig, split: str, layout: Layout) -> Manifest:
-    """The files of a split, read by rank 0, the same on all ranks. Raises ``ValueError`` on every rank."""
+    """The files of a split, read by rank 0, the same on all ranks. Raises ``UserError`` on every rank."""
     paths = getattr(data, split)
     if not paths:
-        raise ValueError(
+        raise UserError(
             f"data.{split} is empty: name at least one Parquet file, folder or glob under data.root={data.root}"
         )
     schema = data.schema
@@ -177,11 +178,11 @@ def scan(data: DataConfig, split: str, layout: Layout) -> Manifest:
 
 def ensure_synthetic(data: DataConfig) -> None:
     """Writes the synthetic click log where ``data.root`` does not hold it yet (rank 0; the others wait). Raises
-    ``ValueError`` unless that is a local folder."""
+    ``UserError`` unless that is a local folder."""
     if data.synthetic is None:
         return
     if is_uri(root := root_name(data.root)):
-        raise ValueError(f"data.root is '{root}', but a synthetic log is written to a local folder: give one")
+        raise UserError(f"data.root is '{root}', but a synthetic log is written to a local folder: give one")
     rows = {"train": data.synthetic.train_rows, "valid": data.synthetic.valid_rows, "test": data.synthetic.test_rows}
     folder, seed = Path(root), data.synthetic.seed
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_loaders.errors import UserError
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import from_yaml
@@ -36,7 +37,7 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
     it is what the run itself ends with: the best one with ``checkpoint.restore_best`` or ``early_stopping``, else the
     newest. The run is a folder of this machine; its checkpoints may be elsewhere.
 
-    Raises ``ValueError`` when there is no such run or checkpoint, or it is damaged.
+    Raises ``UserError`` when there is no such run or checkpoint, or it is damaged.
     """
     config = from_yaml(run / run_folder.CONFIG, overrides).config
     path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
@@ -55,7 +56,7 @@ def _find(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:
     folder = of_run(run)
     available = committed(folder)
     if not available:
-        raise ValueError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
+        raise UserError(f"{run} holds no checkpoint: give the folder of a run that has saved one")
     if checkpoint is None and prefer_best and read_best(folder) is not None:
         checkpoint = "best"
     if checkpoint is None:
@@ -63,9 +64,9 @@ def _find(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:
     if checkpoint == "best":
         best = read_best(folder)
         if best is None:
-            raise ValueError(f"--checkpoint best: {run} names no best one: train with checkpoint.best=valid.auc")
+            raise UserError(f"--checkpoint best: {run} names no best one: train with checkpoint.best=valid.auc")
         checkpoint = f"step-{best['step']}"
     found = [path for path in available if path.name == checkpoint]
     if not found:
-        raise ValueError(f"--checkpoint {checkpoint}: {run} has {', '.join(path.name for path in available)}")
+        raise UserError(f"--checkpoint {checkpoint}: {run} has {', '.join(path.name for path in available)}")
     return found[0]

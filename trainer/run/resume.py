@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.order import ORDER_VERSION
 from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
@@ -45,7 +46,7 @@ def resumable(
     alive: Callable[[], None] = lambda: None,
 ) -> Saved | None:
     """The newest whole checkpoint in ``folder``, its bytes hashed by all ranks together; None where there is none. Raises
-    ``ValueError`` on every rank where it belongs to another job, where ``resume=never`` meets a checkpoint, and where
+    ``UserError`` on every rank where it belongs to another job, where ``resume=never`` meets a checkpoint, and where
     checkpoints cannot be written to ``folder``; ``OSError`` for a store that does not answer. ``alive`` is called now and
     then."""
     from_first(lambda: _make_ready(config, folder))
@@ -57,7 +58,7 @@ def _make_ready(config: TrainConfig, folder: checkpoint.AnyPath) -> None:
     checkpoint.place_of(folder).probe(folder)
     checkpoint.clean(folder)
     if config.resume == "never" and (found := checkpoint.committed(folder)):
-        raise ValueError(
+        raise UserError(
             f"resume=never, but {folder} holds {found[0].name}, which a run from scratch would get mixed up with: choose "
             "another run.dir, or take its checkpoints away"
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Layout
 from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
@@ -61,7 +62,7 @@ class Saved:
 
     @classmethod
     def at(cls, path: AnyPath, root: str) -> "Saved":
-        """Reads a committed checkpoint's own record, not its tensors. Raises ``ValueError`` where it is damaged, or there
+        """Reads a committed checkpoint's own record, not its tensors. Raises ``UserError`` where it is damaged, or there
         is none."""
         facts, data = read_json(path, FACTS, SAVED_FACTS), read_json(path, DATA, SAVED_DATA)
         progress = Progress()
@@ -69,9 +70,9 @@ class Saved:
         try:
             manifest = Manifest.from_dict(data["manifest"], root)
         except ValueError as error:
-            raise ValueError(f"checkpoint {path}: {DATA} lists no data files ({error})") from None
+            raise UserError(f"checkpoint {path}: {DATA} lists no data files ({error})") from None
         if manifest.fingerprint != data["fingerprint"] or progress.epoch_step > manifest.num_rows:
-            raise ValueError(f"checkpoint {path}: {DATA} contradicts itself or {FACTS}: another program wrote it")
+            raise UserError(f"checkpoint {path}: {DATA} contradicts itself or {FACTS}: another program wrote it")
         return cls(path, facts["identity"], progress, Inputs(manifest, data["first_epoch"], data["before"]))
 
     @property
@@ -82,7 +83,7 @@ class Saved:
 
 def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Ranks) -> Inputs:
     """The files to train on from here, the same on all ranks; rank 0 says what is left out. ``saved`` is the checkpoint to
-    go on from. Raises ``ValueError`` on every rank where the data do not fit it, or ``data.new_since``."""
+    go on from. Raises ``UserError`` on every rank where the data do not fit it, or ``data.new_since``."""
     present = build.scan(config.data, "train", layout)
     if saved is not None:
         progress = saved.progress
@@ -101,14 +102,14 @@ def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Rank
 
 def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tuple[Inputs, list[str]]:
     """The checkpoint's own files in its own order; or, where there are more by now and ``may_begin_epoch``, all that are
-    there. And what to tell about it. Raises ``ValueError`` where one of its files is missing or has changed."""
+    there. And what to tell about it. Raises ``UserError`` where one of its files is missing or has changed."""
     inputs, where = saved.inputs, f"checkpoint {saved.path}"
     present = present.select(_unseen(present, inputs.before, where))
     changes = present.changes(inputs.manifest)
     found = {"missing, or no longer named by data.train": changes.missing, "changed": changes.changed}
     if any(found.values()):
         shown = "; ".join(f"{len(paths)} {what}: {_some(paths)}" for what, paths in found.items() if paths)
-        raise ValueError(
+        raise UserError(
             f"{where} was trained on files under '{present.root}' that are no longer as they were ({shown}): restore them, "
             "or start anew with another run.dir"
         )
@@ -121,12 +122,12 @@ def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tupl
 
 def incremental(present: Manifest, saved: Saved) -> tuple[Inputs, list[str]]:
     """The files that the run of ``saved`` and those before it have not seen, and what to tell about it. Raises
-    ``ValueError`` where there is none, or one that they have seen has changed."""
+    ``UserError`` where there is none, or one that they have seen has changed."""
     where = f"data.new_since={saved.path}"
     before = saved.inputs.seen
     new = _unseen(present, before, where)
     if not new:
-        raise ValueError(
+        raise UserError(
             f"{where}: that run, or one before it, has seen all {len(present.files)} file(s) of data.train; add new ones, "
             "or name an earlier checkpoint"
         )
@@ -147,7 +148,7 @@ def find(new_since: str) -> AnyPath:
         return path
     found = committed(of_run(path))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"data.new_since={new_since} is neither a checkpoint nor the folder of a run that has saved one: correct the "
             "path, or leave it out to train on all files"
         )
@@ -167,7 +168,7 @@ def _unseen(present: Manifest, before: Mapping[str, str], where: str) -> list[st
     footers = {present.relative(file): file.footer for file in present.files}
     changed = [path for path, footer in footers.items() if before.get(path, footer) != footer]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(changed)} file(s) that an earlier run has seen are no longer as they were ({_some(changed)} "
             f"under '{present.root}'): restore them, and write new rows to files of their own"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from data_loaders.errors import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
@@ -82,7 +83,7 @@ class TrainingState(ModelState):
         try:
             check_form(facts, FACTS, checkpoint.FACTS)
         except ValueError as error:
-            raise ValueError(f"checkpoint {reader.path}: {error}: another program wrote it") from None
+            raise UserError(f"checkpoint {reader.path}: {error}: another program wrote it") from None
         self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"], facts["rate_reduction"])
         if self.judge is not None:
             check_form(facts["judge"], JUDGE_FACTS, f"checkpoint {reader.path}: {checkpoint.FACTS}: judge")

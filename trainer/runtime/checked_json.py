@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_loaders.errors import UserError
+
 MOST_ITEMS = 10_000_000  # of one text: each takes up to 300 bytes of memory
 DEEPEST = 64  # of objects and lists in each other
 LONGEST_NUMBER = 40  # characters
@@ -55,26 +57,26 @@ class Mapped:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """JSON without repeated keys, of numbers that are finite and fit 64 bits. Raises ``ValueError`` for whatever is wrong
+    """JSON without repeated keys, of numbers that are finite and fit 64 bits. Raises ``UserError`` for whatever is wrong
     with it: broken, not UTF-8, nested more than ``DEEPEST`` deep, of more than ``MOST_ITEMS`` items."""
     if isinstance(text, bytes):
         text = _decoded(text)
     if text.count(",") + text.count("[") + text.count("{") > MOST_ITEMS:  # before anything is made of them
-        raise ValueError(f"holds more than {MOST_ITEMS:,} items")
+        raise UserError(f"holds more than {MOST_ITEMS:,} items")
     try:
         value = json.loads(
             text, object_pairs_hook=_distinct, parse_constant=_constant, parse_int=_whole, parse_float=_number
         )
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise UserError("nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: line {error.lineno}, column {error.colno}") from None
+        raise UserError(f"no JSON: line {error.lineno}, column {error.colno}") from None
     _check_depth(value)
     return value
 
 
 def check_form(value: Any, form: Any, where: str) -> None:
-    """Raises ``ValueError``, naming the place below ``where``, unless ``value`` has this form."""
+    """Raises ``UserError``, naming the place below ``where``, unless ``value`` has this form."""
     if isinstance(form, Optional):
         if value is not None:
             check_form(value, form.form, where)
@@ -112,7 +114,7 @@ def printable(text: str) -> str:
 
 def _refuse_unless(sound: bool, value: Any, where: str, expected: str) -> None:
     if not sound:
-        raise ValueError(f"{where} is {_short(value)}, not {expected}")
+        raise UserError(f"{where} is {_short(value)}, not {expected}")
 
 
 def _below(where: str, key: str) -> str:
@@ -130,7 +132,7 @@ def _decoded(text: bytes) -> str:
     try:
         return text.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"no UTF-8 text: byte {error.start}") from None
+        raise UserError(f"no UTF-8 text: byte {error.start}") from None
 
 
 def _check_depth(value: Any) -> None:
@@ -144,29 +146,29 @@ def _check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError("nested too deeply")
+    raise UserError("nested too deeply")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key is repeated")
+        raise UserError("a key is repeated")
     return value
 
 
 def _whole(text: str) -> int:
     value = int(text) if len(text) <= LONGEST_NUMBER else LARGEST_WHOLE + 1
     if abs(value) > LARGEST_WHOLE:
-        raise ValueError(f"holds the number {text:.20}…, too large for 64 bits")
+        raise UserError(f"holds the number {text:.20}…, too large for 64 bits")
     return value
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"holds the number {text:.20}, which is not finite")
+        raise UserError(f"holds the number {text:.20}, which is not finite")
     return value
 
 
 def _constant(text: str) -> None:
-    raise ValueError(f"holds {text}, which is not finite")
+    raise UserError(f"holds {text}, which is not finite")

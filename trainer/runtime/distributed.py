@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from data_loaders.errors import UserError
 from trainer.runtime import gpus
 from trainer.runtime.verdict import for_all_ranks
 
@@ -78,18 +79,18 @@ def planned_faults() -> str:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """``auto``: this rank's GPU where there is one, else the CPU. Raises ``ValueError`` when GPUs are missing, or there and
+    """``auto``: this rank's GPU where there is one, else the CPU. Raises ``UserError`` when GPUs are missing, or there and
     of no use: for a driver that is too old, or without FBGEMM's code for them."""
     _, _, local_rank, local_world_size = identity()
     count = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cuda" and not count:
-        raise ValueError(
+        raise UserError(
             "device=cuda, but PyTorch sees no GPU here: use device=auto or device=cpu, or install with DEVICE=cuda"
         )
     if not count:
         return torch.device("cpu")
     if local_world_size > count:
-        raise ValueError(
+        raise UserError(
             f"{local_world_size} ranks were started on a machine with {count} GPU(s): one rank a GPU, so start with "
             f"--nproc_per_node={count}, or use device=cpu"
         )
@@ -99,15 +100,15 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def check_gpu(index: int) -> None:
-    """Raises ``ValueError`` for a GPU that cannot train. (PyTorch counts them without starting CUDA.)"""
+    """Raises ``UserError`` for a GPU that cannot train. (PyTorch counts them without starting CUDA.)"""
     try:
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     except (RuntimeError, AssertionError) as error:
         reason = gpus.explain_start(str(error), torch.version.cuda)
-        raise ValueError(f"GPU {index} cannot be used: {reason}; or use device=cpu") from None
+        raise UserError(f"GPU {index} cannot be used: {reason}; or use device=cpu") from None
     problem = gpus.refusal(name, capability)
     if problem is not None:
-        raise ValueError(f"GPU {index} cannot be used: {problem}; CUDA_VISIBLE_DEVICES chooses others, device=cpu none")
+        raise UserError(f"GPU {index} cannot be used: {problem}; CUDA_VISIBLE_DEVICES chooses others, device=cpu none")
 
 
 def grace_seconds() -> float | None:
@@ -126,14 +127,14 @@ def make_deterministic() -> None:
 
 @contextlib.contextmanager
 def unordered_operation_named() -> Iterator[None]:
-    """Raises ``ValueError`` where, after ``make_deterministic``, something is computed that has no fixed order."""
+    """Raises ``UserError`` where, after ``make_deterministic``, something is computed that has no fixed order."""
     try:
         yield
     except RuntimeError as error:
         operation, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:
             raise
-        raise ValueError(
+        raise UserError(
             f"deterministic=true, but {operation} adds up in no fixed order on this device: do without it in the model, or "
             "set deterministic=false"
         ) from None

@@ -17,6 +17,7 @@ import signal
 import time
 from dataclasses import dataclass
 
+from data_loaders.errors import UserError
 from trainer.runtime.distributed import identity, launch_id, planned_faults
 
 PHASES = (
@@ -56,7 +57,7 @@ class Rule:
 
 
 def parse(text: str) -> list[Rule]:
-    """Raises ``ValueError`` for what is not a rule."""
+    """Raises ``UserError`` for what is not a rule."""
     return [_rule(part.strip()) for part in text.split(";") if part.strip()]
 
 
@@ -74,7 +75,7 @@ def _rule(part: str) -> Rule:
     action, _, argument = pairs.pop("action", "").partition("=")
     phase = pairs.pop("phase", "")
     if phase not in PHASES or action not in ACTIONS or not set(pairs) <= {"rank", "step", "attempt"}:
-        raise ValueError(
+        raise UserError(
             f"TRAINER_FAULTS: '{part}' is no rule: write rank=N,step=N,attempt=N,phase=PHASE,action=ACTION with a phase of "
             f"{', '.join(PHASES)} and an action of {', '.join(ACTIONS)}; rank, step and attempt may be left out"
         )

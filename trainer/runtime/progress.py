@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_loaders.batch import Cursor
+from data_loaders.errors import UserError
 
 
 @dataclass
@@ -37,6 +38,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         expected = set(asdict(self))
         if set(state) != expected:
-            raise ValueError(f"checkpoint: progress has keys {sorted(state)}, expected {sorted(expected)}")
+            raise UserError(f"checkpoint: progress has keys {sorted(state)}, expected {sorted(expected)}")
         for key, value in state.items():
             setattr(self, key, int(value))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from data_loaders.errors import UserError
 from trainer.runtime.distributed import (
     Ranks,
     identity,
@@ -97,16 +98,16 @@ def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Stor
 
 
 def check_meeting_point() -> None:
-    """Raises ``ValueError`` where there is a rank, but no place to meet the others."""
+    """Raises ``UserError`` where there is a rank, but no place to meet the others."""
     host, port = meeting_point()
     missing = [name for name, value in (("MASTER_ADDR", host), ("MASTER_PORT", port)) if not value]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"RANK is set, but not {' and '.join(missing)}: start the ranks by launch.run or torchrun, set it, the same on all "
             "ranks, or, for one process alone, unset RANK"
         )
     if not port.isdecimal():
-        raise ValueError(f"MASTER_PORT is {port!r}: give the number of a free port, the same on all ranks")
+        raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port, the same on all ranks")
 
 
 def _await_listener(rank: int, seconds: float) -> None:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import write_text
 from trainer.runtime.distributed import launch_id
 
@@ -51,7 +52,7 @@ class Attempts:
         self._offset = 0
 
     def begin(self) -> None:
-        """Adds this start. Raises ``ValueError`` with the history where the last ones of this launch all ended at one
+        """Adds this start. Raises ``UserError`` with the history where the last ones of this launch all ended at one
         step, which is then ``step``. A launcher's first start is never refused: someone has decided on it."""
         run_id, restarts = launch_id()
         # "-" for none: without a launcher nothing starts again by itself.
@@ -123,7 +124,7 @@ def read(path: Path) -> list[Attempt]:
 
 
 def refuse(path: Path, attempts: list[Attempt]) -> None:
-    """Raises ``ValueError`` where the last ``FAILURES`` attempts, each the restart of the one before, ended at one step, none
+    """Raises ``UserError`` where the last ``FAILURES`` attempts, each the restart of the one before, ended at one step, none
     of them as it should."""
     last = attempts[-FAILURES:]
     if [a.restarts - last[0].restarts for a in last] != list(range(len(last))):
@@ -132,7 +133,7 @@ def refuse(path: Path, attempts: list[Attempt]) -> None:
         return
     where = f"in step {last[0].step}" if last[0].step else "before the first step"
     history = "; ".join(f"start {a.restarts + 1}: {a.state}, step {a.step}" for a in last)
-    raise ValueError(
+    raise UserError(
         f"this run has failed {FAILURES} times in a row {where} ({history}; all starts: {path}): it would fail again. Mend "
         "the cause, which its messages above tell, and start it anew"
     )

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import yaml
 
+from data_loaders.errors import UserError
 from data_loaders.state_files import finite, read_json, write_json, write_text
 from trainer.config.job import RunConfig
 
@@ -36,7 +37,7 @@ SCORES, TABLES, ENVIRONMENT, REPORT = "distributions.json", "tables.json", "envi
 
 def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
     """The folder of this run: ``run.dir``, or a fresh ``root/name/<date-time>``; a restart by torchrun finds the folder of
-    its first attempt. Raises ``ValueError`` where it cannot be written."""
+    its first attempt. Raises ``UserError`` where it cannot be written."""
     run_id, restarts = launch
     folder = parent = Path(run.root) / run.name if run.dir is None else Path(run.dir)
     try:
@@ -44,7 +45,7 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
             folder = (_of_launch(parent, run_id) if restarts else None) or _fresh(parent)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"run folder {folder} cannot be made ({error.strerror}): set run.root or run.dir to a writable place"
         ) from None
     return folder
@@ -52,12 +53,12 @@ def choose(run: RunConfig, launch: tuple[str, int]) -> Path:
 
 def lock(folder: Path) -> IO[str]:
     """Keeps a second run out of the folder; released when the returned file is closed or the process dies.
-    Raises ``ValueError`` naming the holder."""
+    Raises ``UserError`` naming the holder."""
     handle = open(folder / LOCK, "a+", errors="replace")  # noqa: SIM115 - open for as long as the run lives
     if not _locked(handle):
         handle.seek(0)
         holder = handle.read().strip() or "another process"
-        raise ValueError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run")
+        raise UserError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run")
     if note := open_to_others(folder):
         print(f"warning: {note}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # for people; on a full disk there are messages that matter more

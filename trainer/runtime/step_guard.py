@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_loaders.batch import Cursor
+from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
 from trainer.modules.task import ClickTask
 from trainer.runtime import fault_injection
@@ -73,7 +74,7 @@ class Guard:
         self.watchdog.beat(step, "end")
 
     def check(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
-        """``loss`` [], ``logits`` [B]. Raises ``ValueError`` on every rank where the loss of any is not finite."""
+        """``loss`` [], ``logits`` [B]. Raises ``UserError`` on every rank where the loss of any is not finite."""
         if fault_injection.at("forward", step=self.step):
             loss = loss * float("nan")
         self.watchdog.beat(self.step, "guard")
@@ -86,11 +87,11 @@ class Guard:
         except RuntimeError:  # another rank has ended, which must not hide what this one has found
             if torch.isfinite(loss):
                 raise
-            raise ValueError(f"rank {self.ranks.rank}: {self._complaint(loss.item(), logits, cursor)}") from None
+            raise UserError(f"rank {self.ranks.rank}: {self._complaint(loss.item(), logits, cursor)}") from None
         self.watchdog.beat(self.step, "backward")
         if not_finite:
             mine = None if torch.isfinite(loss) else self._complaint(loss.item(), logits, cursor)
-            raise ValueError(on_all_ranks(mine))
+            raise UserError(on_all_ranks(mine))
         if stop_signal and not self.stop_signal and self.ranks.is_first:
             print(f"Asked to stop by {signal.Signals(stop_signal).name}: after step {self.step}", flush=True)
         self.stop_signal = stop_signal

@@ -4,7 +4,7 @@ import pickle
 import traceback
 from pathlib import Path
 
-from trainer.config.compose import UserError
+from data_loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 OUR_PACKAGES = tuple(f"{ROOT / name}/" for name in ("trainer", "data_loaders"))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders import safe_yaml
+from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 
 GIB = 2**30
@@ -126,12 +127,12 @@ def recognised(device_name: str, total_memory: float) -> Hardware | None:
 
 def parse_cluster(text: str, cpu: Hardware) -> Cluster:
     """``8xH100``: 8 GPUs, in machines of 8; ``2x4xH100``: 2 machines of 4; ``H100``: one; a path: see ``from_yaml``.
-    ``cpu`` is what ``2xCPU`` means: a rank of this machine. Raises ``ValueError``."""
+    ``cpu`` is what ``2xCPU`` means: a rank of this machine. Raises ``UserError``."""
     if text.endswith((".yaml", ".yml")):
         return from_yaml(Path(text), cpu)
     found = re.fullmatch(r"(?:(-?\d+)x)?(?:(-?\d+)x)?([A-Za-z][\w-]*)", text)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"topology is '{text}': write <ranks>x<GPU> (8xH100), <machines>x<ranks>x<GPU> (2x8xH200), or a file .yaml"
         )
     first, second, name = found.groups()
@@ -144,7 +145,7 @@ def parse_cluster(text: str, cpu: Hardware) -> Cluster:
 def from_yaml(path: Path, cpu: Hardware) -> Cluster:
     """``gpu: H100`` (a name of the table, or a new one with all figures), ``machines``, ``gpus_per_machine``, and figures
     to replace: ``memory_gib`` and ``host_memory_gib`` of a GPU, ``memory_bandwidth``, ``within``, ``between`` in GB/s,
-    ``matmul`` in TFLOPS, ``bf16``. Raises ``ValueError``."""
+    ``matmul`` in TFLOPS, ``bf16``. Raises ``UserError``."""
     given = _read(path)
     figures: dict[str, Any] = {
         key.removesuffix("_gib"): _figure(given[key], f"topology={path}: {key}") * scale
@@ -155,18 +156,18 @@ def from_yaml(path: Path, cpu: Hardware) -> Cluster:
         figures["bf16"] = bool(given["bf16"])
     counts = [_figure(given.get(key, 1), f"topology={path}: {key}") for key in COUNTS]
     if counts != [int(count) for count in counts]:
-        raise ValueError(f"topology={path}: {' and '.join(COUNTS)} are {counts}: give whole numbers")
+        raise UserError(f"topology={path}: {' and '.join(COUNTS)} are {counts}: give whole numbers")
     return cluster(replace(_named_in(given, path, cpu), **figures), *map(int, counts))
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"topology={path}: there is no such file; write {', '.join(GPUS)} with a number, such as 8xH100"
         )
     given = safe_yaml.parse(safe_yaml.read_text(path), f"topology={path}")
     if not isinstance(given, dict):
-        raise ValueError(f"topology={path}: expected a map, such as 'gpu: H100' and 'gpus_per_machine: 8'")
+        raise UserError(f"topology={path}: expected a map, such as 'gpu: H100' and 'gpus_per_machine: 8'")
     for key in given:
         one_of(key, ("gpu", *COUNTS, "bf16", *SCALES), f"topology={path}: key")
     return given
@@ -180,13 +181,13 @@ def _named_in(given: dict[str, Any], path: Path, cpu: Hardware) -> Hardware:
     if known or not name or len(missing) == len(SCALES):
         return _by_name(name, cpu)
     if missing:
-        raise ValueError(f"topology={path}: gpu '{name}' is in no table: give {', '.join(missing)} as well")
+        raise UserError(f"topology={path}: gpu '{name}' is in no table: give {', '.join(missing)} as well")
     return Hardware(name, "cuda", 0, 0)
 
 
 def cluster(hardware: Hardware, machines: int, local: int) -> Cluster:
     if machines < 1 or local < 1 or machines * local > MAX_RANKS:
-        raise ValueError(
+        raise UserError(
             f"topology: {machines} machine(s) of {local} {hardware.name} are {machines * local} ranks: give at least one "
             f"machine with one, and at most {MAX_RANKS:,} in all"
         )
@@ -194,11 +195,11 @@ def cluster(hardware: Hardware, machines: int, local: int) -> Cluster:
 
 
 def of_ranks(hardware: Hardware, ranks: int, per_machine: int = PER_MACHINE) -> Cluster:
-    """So many ranks in as few full machines as can be. Raises ``ValueError`` for a number that leaves one half empty."""
+    """So many ranks in as few full machines as can be. Raises ``UserError`` for a number that leaves one half empty."""
     if ranks <= per_machine or hardware.device == "cpu":
         return cluster(hardware, 1, ranks)
     if ranks % per_machine:
-        raise ValueError(
+        raise UserError(
             f"topology: {ranks}x{hardware.name} do not fill machines of {per_machine}: give a multiple of {per_machine}, or "
             f"<machines>x<GPUs of one>x{hardware.name}"
         )
@@ -214,5 +215,5 @@ def _by_name(name: str, cpu: Hardware) -> Hardware:
 
 def _figure(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{where} is {value}: give a positive number")
+        raise UserError(f"{where} is {value}: give a positive number")
     return value

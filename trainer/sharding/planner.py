@@ -37,6 +37,7 @@ from torchrec.distributed.types import (
 )
 from torchrec.modules.embedding_configs import DataType
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Schema, one_of
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
@@ -88,7 +89,7 @@ def make_plan(
     ``batch_size`` is a rank's; ``ids_per_row`` the mean number of ids of a feature (1 where not given). Without a
     process group of ``world_size`` ranks it is a plan for a cluster that is not there.
 
-    Raises ``ValueError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
+    Raises ``UserError`` on every rank: a table without a possible sharding type, an optimizer that cannot work, tables
     that do not fit into memory (needed against available, table by table).
     """
 
@@ -162,7 +163,7 @@ def allowed_types(
     world_size: int,
     local_world_size: int,
 ) -> list[str]:
-    """The sharding types the planner may choose from for a table. Raises ``ValueError`` when none is left: the table,
+    """The sharding types the planner may choose from for a table. Raises ``UserError`` when none is left: the table,
     what was asked for, and why each of that is impossible."""
     obstacles = _obstacles(table, optimizer, device, world_size, local_world_size)
     possible = [name for name in SHARDING_TYPES if name not in obstacles]
@@ -174,7 +175,7 @@ def allowed_types(
     if not chosen:
         where = f"sharding.by_table.{table.name}" if table.name in config.by_table else "sharding.types"
         reasons = "; ".join(f"{name}: {obstacles[name]}" for name in asked)
-        raise ValueError(
+        raise UserError(
             f"{where} asks for {', '.join(asked)} for table '{table.name}' ({table.rows:,} x {table.dim}, optimizer "
             f"{optimizer.name}), which cannot be ({reasons}); possible: {', '.join(possible)}"
         )
@@ -363,7 +364,7 @@ def _search(
     try:
         plan = planner.plan(model, sharders())
     except PlannerError as error:
-        raise ValueError(_memory_report(tables, optim, topology, batch_size)) from error
+        raise UserError(_memory_report(tables, optim, topology, batch_size)) from error
     return FoundPlan(plan, planner._best_plan or [], enumerator.open, topology)
 
 
@@ -379,7 +380,7 @@ def usable_memory(config: ShardingConfig, hardware: Hardware) -> float:
     """Bytes of a rank that the plan may fill: as configured, or a share of what is there."""
     given = config.hbm_gb if hardware.device == "cuda" else config.ddr_gb
     if not given and not hardware.memory:
-        raise ValueError("no GPU here to measure: set sharding.hbm_gb to the memory of one device, in GB")
+        raise UserError("no GPU here to measure: set sharding.hbm_gb to the memory of one device, in GB")
     return given * GB if given else MEMORY_SHARE * hardware.memory
 
 
@@ -409,7 +410,7 @@ def _topology(
     memory = usable_memory(config, hardware)
     cap = int(memory - dense)
     if cap <= 0:
-        raise ValueError(
+        raise UserError(
             f"the dense part takes {dense / GB:.2f} GB, a rank has {memory / GB:.2f} GB "
             f"(sharding.{'hbm_gb' if gpu else 'ddr_gb'}): use a smaller model or devices with more memory"
         )

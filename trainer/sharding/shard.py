@@ -31,6 +31,7 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from data_loaders.errors import UserError
 from trainer.config.sharding import SHARDING_TYPES
 from trainer.optim.tables import (
     embedding_tables,
@@ -185,7 +186,7 @@ def _settle_buckets(model: nn.Module) -> None:
 
 
 def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None:
-    """Call after the first step: raises ``ValueError`` naming the sharded modules that the pipeline does not overlap
+    """Call after the first step: raises ``UserError`` naming the sharded modules that the pipeline does not overlap
     with communication. TorchRec only logs it, and is slow from there on."""
     pipelined = {id(module) for module in pipeline._pipelined_modules}
     left = [
@@ -194,7 +195,7 @@ def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None
         if isinstance(module, ShardedModule) and id(module) not in pipelined
     ]
     if left:
-        raise ValueError(
+        raise UserError(
             f"the training pipeline does not reach {', '.join(left)}: the model's forward must get to its embedding "
             "modules by attribute access from the batch, in a straight line (branches belong into a sub-module)"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Feature, Schema, Table
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece
@@ -50,7 +51,7 @@ class Plan:
 
 
 def make_plan(rules: WarmStartConfig, old: Side, new: Side, vocabularies: Vocabularies) -> Plan:
-    """Raises ``ValueError`` that lists all differences that no rule explains, each with the rule that would."""
+    """Raises ``UserError`` that lists all differences that no rule explains, each with the rule that would."""
     matching = Matching(rules, old, new, vocabularies)
     matching.check_rules()
     matching.check_features()
@@ -59,7 +60,7 @@ def make_plan(rules: WarmStartConfig, old: Side, new: Side, vocabularies: Vocabu
     _check_required(matching, tables, dense)
     if matching.problems:
         listed = "; ".join(f"({number}) {text}" for number, text in enumerate(matching.problems, 1))
-        raise ValueError(
+        raise UserError(
             f"warm_start.path={rules.path}: {len(matching.problems)} difference(s) that no rule of warm_start explains, each "
             f"with the rules that would: {listed}"
         )

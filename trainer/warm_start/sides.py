@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data_loaders.errors import UserError
 from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.typed import check as check_type
 from trainer.checkpoint.format import Reader
@@ -87,7 +88,7 @@ class Side:
 
 def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_class: type) -> Side:
     """Of a checkpoint. ``model_name``, ``model_class`` are the new run's: of another model's layers it is not known which
-    columns belong to which feature, unless the class names it in ``initialised_by``. Raises ``ValueError`` for facts that
+    columns belong to which feature, unless the class names it in ``initialised_by``. Raises ``UserError`` for facts that
     are no schema and model."""
     identity = facts.get("identity", {})
     try:
@@ -95,7 +96,7 @@ def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_cl
         schema, old_name = schema_of(identity["schema"]), identity["model"]["name"]
         optimizers = {row["table"]: row["optimizer"] for row in facts.get("plan", [])}
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {reader.path} does not say what its tensors mean ({error!r:.300}): train the old run on with this "
             "version of the program and start from its next checkpoint"
         ) from None
@@ -104,7 +105,7 @@ def old_side(reader: Reader, facts: Mapping[str, Any], model_name: str, model_cl
     for table, parts in side.tables.items():
         rows = {spec.shape[0] if len(spec.shape) == 2 else None for spec in parts.values()}
         if "weight" not in parts or None in rows or len(rows) > 1:
-            raise ValueError(f"checkpoint {reader.path}: tables/{table:.200} is no table with rows and their states")
+            raise UserError(f"checkpoint {reader.path}: tables/{table:.200} is no table with rows and their states")
     return side
 
 
@@ -124,7 +125,7 @@ def new_side(
 
 
 def schema_of(plain: Mapping[str, Any]) -> Schema:
-    """A schema from JSON. Raises ``TypeError`` for unknown keys, ``ValueError`` where it contradicts itself."""
+    """A schema from JSON. Raises ``TypeError`` for unknown keys, ``UserError`` where it contradicts itself."""
     kinds = {"tables": Table, "features": Feature, "crosses": Cross}
     parts = {key: {name: kind(**spec) for name, spec in plain[key].items()} for key, kind in kinds.items()}
     return Schema(**{**plain, **parts})

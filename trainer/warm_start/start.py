@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders import configuration, safe_yaml, secrets
+from data_loaders.errors import UserError
 from data_loaders.state_files import write_json
 from trainer.checkpoint import FACTS, AnyPath, Reader, committed, of_run, parse, place_of, read_json, read_text
 from trainer.checkpoint.piece import Piece
@@ -50,7 +51,7 @@ def warm_start(
     and its optimizers) and the report into ``folder``. ``path`` is the old run's checkpoint (``whole_checkpoint``). All
     ranks call it together.
 
-    Raises ``ValueError`` on every rank where a difference is explained by no rule, before anything is written.
+    Raises ``UserError`` on every rank where a difference is explained by no rule, before anything is written.
     """
     facts, reader = read_json(path, FACTS, OLD_FACTS), Reader(path)
     name = config.model["name"]
@@ -75,11 +76,11 @@ def warm_start(
 
 def whole_checkpoint(path: str, ranks: Ranks, alive: Callable[[], None] = lambda: None) -> AnyPath:
     """The checkpoint at ``path``, or the newest of the run that ``path`` is the folder of, its bytes hashed by all ranks
-    together. Raises ``ValueError`` on all of them where there is none or it is damaged. ``alive`` is called now and then."""
+    together. Raises ``UserError`` on all of them where there is none or it is damaged. ``alive`` is called now and then."""
     found = from_first(lambda: source_checkpoint(path))
     problem = verify_together(found, ranks, alive)
     if problem:
-        raise ValueError(f"warm_start.path={found}: {problem}; name another checkpoint")
+        raise UserError(f"warm_start.path={found}: {problem}; name another checkpoint")
     return found
 
 
@@ -89,7 +90,7 @@ def source_checkpoint(path: str) -> AnyPath:
     if not place_of(found).is_checkpoint(found):
         saved = committed(of_run(found))
         if not saved:
-            raise ValueError(
+            raise UserError(
                 f"warm_start.path={path} is neither a checkpoint nor the folder of a run that has saved one: correct the path"
             )
         found = saved[0]
@@ -98,7 +99,7 @@ def source_checkpoint(path: str) -> AnyPath:
 
 def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None) -> Vocabularies:
     """``prepared`` is the new run's folder; the old run's is told by ``warm_start.prepared`` or the checkpoint's own
-    configuration. Raises ``ValueError`` for a folder that is not there."""
+    configuration. Raises ``UserError`` for a folder that is not there."""
     old = rules.prepared
     if old is None:
         where = f"{path}: {CONFIG}"
@@ -107,5 +108,5 @@ def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None)
     folders = {"warm_start.prepared": old, "data.prepared": prepared}
     for key, folder in folders.items():
         if folder is not None and not Path(folder).is_dir():
-            raise ValueError(f"{key}={folder} (the vocabularies of a run) is no folder: correct it")
+            raise UserError(f"{key}={folder} (the vocabularies of a run) is no folder: correct it")
     return Vocabularies(*(None if folder is None else Path(folder) for folder in folders.values()))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_loaders.errors import UserError
 from data_loaders.prepare.declaration import FIRST_ID
 
 
@@ -54,12 +55,12 @@ class Vocabularies:
 
 
 def follow(old_file: Path, new_file: Path, old_rows: int, new_rows: int) -> Ids:
-    """The way of each id from one vocabulary to the other. Raises ``ValueError`` where a file is no vocabulary of a table
+    """The way of each id from one vocabulary to the other. Raises ``UserError`` where a file is no vocabulary of a table
     of so many rows, or their values are of different types."""
     old, new = _read(old_file, old_rows), _read(new_file, new_rows)
     if old.schema.field("value").type != new.schema.field("value").type:
         kinds = [str(table.schema.field("value").type) for table in (old, new)]
-        raise ValueError(
+        raise UserError(
             f"the values of {old_file} are {kinds[0]}, those of {new_file} {kinds[1]}: skip the table (warm_start.skip), or "
             "prepare the data with the type of before"
         )
@@ -91,10 +92,10 @@ def _read(path: Path, rows: int) -> pa.Table:
         table = table.set_column(0, "value", value.cast(pa.large_string()))
     ids = table.column("id").to_numpy()
     if len(ids) and (ids.min() < FIRST_ID or ids.max() >= rows):
-        raise ValueError(
+        raise UserError(
             f"{path} has ids {ids.min()} … {ids.max()}, its table rows {FIRST_ID} … {rows - 1}: name the folder that the "
             "run's data come from (data.prepared, warm_start.prepared)"
         )
     if len(np.unique(ids)) < len(ids) or pc.count_distinct(value).as_py() < len(ids):
-        raise ValueError(f"{path} is damaged: a value or an id is there twice; prepare the data again")
+        raise UserError(f"{path} is damaged: a value or an id is there twice; prepare the data again")
     return table

@@ -20,6 +20,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_loaders.errors import UserError
+
 PARTS = (
     "input_wait",
     "input_dist",
@@ -91,11 +93,11 @@ class Window(NamedTuple):
 
 
 def analyse(events: Iterable[Mapping[str, Any]]) -> Window:
-    """Raises ``ValueError`` for a trace without a step."""
+    """Raises ``UserError`` for a trace without a step."""
     events = [event for event in events if event.get("ph") == "X" and "dur" in event]
     steps = [event for event in events if event["name"].startswith(STEP) and event["cat"] == "user_annotation"]
     if not steps:
-        raise ValueError("the trace holds no step: it was not written by a profiled run")
+        raise UserError("the trace holds no step: it was not written by a profiled run")
     start, end = min(step["ts"] for step in steps), max(step["ts"] + step["dur"] for step in steps)
     threads: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
