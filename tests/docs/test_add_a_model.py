@@ -33,8 +33,10 @@ def example(tmp_path_factory):
 def run(example, number):
     """A command of the page, started in the example's folder instead of the repository."""
     folder, commands = example
-    path, python, *arguments = shlex.split(commands[number].replace("\\\n", ""))
-    assert (path, python) == ("PYTHONPATH=mine", ".venv/bin/python")
+    path, program, *arguments = shlex.split(commands[number].replace("\\\n", ""))
+    assert path == "PYTHONPATH=mine" and program in ("clicktrainer", "python")
+    if program == "clicktrainer":
+        arguments = ["-m", "trainer", *arguments]
     places = os.pathsep.join([str(folder / "mine"), str(REPOSITORY)])
     done = subprocess.run(
         [sys.executable, *arguments],

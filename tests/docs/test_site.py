@@ -15,6 +15,7 @@ from tests import warm
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = re.compile(r"^(https?:)?//")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+FILE = re.compile(r"`((?:trainer|data_loaders|launch|bench|conf|requirements)/[\w/.-]*)`")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SHOW_RESULTS = """<script>setTimeout(() => document.body.dataset.found =
   document.querySelector(".md-search-result__meta").textContent, 8000)</script></body>"""
@@ -101,13 +102,19 @@ def test_the_search_works_from_disk(site, tmp_path):
     assert re.search(r'data-found="\s*\d+ matching documents', done.stdout), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_links_lead_somewhere(page):
     """Those into the source, too, which MkDocs does not see."""
     pytest.importorskip("markdown")
     path = REPOSITORY / page
     text = path.read_text()
     assert len(LINK.findall(text)) > 1 and broken(text, path.parent) == []
+
+
+def test_files_named_on_the_pages_exist():
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]
+    named = {(page.name, name) for page in pages for name in FILE.findall(page.read_text())}
+    assert len(named) > 20 and [pair for pair in sorted(named) if not (REPOSITORY / pair[1]).exists()] == []
 
 
 def test_pages_named_in_the_source_exist():
