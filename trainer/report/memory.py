@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import BasicTicker, ColumnDataSource, CustomJSTickFormatter, NumeralTickFormatter, Range1d
+from bokeh.models import BasicTicker, CustomJSTickFormatter, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from trainer.report.pictures import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure
+from trainer.report.pictures import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure, source_of
 from trainer.report.run_record import RunRecord
 
 KINDS = {
@@ -43,7 +43,7 @@ def bars_by_rank(
     ``number``: how the total of a bar is written."""
     height = round(90 + ranks * min(40, max(4, 640 / ranks)))
     plot = make_figure(height, tooltips, x_axis_label=label, y_axis_label="rank")
-    source = ColumnDataSource({key: [part[key] for part in parts] for key in parts[0]})
+    source = source_of(parts)
     bars = plot.hbar(
         y="rank",
         left="left",

@@ -1,11 +1,11 @@
-"""How all pictures of a report look: few colours, told apart without colour vision (Okabe and Ito 2008), a light grid."""
+"""How all pictures look: few colours, distinct without colour vision (Okabe and Ito 2008), a light grid."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bokeh.models import FixedTicker, HoverTool, Plot
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Plot
 from bokeh.plotting import figure
 
 BLUE, ORANGE, GREEN, PINK, SKY, DARK, GREY = (
@@ -70,6 +70,11 @@ def make_figure(height: int = 260, tooltips: Any = None, **options: Any) -> figu
     if tooltips:
         plot.add_tools(HoverTool(tooltips=tooltips, renderers=[]))
     return plot
+
+
+def source_of(rows: Sequence[Mapping[str, Any]]) -> ColumnDataSource:
+    """A column for each key of ``rows``, which are not empty and have the same keys."""
+    return ColumnDataSource({key: [row[key] for row in rows] for key in rows[0]})
 
 
 def hover(plot: figure, renderer: Any) -> None:

@@ -1,4 +1,4 @@
-"""How true predictions are, and how they are spread: of the newest evaluation of each split (``distributions.json``)."""
+"""Calibration and the distribution of scores, of the newest evaluation of each split (``distributions.json``)."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,19 @@ from typing import Any
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
 
 from trainer.report.curves import SPLITS
-from trainer.report.pictures import BLUE, GREY, NAMES, ORANGE, Card, Key, hover, logit, make_figure, probability_axis
+from trainer.report.pictures import (
+    BLUE,
+    GREY,
+    NAMES,
+    ORANGE,
+    Card,
+    Key,
+    hover,
+    logit,
+    make_figure,
+    probability_axis,
+    source_of,
+)
 from trainer.report.run_record import RunRecord
 
 SURE = 1.96  # of a normal distribution: 95 % lie within
@@ -27,11 +39,9 @@ def notes(run: RunRecord) -> list[str]:
 
 def _calibration(scores: dict[str, Any]) -> Card:
     """Observed click rate over mean prediction, both on an axis of logits, with an interval of 95 %."""
-    columns = {split: [_point(split, found) for found in part["calibration"]] for split, part in scores.items()}
-    points = [point for part in columns.values() for point in part]
-    known = [
-        p for point in points for p in (point["predicted"], point["observed"], point["low"], point["high"]) if 0 < p < 1
-    ]
+    points = {split: [_point(split, found) for found in part["calibration"]] for split, part in scores.items()}
+    ends = ("predicted", "observed", "low", "high")
+    known = [point[end] for part in points.values() for point in part for end in ends if 0 < point[end] < 1]
     low, high = logit(min(known)) - 0.3, logit(max(known)) + 0.3
     tooltips = [
         ("", "@name"),
@@ -43,23 +53,20 @@ def _calibration(scores: dict[str, Any]) -> Card:
     plot = make_figure(HEIGHT, tooltips, x_axis_label="predicted", y_axis_label="observed", match_aspect=False)
     plot.x_range, plot.y_range = Range1d(low, high), Range1d(low, high)
     plot.line([low, high], [low, high], color=GREY, line_dash="dashed")
-    for split, part in columns.items():
-        places = {
-            end: [_within(point[end], low, high) for point in part] for end in ("predicted", "observed", "low", "high")
-        }
-        source = ColumnDataSource(
-            {key: [point[key] for point in part] for key in part[0]}
-            | {f"{end}_at": place for end, place in places.items()}
-        )
-        plot.segment(
-            "predicted_at", "low_at", "predicted_at", "high_at", source=source, color=SPLITS[split], alpha=0.55
-        )
-        dots = plot.scatter("predicted_at", "observed_at", source=source, color=SPLITS[split], size=7)
-        hover(plot, dots)
+    for split, part in points.items():
+        placed = [point | {f"{end}_at": _within(point[end], low, high) for end in ends} for point in part]
+        at, color = {"source": source_of(placed)}, SPLITS[split]
+        plot.segment("predicted_at", "low_at", "predicted_at", "high_at", **at, color=color, alpha=0.55)
+        hover(plot, plot.scatter("predicted_at", "observed_at", **at, color=color, size=7))
     for axis in plot.axis:
         probability_axis(axis, low, high)
-    keys = [Key(SPLITS[split], f"{NAMES[split]}: {_counts(part)}") for split, part in columns.items()]
-    return Card("Predicted against observed", plot, keys, "Bars: where the click rate lies with 95 %. Dashed: perfect.")
+    keys = [Key(SPLITS[split], f"{NAMES[split]}: {_counts(part)}") for split, part in points.items()]
+    return Card(
+        "Predicted against observed",
+        plot,
+        keys,
+        "Bars: 95 % confidence intervals of the click rate. Dashed: perfect calibration.",
+    )
 
 
 def _point(split: str, found: dict[str, float]) -> dict[str, Any]:
@@ -89,23 +96,19 @@ def _counts(points: Sequence[dict[str, Any]]) -> str:
 
 
 def _spread(split: str, scores: dict[str, list[float]]) -> Card:
-    """The share of clicks, and of others, that got each score."""
+    """The distribution of scores of clicks, and of others."""
     edges, totals = scores["edges"], {kind: sum(scores[kind]) for kind in ("others", "clicks")}
     tooltips = [("predicted", "@from{0.00%} – @to{0.00%}"), ("clicks", "@clicks{0,0}"), ("others", "@others{0,0}")]
     plot = make_figure(HEIGHT, tooltips, x_axis_label="predicted", y_axis_label="share of the class")
     keys = []
     for kind, color in (("others", BLUE), ("clicks", ORANGE)):
         shares = [value / totals[kind] if totals[kind] else 0.0 for value in scores[kind]]
-        source = ColumnDataSource(
-            {
-                "left": edges[:-1],
-                "right": edges[1:],
-                "top": shares,
-                "clicks": scores["clicks"],
-                "others": scores["others"],
-            }
-            | {"from": [_probability(edge) for edge in edges[:-1]], "to": [_probability(edge) for edge in edges[1:]]}
-        )
+        columns = {"left": edges[:-1], "right": edges[1:], "top": shares}
+        columns |= {
+            "from": [_probability(edge) for edge in edges[:-1]],
+            "to": [_probability(edge) for edge in edges[1:]],
+        }
+        source = ColumnDataSource(columns | {name: scores[name] for name in ("clicks", "others")})
         quads = plot.quad("left", "right", "top", 0, source=source, fill_color=color, fill_alpha=0.3, line_color=None)
         plot.step([*edges, edges[-1]], [*shares, shares[-1], 0.0], mode="after", color=color, line_width=1.5)
         hover(plot, quads)

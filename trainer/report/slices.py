@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from bokeh.models import ColumnDataSource, NumeralTickFormatter, Span
+from bokeh.models import NumeralTickFormatter, Span
 
 from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID
-from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, source_of
 from trainer.report.run_record import RunRecord
 from trainer.warm_start.vocabularies import vocabulary_file
 
@@ -48,15 +48,7 @@ def _card(split: str, column: str, values: list[dict[str, Any]], whole: float) -
     names = distinct(
         f"{label('null' if value['value'] is None else value['value'])} · {value['rows']:,}" for value in drawn
     )
-    errors = [1.96 * standard_error(value["auc"], value["rows"], value["label_mean"]) for value in drawn]
-    shown = ("auc", "rows", "logloss", "calibration", "label_mean")
-    source = ColumnDataSource(
-        {"name": names, **{key: [value.get(key) for value in drawn] for key in shown}}
-        | {
-            "low": [value["auc"] - error for value, error in zip(drawn, errors)],
-            "high": [value["auc"] + error for value, error in zip(drawn, errors)],
-        }
-    )
+    rows = [_point(name, value) for name, value in zip(names, drawn)]
     tooltips = [
         ("", "@name"),
         ("AUC", "@auc{0.0000} (95 %: @low{0.000} – @high{0.000})"),
@@ -66,14 +58,21 @@ def _card(split: str, column: str, values: list[dict[str, Any]], whole: float) -
     ]
     plot = make_figure(70 + 19 * len(drawn), tooltips, y_range=names[::-1], x_axis_label=f"AUC on {split}")
     plot.add_layout(Span(location=whole, dimension="height", line_color=GREY, line_dash="dashed"))
+    source = source_of(rows)
     plot.segment("low", "name", "high", "name", source=source, color=BLUE, alpha=0.5)
     hover(plot, plot.scatter("auc", "name", source=source, color=BLUE, size=8))
     plot.ygrid.grid_line_color = None
     plot.xaxis.formatter = NumeralTickFormatter(format="0.00")
     left_out = len(values) - len(drawn)
-    note = "Each value with its rows; bars: where the AUC lies with 95 %."
-    note += f" {left_out} further values: too few rows or one class only, or in metrics.json." if left_out else ""
+    note = "Each value with its number of rows; bars: 95 % confidence intervals."
+    note += f" {left_out} further values: of fewer rows, or of one class only." if left_out else ""
     return Card(f"By {label(column)}", plot, [Key(GREY, f"all rows {whole:.4f} (dashed)")], note)
+
+
+def _point(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    error = 1.96 * standard_error(value["auc"], value["rows"], value["label_mean"])
+    shown = {key: value.get(key) for key in ("auc", "rows", "logloss", "calibration", "label_mean")}
+    return {"name": name, **shown, "low": value["auc"] - error, "high": value["auc"] + error}
 
 
 def in_order(values: list[dict[str, Any]]) -> list[dict[str, Any]]:

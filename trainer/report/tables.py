@@ -1,17 +1,21 @@
-"""Embedding tables: how much of each was trained, and how long its rows are (``tables.json``)."""
+"""Embedding tables: the share of rows trained, and the norms of rows (``tables.json``)."""
 
 from typing import Any
 
-from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
+from bokeh.models import NumeralTickFormatter, Range1d
 
-from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, source_of
 from trainer.report.run_record import RunRecord
 from trainer.report.template import Table
 
 MOST_DRAWN = 40  # the largest
 MOST_LISTED = 300
 LOW, MIDDLE, HIGH = 1, 3, 5  # of table_statistics.QUANTILES: 5, 50 and 95 %
-PARTS = {"trained": BLUE, "never_trained": GREY, "all": BLUE}
+PARTS = {
+    "trained": Key(BLUE, "trained rows"),
+    "never_trained": Key(GREY, "never trained: initial values"),
+    "all": Key(BLUE, "all rows"),
+}
 
 
 def cards(run: RunRecord) -> list[Card]:
@@ -21,29 +25,29 @@ def cards(run: RunRecord) -> list[Card]:
 
 def _trained(tables: list[dict[str, Any]]) -> Card:
     names = distinct(label(table["table"]) for table in tables)
-    known = [(name, table) for name, table in zip(names, tables) if table["trained"] is not None]
-    source = ColumnDataSource(
-        {
-            "name": [name for name, _ in known],
-            "share": [table["trained"] for _, table in known],
-            "never": [1 - table["trained"] for _, table in known],
-            "rows": [table["rows"] for _, table in known],
-        }
-    )
-    tooltips = [("", "@name"), ("trained", "@share{0.0%}"), ("never seen", "@never{0.0%}"), ("rows", "@rows{0,0}")]
-    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1], x_range=Range1d(0, 1.12))
-    plot.hbar(y="name", left=0, right=1, height=0.7, source=source, color=GREY, alpha=0.22)
-    hover(plot, plot.hbar(y="name", right="share", height=0.7, source=source, color=BLUE))
-    texts = [f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}" for share in source.data["share"]]
-    plot.text([1.01] * len(known), [name for name, _ in known], texts, text_baseline="middle", text_font_size="11px")
-    unknown = [name for name, table in zip(names, tables) if table["trained"] is None]
-    plot.text([0.01] * len(unknown), unknown, ["unknown"] * len(unknown), text_baseline="middle", text_font_size="11px")
+    known, unknown = [], []
+    for name, table in zip(names, tables):
+        share = table["trained"]
+        (unknown if share is None else known).append({"name": name, "share": share, "rows": table["rows"]})
+    tooltips = [("", "@name"), ("trained", "@share{0.0%}"), ("rows", "@rows{0,0}")]
+    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1], x_range=Range1d(0, 1.2))
+    if known:
+        source = source_of(known)
+        plot.hbar(y="name", left=0, right=1, height=0.7, source=source, color=GREY, alpha=0.22)
+        hover(plot, plot.hbar(y="name", right="share", height=0.7, source=source, color=BLUE))
+    texts = [(1.01, row["name"], _percent(row["share"])) for row in known]
+    for x, name, text in (*texts, *((0.01, row["name"], "unknown") for row in unknown)):
+        plot.text([x], [name], [text], text_baseline="middle", text_font_size="11px")
     plot.xaxis.formatter, plot.xaxis.ticker = NumeralTickFormatter(format="0%"), [0, 0.25, 0.5, 0.75, 1]
     plot.ygrid.grid_line_color = None
-    keys = [Key(BLUE, "trained at least once"), Key(GREY, "never seen")]
+    keys = [Key(BLUE, "trained at least once"), Key(GREY, "never trained")]
     return Card(
-        "Rows that were trained", plot, keys, "Unknown where the optimizer keeps no state (SGD)." if unknown else ""
+        "Share of rows trained", plot, keys, "Unknown where the optimizer keeps no state (SGD)." if unknown else ""
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 or not share else f"{share:.1%}"
 
 
 def _norms(tables: list[dict[str, Any]]) -> Card:
@@ -55,39 +59,31 @@ def _norms(tables: list[dict[str, Any]]) -> Card:
     ]
     plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1])
     drawn = []
-    for part, color in PARTS.items():
+    for part in PARTS:
         lines = [(name, table["norms"][part]) for name, table in zip(names, tables) if part in table["norms"]]
         if not lines:
             continue
-        source = ColumnDataSource(
-            {
-                "name": [name for name, _ in lines],
-                "rows": [part.replace("_", " ")] * len(lines),
-                "mean": [norms["mean"] for _, norms in lines],
-                "low": [norms["quantiles"][LOW] for _, norms in lines],
-                "middle": [norms["quantiles"][MIDDLE] for _, norms in lines],
-                "high": [norms["quantiles"][HIGH] for _, norms in lines],
-            }
-        )
+        source = source_of([{"name": name, "rows": PARTS[part].text} | _norm(norms) for name, norms in lines])
+        color = PARTS[part].color
         plot.segment("low", "name", "high", "name", source=source, color=color, line_width=3, alpha=0.45)
         hover(plot, plot.scatter("middle", "name", source=source, color=color, size=7))
-        drawn.append(
-            Key(
-                color,
-                {"trained": "trained rows", "never_trained": "never seen: initial values", "all": "all rows"}[part],
-            )
-        )
+        drawn.append(PARTS[part])
     plot.x_range.start = 0
     plot.xaxis.formatter = NumeralTickFormatter(format="0.[000]")
     plot.ygrid.grid_line_color = None
-    return Card("Length of rows (L2 norm)", plot, drawn, "Point: median; bar: from 5 to 95 % of the rows.")
+    return Card("L2 norm of rows", plot, drawn, "Point: median; bar: from 5 to 95 % of the rows.")
+
+
+def _norm(norms: dict[str, Any]) -> dict[str, float]:
+    quantiles = {name: norms["quantiles"][place] for name, place in (("low", LOW), ("middle", MIDDLE), ("high", HIGH))}
+    return {"mean": norms["mean"], **quantiles}
 
 
 def listed(run: RunRecord) -> list[Table]:
     """The same as text: a line a table."""
     tables = run.tables.get("tables", [])
     sizes = {row["table"]: sum(row["bytes"].values()) for row in run.plan}
-    head = ["table", "rows", "dim", "optimizer", "MB", "trained", "never seen", "row of missing ids", "mean norm"]
+    head = ["table", "rows", "dim", "optimizer", "MB", "trained", "never trained", "row of missing ids", "mean norm"]
     lines = [_line(table, sizes.get(table["table"])) for table in tables[:MOST_LISTED]]
     return [Table(head, lines, f"{len(tables)} tables")] if tables else []
 

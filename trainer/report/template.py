@@ -169,6 +169,7 @@ pre { overflow-x: auto; background: var(--paper); border: 1px solid var(--line);
   header, main { padding-left: 10px; padding-right: 10px; }
   figure { padding: 8px 6px 4px; }
   th, td { padding: 4px 8px; }
+  #results th, #results td:first-child { white-space: normal; }
 }
 @media print { body { background: #fff; } figure { break-inside: avoid; } }
 """
