@@ -17,9 +17,8 @@ T = TypeVar("T")
 
 def write_text(path: Path, text: str) -> None:
     """Raises ``OSError`` with the path; the text that was there before is then still there."""
-    part = path.with_name(
-        f".{path.name}.{os.getpid()}.part"
-    )  # several processes may write at once: the last one stands
+    # Several processes may write at once: the last one wins.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text)
         publish(part, path)

@@ -28,7 +28,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -528,14 +528,13 @@ def write(
     rows_per_file: int = 1 << 18,
     row_group_size: int = 1 << 14,
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Writes ``folder/<split>/part-00000.parquet`` … for every split of ``rows`` ({"train": 1_000_000, …}).
 
     The folder appears whole or not at all, and replaces an older one of this function. Its bytes depend on the
     arguments, not on ``workers`` (threads; by default one a core), each of which holds one row group at a time.
-    ``progress`` is called in this thread with the rows just written. Raises ``UserError`` for arguments it cannot
-    serve, and where ``folder`` holds anything that this function did not write.
+    Raises ``UserError`` for arguments it cannot serve, and where ``folder`` holds anything that this function did not
+    write.
     """
     folder = Path(folder)
     _check_arguments(rows, seed, click_rate, rows_per_file=rows_per_file, row_group_size=row_group_size)
@@ -546,7 +545,7 @@ def write(
     try:
         for split in rows:
             (partial / split).mkdir(parents=True)
-        _write_files(law, partial, rows, rows_per_file, row_group_size, workers, progress)
+        _write_files(law, partial, rows, rows_per_file, row_group_size, workers)
         files = {split: -(-size // rows_per_file) for split, size in rows.items()}
         spec = _spec(plan, rows, seed, click_rate) | {"files": files}
         (partial / SPEC_NAME).write_text(json.dumps(spec, indent=1))
@@ -626,7 +625,6 @@ def _write_files(
     rows_per_file: int,
     row_group_size: int,
     workers: int | None,
-    progress: Callable[[int], None] | None,
 ) -> None:
     jobs = [
         (split, index, min(rows_per_file, size - index * rows_per_file))
@@ -638,14 +636,12 @@ def _write_files(
     try:
         futures = [executor.submit(_write_file, law, folder, *job, row_group_size) for job in jobs]
         for future in as_completed(futures):
-            size = future.result()
-            if progress:
-                progress(size)
+            future.result()
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _write_file(law: Law, folder: Path, split: str, index: int, size: int, row_group_size: int) -> int:
+def _write_file(law: Law, folder: Path, split: str, index: int, size: int, row_group_size: int) -> None:
     writer = None
     try:
         for group, start in enumerate(range(0, size, row_group_size)):
@@ -658,7 +654,6 @@ def _write_file(law: Law, folder: Path, split: str, index: int, size: int, row_g
     finally:
         if writer is not None:
             writer.close()
-    return size
 
 
 def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

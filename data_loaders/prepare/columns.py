@@ -7,9 +7,8 @@ from data_loaders.prepare.declaration import TEMPORARY
 from data_loaders.prepare.engine import KEY
 from data_loaders.schema import one_of
 
-MAX_CHILDREN = (
-    65_536  # rows that one row can become in one step: a child's __part is its parent's times that, plus its number
-)
+# Rows that one row can become in one step: a child's __part is its parent's times that, plus its number.
+MAX_CHILDREN = 65_536
 
 
 def visible(table: ibis.Table) -> list[str]:

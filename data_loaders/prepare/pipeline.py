@@ -30,9 +30,8 @@ from data_loaders.state_files import write_text
 from data_loaders.storage import Stat, Storage, is_uri
 
 _MOST_ROWS = 4_000_000  # of a chunk
-_LIST_ELEMENT = (
-    12  # integers of four bytes that an element of a list takes while its id is found, its row and place included
-)
+# Integers of four bytes that an element of a list takes while its id is found, its row and place included.
+_LIST_ELEMENT = 12
 _BLOCK = 65_536  # rows of a source that chunks of the output are cut by
 
 
