@@ -111,7 +111,7 @@ def test_models_know_no_process_groups_and_no_hydra():
 
 
 def test_models_know_of_data_only_schema_and_batch():
-    allowed = ("data_loaders.schema", "data_loaders.batch", "data_loaders.errors")
+    allowed = ("data_loaders.schema", "data_loaders.batch", "data_loaders.errors", "data_loaders.messages")
     assert broken(lambda m, n: within(m, PURE) and within(n, ["data_loaders"]) and not within(n, allowed)) == []
 
 

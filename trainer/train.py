@@ -48,7 +48,7 @@ from trainer.runtime.distributed import (
     make_deterministic,
     unordered_operation_named,
 )
-from trainer.runtime.process import guarded, is_lost_peer, is_user_error
+from trainer.runtime.process import guarded, is_lost_peer
 from trainer.runtime.progress import Progress
 from trainer.runtime.rendezvous import process_group
 from trainer.runtime.session import Session
@@ -107,9 +107,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Builds and trains; returns what ``metrics.json`` holds; None for a dry run, and where it was asked to stop and has
     saved."""
-    explained = contract.explained(
-        config.model["name"], type(model), lambda error: is_user_error(error) or is_lost_peer(error)
-    )
+    explained = contract.explained(config.model["name"], type(model), is_lost_peer)
     with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog, explained:
         feed = open_feed(config, tree, model.layout, session.path, ranks, watchdog.alive)
         watchdog.alive()

@@ -32,7 +32,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.storage import StorageError
 from tests.data_loaders.flaky import Flaky
-from trainer.runtime.process import one_line
+from trainer.runtime.process import explanation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 H_ROWS, T_ROWS = 1000, 50
@@ -152,7 +152,7 @@ def refusal(action, *parts):
 
 
 def told(message, *parts):
-    message = one_line(message)
+    message = explanation(message)
     assert message and "Traceback" not in message
     for part in parts:
         assert part in message, f"{part!r} is not in {message!r}"

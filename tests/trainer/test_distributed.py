@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from data_loaders.errors import UserError
 from trainer.runtime import distributed, rendezvous
 from trainer.runtime.distributed import choose_device
-from trainer.runtime.process import is_retryable, is_user_error
+from trainer.runtime.process import is_retryable
 from trainer.runtime.rendezvous import RendezvousError, _meet, first_to_say
 
 SOON = datetime.timedelta(seconds=0.5)
@@ -71,7 +72,7 @@ def test_a_rank_without_a_meeting_point_is_one_line(agent, monkeypatch, where, s
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=says) as told:
         _meet(2, 4, SOON)
-    assert is_user_error(told.value) and not is_retryable(told.value)
+    assert isinstance(told.value, UserError) and not is_retryable(told.value)
 
 
 def connect(rank, others, collective):
@@ -122,7 +123,7 @@ def test_an_operation_without_an_order_is_named_in_one_line(deterministic):
     line = r"^deterministic=true, but put_ adds up in no fixed order on this device: do without it"
     with pytest.raises(ValueError, match=line) as told, distributed.unordered_operation_named():
         refused(torch.tensor([0, 0]), torch.ones(2))
-    assert is_user_error(told.value) and not is_retryable(told.value)
+    assert isinstance(told.value, UserError) and not is_retryable(told.value)
     with pytest.raises(RuntimeError, match="^another error$"), distributed.unordered_operation_named():
         raise RuntimeError("another error")
 
@@ -191,4 +192,4 @@ def test_a_driver_that_is_too_old_is_one_line_that_names_the_one_to_install(monk
         ValueError, match=r"too old: it knows CUDA 12\.8, .* for CUDA 13\.0; install driver 580 or newer"
     ) as told:
         choose_device("cuda")
-    assert is_user_error(told.value) and "\n" not in str(told.value)
+    assert isinstance(told.value, UserError) and "\n" not in str(told.value)

@@ -133,7 +133,7 @@ def test_no_secret_is_told(tmp_path, monkeypatch):
         with pytest.raises(UserError) as caught:
             tiny.job(tmp_path, override)
         assert "hunter2" not in str(caught.value)
-    assert process.one_line(OSError("s3://K:hunter2@b/p is not there")) == "s3://<redacted>@b/p is not there"
+    assert process.explanation(OSError("s3://K:hunter2@b/p is not there")) == "s3://<redacted>@b/p is not there"
 
 
 def test_a_warm_start_stays_under_its_trust_root(tmp_path):

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_loaders.messages import one_line
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
 from trainer.checkpoint.paths import AnyPath
@@ -47,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception) -> None:
-    text = printable(" ".join(str(error).split()))
-    print(f"error: {text[:LONGEST_LINE]}", file=sys.stderr)
+    print(f"error: {one_line(printable(one_line(error)), LONGEST_LINE)}", file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

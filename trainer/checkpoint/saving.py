@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
@@ -83,12 +84,9 @@ class _Job:
         return not self.thread.is_alive()
 
     @property
-    def complaint(self) -> str | None:
-        """ "!" goes before what another attempt would not mend."""
-        if self.error is None:
-            return None
-        lasting = "" if isinstance(self.error, OSError) else "!"
-        return f"{lasting}{_told(self.error)}"
+    def failure(self) -> tuple[str, bool] | None:
+        """What went wrong, and whether another attempt may succeed."""
+        return None if self.error is None else (_reason(self.error), isinstance(self.error, OSError))
 
 
 @dataclass
@@ -305,10 +303,11 @@ class Checkpoints:
                 job.thread.join()
             if not on_all(job is None or job.done):
                 return False
-            complaint = on_all_ranks(job.complaint if job is not None else None)
-            if complaint:
-                self._give_up(save, complaint, last)
-                return True
+            failures = on_ranks(job.failure if job is not None else None)
+            for rank, failure in enumerate(failures):
+                if failure is not None:
+                    self._give_up(save, f"rank {rank}: {failure[0]}", last, transient=failure[1])
+                    return True
             if save.written:
                 self._succeeded(save)
             else:
@@ -353,16 +352,14 @@ class Checkpoints:
             if self.ranks.is_first:
                 print(f"warning: {self.folder / folders.BEST} could not be written ({error})", flush=True)
 
-    def _give_up(self, save: _Save, complaint: str, last: bool) -> None:
+    def _give_up(self, save: _Save, reason: str, last: bool, *, transient: bool) -> None:
         """Nothing of it stays; a later attempt, or an error on every rank."""
         self._save = None
         self._failures += 1
         if self.ranks.is_first and not save.is_there:
             self.place.discard(save.attempt)
-        lasting = ": !" in complaint
-        complaint = complaint.replace(": !", ": ", 1)
-        message = f"checkpoint step-{save.step} could not be written to {self.folder} ({complaint})"
-        if lasting:
+        message = f"checkpoint step-{save.step} could not be written to {self.folder} ({reason})"
+        if not transient:
             raise UserError(f"{message}; earlier checkpoints are untouched")
         if last or self._failures > self.config.max_failures:
             raise OSError(f"{message}, failure {self._failures} in a row; earlier checkpoints are untouched")
@@ -424,7 +421,5 @@ def _bytes(piece: Piece) -> int:
     return piece.tensor.numel() * piece.tensor.element_size()
 
 
-def _told(error: BaseException) -> str:
-    if isinstance(error, (OSError, ValueError)):
-        return " ".join(str(error).split())
-    return f"{type(error).__name__}: {error}"
+def _reason(error: BaseException) -> str:
+    return one_line(error if isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {error}")

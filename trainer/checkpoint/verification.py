@@ -16,8 +16,7 @@ from trainer.checkpoint.folder import committed, first_whole
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.manifest import hashing, read_manifest
 from trainer.checkpoint.paths import AnyPath
-from trainer.runtime.distributed import Ranks, from_first, on_ranks
-from trainer.runtime.verdict import for_all_ranks
+from trainer.runtime.distributed import Ranks, from_first, on_ranks, sendable
 
 ROUND_SECONDS = 5.0
 
@@ -65,18 +64,18 @@ def _in_rounds(work: Iterator[str | None], alive: Callable[[], None]) -> str | N
         try:
             done, found = _one_round(work)
         except Exception as raised:  # noqa: BLE001 - handed on to every rank, so that none waits for this one
-            error = for_all_ranks(raised)
+            error = sendable(raised)
         alive()
         state = torch.tensor([not done, found is not None or error is not None], dtype=torch.int32)
         dist.all_reduce(state, op=dist.ReduceOp.MAX)
         working, over = state.tolist()
         if over or not working:
             break
-    told = on_ranks((found, error))
-    for _, raised in told:
+    outcomes = on_ranks((found, error))
+    for _, raised in outcomes:
         if raised is not None:
             raise raised
-    return next((f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(told) if problem), None)
+    return next((f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem), None)
 
 
 def _one_round(work: Iterator[str | None]) -> tuple[bool, str | None]:

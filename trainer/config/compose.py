@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from data_loaders.typed import check, near
 from trainer.config import files as config_files
 from trainer.config.job import TrainConfig
@@ -306,7 +307,7 @@ def _explain(error: Exception) -> str:
     """The one line of a Hydra or OmegaConf error, with the nearest valid names where a key is unknown."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if not isinstance(cause, OmegaConfBaseException):
-        whole = " ".join(str(error).split())
+        whole = one_line(error)
         said = ((re.search(theirs, whole), ours) for theirs, ours in SAYINGS)
         return next(
             (ours.format(*found.groups()) for found, ours in said if found), f"the configuration is not valid: {whole}"

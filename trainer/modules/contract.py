@@ -13,6 +13,7 @@ from torch.fx.proxy import TraceError
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from data_loaders.schema import Layout, Schema
 
 TRACED = "The training pipeline reads forward before there is a batch: branches and arithmetic belong into the Head"
@@ -67,20 +68,21 @@ def check_logits(model_class: type, logits: object, labels: Tensor, *, training:
 
 
 @contextmanager
-def explained(name: str, model_class: type, passes: Callable[[Exception], bool]) -> Iterator[None]:
+def explained(
+    name: str, model_class: type, passes: Callable[[Exception], bool] = lambda error: False
+) -> Iterator[None]:
     """Within, an error in the code of a user's own model becomes a ``UserError`` that names file, line and cause: a
-    traceback of each rank through the training pipeline would hide them. ``passes``: errors that are a line already, or that
-    only came by there."""
+    traceback of each rank through the training pipeline would hide them. ``passes``: errors that only came by there."""
     try:
         yield
-    except (OSError, torch.OutOfMemoryError):
+    except (UserError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename == _source(model_class)]
         if "." not in name or not own or passes(error):
             raise
-        text = " ".join(str(error).split())
+        text = one_line(error)
         hint = f" {TRACED}" if isinstance(error, TraceError) or "symbolic" in text else ""
         raise UserError(
             f"{place(name, model_class)}, line {own[-1].lineno}, in {own[-1].name}: {type(error).__name__}: {text:.500}.{hint}"

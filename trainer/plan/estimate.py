@@ -98,9 +98,7 @@ class Planned:
         short = ""
         try:
             found = self.find(cluster, thorough)
-        except ValueError as error:
-            if "do not fit" not in str(error):
-                raise
+        except planner.TablesDoNotFit as error:
             short = str(error)
             found = self._without_limit(cluster)
         batch_size = self.local_batch_size(cluster.ranks)

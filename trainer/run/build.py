@@ -28,7 +28,6 @@ from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
-from trainer.runtime.process import is_user_error
 from trainer.sharding import initialize, planner, shard
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
@@ -49,7 +48,7 @@ def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Modul
     torch.manual_seed(seed)
     hyperparameters = {key: value for key, value in model.items() if key != "name"}
     model_class = load_model_class(model["name"])
-    with contract.explained(model["name"], model_class, is_user_error):
+    with contract.explained(model["name"], model_class):
         built = model_class(schema, **hyperparameters, device=torch.device("meta"))
     contract.check_built(model["name"], built, schema)
     return built

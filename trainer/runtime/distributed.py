@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from trainer.runtime import gpus
-from trainer.runtime.verdict import for_all_ranks
 
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
@@ -169,26 +170,34 @@ class _Sum(torch.autograd.Function):
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them, and is the user's mistake
-    on all of them or on none (``trainer.runtime.verdict``)."""
+    """``make()`` on rank 0 only; its value on every rank. An error of rank 0 is raised on all of them, of the same class, so
+    that all ranks end alike."""
     payload: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             payload = [make(), None]
         except Exception as error:  # noqa: BLE001 - handed on to every rank, so that none waits for rank 0
-            payload = [None, for_all_ranks(error)]
+            payload = [None, sendable(error)]
     dist.broadcast_object_list(payload, src=0)
     if payload[1] is not None:
         raise payload[1]
     return payload[0]
 
 
+def sendable(error: Exception) -> Exception:
+    """``error``, or where it cannot be pickled one that can, which ends a rank in the same way."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # noqa: BLE001 - whatever an exception's own constructor or contents object to
+        kind = next((kind for kind in (UserError, OSError) if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {one_line(error)}").with_traceback(error.__traceback__)
+
+
 def sum_counters(counters: dict[str, int]) -> dict[str, int]:
     """Named counts, summed over ranks."""
-    gathered: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, counters)
     totals: dict[str, int] = {}
-    for part in gathered:
+    for part in on_ranks(counters):
         for name, count in part.items():
             totals[name] = totals.get(name, 0) + count
     return dict(sorted(totals.items()))
@@ -199,16 +208,13 @@ def peak_memory_mb(device: torch.device) -> dict[str, int]:
     mine = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     if device.type == "cuda":
         mine["gpu"] = torch.cuda.max_memory_allocated(device) // 2**20
-    gathered: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
+    gathered = on_ranks(mine)
     return {kind: max(part[kind] for part in gathered) for kind in mine}
 
 
 def on_all_ranks(error: str | None) -> str | None:
-    """The first error of any rank (None where all are well): the verdict every rank acts on together."""
-    gathered: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, error)
-    return next((f"rank {rank}: {message}" for rank, message in enumerate(gathered) if message), None)
+    """The first error of any rank, on all of them; None where there is none."""
+    return next((f"rank {rank}: {message}" for rank, message in enumerate(on_ranks(error)) if message), None)
 
 
 def on_all(mine: bool) -> bool:

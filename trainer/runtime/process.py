@@ -15,11 +15,12 @@ from typing import Any, TextIO
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_loaders import secrets
+from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from data_loaders.storage import StorageError
 from trainer.runtime.distributed import identity, launch_id
 from trainer.runtime.rendezvous import RendezvousError, first_to_say
 from trainer.runtime.signals import StopSignals
-from trainer.runtime.verdict import is_user_error
 
 PATIENCE_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -61,7 +62,7 @@ def _guarded(job: Callable[[], Any]) -> None:
         job()
         _leave(0)
     except Exception as error:  # noqa: BLE001 - each kind has its end
-        if isinstance(error, (ValueError, OSError)) and is_user_error(error):
+        if isinstance(error, (UserError, OSError)):
             _explain(error)
         if is_lost_peer(error):
             print(
@@ -76,8 +77,8 @@ def _guarded(job: Callable[[], Any]) -> None:
         _leave(1)
 
 
-def _explain(error: ValueError | OSError) -> None:
-    message = one_line(error)
+def _explain(error: UserError | OSError) -> None:
+    message = explanation(error)
     if _claim(message):
         print(f"error: {message}", file=sys.stderr, flush=True)
     else:
@@ -104,8 +105,7 @@ def quiet_libraries() -> None:
 
 def is_retryable(error: BaseException) -> bool:
     """Whether another start may help, as far as the error shows: not where a person must mend something first."""
-    mistake = isinstance(error, (ValueError, OSError)) and is_user_error(error)
-    return isinstance(error, (StorageError, RendezvousError)) or not mistake
+    return isinstance(error, (StorageError, RendezvousError)) or not isinstance(error, (UserError, OSError))
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -113,13 +113,14 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER)
 
 
-def one_line(error: BaseException) -> str:
-    """Without secrets, for the terminal and ``status.json``; of the system's errors also where it happened, and a way out."""
+def explanation(error: BaseException) -> str:
+    """One line without secrets, for the terminal and ``status.json``; of the system's errors also where it happened, and a
+    remedy."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         remedy = REMEDIES.get(error.errno, "")
         text = f"{_text(error.filename)}: {error.strerror}{remedy and f': {remedy}'}"
-    return secrets.scrub(" ".join(text.split()))
+    return secrets.scrub(one_line(text))
 
 
 def _text(name: Any) -> str:

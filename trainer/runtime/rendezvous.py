@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from trainer.runtime.distributed import (
     Ranks,
     identity,
@@ -148,7 +149,7 @@ def _connect(backend: str, store: dist.Store, rank: int, world_size: int, patien
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RendezvousError(
             f"rank {rank} of {world_size} could not connect to the others within {patience.total_seconds():g} s ({reason}): "
             "see that the machines reach each other (GLOO_SOCKET_IFNAME names the network interface), or raise "
@@ -189,7 +190,7 @@ def _connect_gpus(
             f"{seconds:g} s: see what holds its machine up (nvidia-smi must answer there), or raise "
             "rendezvous_timeout_seconds"
         )
-    reason = f" ({' '.join(str(failed[0]).split())})" if failed else ""
+    reason = f" ({one_line(failed[0])})" if failed else ""
     raise RendezvousError(
         f"the GPU of rank {rank} of {world_size} could not connect to the others' within {seconds:g} s{reason}: see that the "
         "machines reach each other (NCCL_SOCKET_IFNAME names the network interface; NCCL_DEBUG=INFO shows what NCCL "

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks, from_first, launch_id
-from trainer.runtime.process import is_lost_peer, is_retryable, one_line
+from trainer.runtime.process import explanation, is_lost_peer, is_retryable
 from trainer.runtime.restart_history import Attempts
 from trainer.runtime.signals import StopSignals
 
@@ -40,7 +40,7 @@ class Session:
             if lost and (number := self._signal_soon()):
                 reason = f"{signal.Signals(number).name}: another rank had ended before this one could save"
                 return self._end("preempted", hearsay=True, reason=reason)
-            reason = "lost contact with another rank" if lost else one_line(error)[:2000]
+            reason = "lost contact with another rank" if lost else explanation(error)[:2000]
             facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
             self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
         else:
@@ -74,6 +74,6 @@ class Session:
             self.attempts.begin()
         except ValueError as error:
             facts = {"rank": None, "step": self.attempts.step}  # of all those attempts, and not of the last one's rank
-            self.status.end("failed", reason=one_line(error), retryable=False, **facts)
+            self.status.end("failed", reason=explanation(error), retryable=False, **facts)
             raise
         self.status.update("running", world_size=self.ranks.world_size)

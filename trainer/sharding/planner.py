@@ -112,6 +112,10 @@ def make_plan(
     return from_first(search) if collective else search()
 
 
+class TablesDoNotFit(UserError):
+    """The tables need more memory than there is."""
+
+
 @dataclass(frozen=True)
 class FoundPlan:
     """What a search ends with: the plan; the option it takes for each table and all that were open to it, with the memory
@@ -364,7 +368,7 @@ def _search(
     try:
         plan = planner.plan(model, sharders())
     except PlannerError as error:
-        raise UserError(_memory_report(tables, optim, topology, batch_size)) from error
+        raise TablesDoNotFit(_memory_report(tables, optim, topology, batch_size)) from error
     return FoundPlan(plan, planner._best_plan or [], enumerator.open, topology)
 
 
