@@ -1,4 +1,5 @@
-# Two commands: `make train`, `make test`. Both install what they need first, into .venv; `make help` lists the rest.
+# Two commands: `make train`, `make test`; for contributors `make check`. All install what they need first, into
+# .venv; `make help` lists the rest.
 
 MODEL ?= deepfm
 DATA ?= synthetic
@@ -11,9 +12,10 @@ ARGS ?=
 # PYTHON=… names one; else the first of these from 3.10 on.
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10)
 RUN := .venv/bin/python -m
+FAST := not slow and not cluster and not browser and not spark
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test docs clean
+.PHONY: help setup train check test style docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -44,13 +46,21 @@ train: setup  ## train a model: MODEL, DATA, DATA_ROOT, NPROC, DEVICE, ARGS
 	@$(RUN) launch.run --nproc-per-node '$(NPROC)' 'model=$(MODEL)' 'data=$(DATA)' \
 	  $(if $(DATA_ROOT),'data.root="$(DATA_ROOT)"') $(if $(DEVICE),'device=$(DEVICE)') $(ARGS)
 
+style: setup
+	@$(RUN) ruff format --quiet --check .
+	@$(RUN) ruff check --quiet .
+	@$(RUN) mypy
+
+check: style  ## format, lint, types, and the fast tests
+	@$(RUN) pytest --numprocesses 2 --dist loadfile -m '$(FAST)' $(ARGS)
+
 test: TESTS := --tests
-test: setup  ## run the tests: ARGS='tests/launch -k metrics -x'
+test: style  ## the same with all tests: ARGS='tests/launch -k metrics -x'
 	@$(RUN) pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 docs: setup  ## the guide as a web site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build
 
 clean:  ## remove .venv and everything built (runs and data stay)
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
