@@ -245,7 +245,8 @@ class _Preparation:
     def _write(self, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table]) -> None:
         """All splits in one sweep."""
         order = self.declaration.order
-        keys, extra = list(KEY), ()
+        keys = list(KEY)
+        extra: tuple[str, ...] = ()
         if order.by:
             extra = tuple(f"__order_{number}" for number in range(len(order.by)))
             examples = examples.mutate(**{key: examples[column] for key, column in zip(extra, order.by)})

@@ -99,7 +99,9 @@ def resources(config: Kubernetes) -> dict[str, dict[str, str]]:
 
 
 def variables(config: Kubernetes) -> list[dict[str, Any]]:
-    plain = [{"name": name, "value": literal(value)} for name, value in environment(config).items()]
+    plain: list[dict[str, Any]] = [
+        {"name": name, "value": literal(value)} for name, value in environment(config).items()
+    ]
     for name, text in config.secrets.items():
         secret, _, key = text.partition("/")
         plain.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})

@@ -137,7 +137,7 @@ def check_text_size(name: str, size: int) -> None:
         raise UserError(f"{name:.200} of {size:,} bytes is larger than a checkpoint's texts may be, {LARGEST_TEXT:,}")
 
 
-def check_identity(path: AnyPath, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def check_identity(path: AnyPath, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises ``UserError``, with the differences, unless a job goes on as the one that saved ``path``."""
     current = json.loads(json.dumps(current))
     changed = [key for key in sorted({*saved, *current}) if saved.get(key) != current.get(key)]

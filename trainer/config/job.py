@@ -175,7 +175,7 @@ class TrainConfig:
 
     def _check_judged(self) -> None:
         """What evaluations decide needs evaluations; early stopping names the best checkpoint's metric."""
-        judged = {"early_stopping": self.early_stopping, "optim.plateau": self.optim.plateau}
+        judged: dict[str, Any] = {"early_stopping": self.early_stopping, "optim.plateau": self.optim.plateau}
         gauc = [f"{name}.metric" for name, section in judged.items() if section.metric == "valid.gauc"]
         gauc += ["checkpoint.best"] if self.checkpoint.best == "valid.gauc" else []
         if gauc and not self.evaluation.group_by:

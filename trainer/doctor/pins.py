@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s,;]+)[^;]*(?:;\s*(.+?))?\s*$")
 MARKER = re.compile(r"""(python_version|sys_platform)\s*(>=|<|==|!=)\s*["']([^"']+)["']""")
@@ -88,5 +89,6 @@ def _holds(marker: str, python: tuple[int, int], platform: str) -> bool:
     found = MARKER.fullmatch(marker)
     assert found is not None, f"a marker that this does not know: {marker}"
     name, operator, value = found.groups()
+    left: Any
     left, right = (platform, value) if name == "sys_platform" else (python, tuple(map(int, value.split("."))))
     return {">=": left >= right, "<": left < right, "==": left == right, "!=": left != right}[operator]

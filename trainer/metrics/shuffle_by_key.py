@@ -14,6 +14,7 @@ Letters: R rows, B rows of a batch, G columns of keys.
 import tempfile
 from collections import deque
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class Spool:
     def __init__(self, memory_bytes: int) -> None:
         self._left = memory_bytes
         self._blocks: list[Rows | tuple[int, int, int]] = []  # rows, or where in the file they are, how many, how wide
-        self._file = None
+        self._file: IO[bytes] | None = None
         self._bytes = 0  # of the file
 
     def __len__(self) -> int:

@@ -138,7 +138,7 @@ def _where_to_look(name: str) -> str:
         own = "; a module of your own is named with its package (my_package.my_model)" if "." not in name else ""
         return (f"did you mean {' or '.join(near)}? " if near else "") + f"see trainer/models/{own}"
     file = Path(*name.split(".")).with_suffix(".py")
-    near = next((path.relative_to(Path.cwd()) for path in sorted(Path.cwd().glob(f"*/{file}"))), None)
-    if near is not None:
-        return f"it lies in {near}, so set PYTHONPATH={near.parts[0]}"
+    beside = next((path.relative_to(Path.cwd()) for path in sorted(Path.cwd().glob(f"*/{file}"))), None)
+    if beside is not None:
+        return f"it lies in {beside}, so set PYTHONPATH={beside.parts[0]}"
     return f"set PYTHONPATH to the folder that holds {file}, or install its package"

@@ -110,9 +110,9 @@ def apply_table_optimizers(model: nn.Module, plan: ShardingPlan, optim: OptimCon
 def check_table_optimizers(tables: list[EmbeddingTable], optim: OptimConfig, device: torch.device) -> None:
     """Raises ``UserError`` (table, value, remedy) for a table optimizer that cannot work."""
     names = {table.name for table in tables}
-    for table in optim.by_table:
-        if table not in names:
-            raise UserError(f"optim.by_table.{table}: the model has no such table; it has {', '.join(sorted(names))}")
+    for name in optim.by_table:
+        if name not in names:
+            raise UserError(f"optim.by_table.{name}: the model has no such table; it has {', '.join(sorted(names))}")
     wide = [table.name for table in tables if is_wide_table(table.name)]
     ftrl = [name for name in wide if optim.of_table(name, wide=True).name == "ftrl"]
     if ftrl and len(ftrl) != len(wide):

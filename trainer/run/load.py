@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_loaders.errors import UserError
+from data_loaders.schema import Layout
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import from_yaml
@@ -27,7 +28,7 @@ class Trained:
     config: TrainConfig
     ranks: Ranks
     built: build.Built
-    layout: object
+    layout: Layout
     checkpoint: AnyPath
 
 

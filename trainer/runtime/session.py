@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks, from_first, launch_id
@@ -27,7 +27,7 @@ class Session:
             # Hearsay: torchrun stops a rank by SIGTERM, too, when another one failed.
             lambda name: self._end("preempted", hearsay=True, reason=f"{name} while there was nothing to save")
         )
-        self._lock = None
+        self._lock: IO[str] | None = None
         from_first(self._open)
 
     def __enter__(self) -> "Session":
