@@ -72,9 +72,9 @@ def _in_rounds(work: Iterator[str | None], alive: Callable[[], None]) -> str | N
         if over or not working:
             break
     outcomes = on_ranks((found, error))
-    for _, raised in outcomes:
-        if raised is not None:
-            raise raised
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
     return next((f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem), None)
 
 
