@@ -90,6 +90,10 @@ def start(argv: Sequence[str], stop: Stop) -> int:
         return USER_ERROR
 
 
+def sweep(argv: Sequence[str]) -> int:
+    return main(["--multirun", *argv])
+
+
 def program() -> int:
     """The command `clicktrainer`: as `python -m launch.run`, which finds modules in the current folder."""
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:

@@ -9,3 +9,5 @@ import conf  # noqa: F401
 import data_loaders  # noqa: F401
 
 del sys.path[0]
+
+__version__ = "0.1.0"

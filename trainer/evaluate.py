@@ -5,7 +5,6 @@ evaluation.group_by=user_id 'evaluation.slices=[device]'`` (docs/metrics.md).
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -14,24 +13,17 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.output_files import check_output
 from data_loaders.state_files import json_text, read_json, write_json
+from trainer.config import arguments
 from trainer.run import build
 from trainer.run.evaluator import evaluate
-from trainer.run.load import WHICH, opened
+from trainer.run.load import opened
 from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.runtime.run_folder import METRICS
-
-SPLITS = ("train", "valid", "test")
 
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trainer.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument("--checkpoint", help=WHICH)
-    parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--output", type=Path, help="a JSON file for the metrics")
-    options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
+    options = arguments.evaluate().parse_intermixed_args(argv)
     report = results_alone_on_stdout()
     guarded(lambda: run(options, report))
 
@@ -39,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def is_result(path: Path) -> bool:
     """Whether a file is an output of this command, and not a run's own ``metrics.json``."""
     found = read_json(path, {}, quiet=True)
-    return path.name != METRICS and len(found) == 1 and set(found) <= set(SPLITS)
+    return path.name != METRICS and len(found) == 1 and set(found) <= set(arguments.SPLITS)
 
 
 def run(options: argparse.Namespace, report: TextIO) -> None:

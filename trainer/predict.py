@@ -13,7 +13,6 @@ through the vocabularies and statistics that the training data were made with (`
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,10 +28,11 @@ from data_loaders.output_files import check_output
 from data_loaders.reader import Handle, RowGroups
 from data_loaders.state_files import publish
 from data_loaders.storage import Stat, Storage, is_uri
+from trainer.config import arguments
 from trainer.config.data import DataConfig
 from trainer.run import build
 from trainer.run.evaluator import score
-from trainer.run.load import WHICH, Trained, opened
+from trainer.run.load import Trained, opened
 from trainer.runtime.distributed import from_first
 from trainer.runtime.process import guarded
 
@@ -43,37 +43,8 @@ _PIECE = 1 << 16  # rows
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="trainer.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("overrides", nargs="*", help="key=value")
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        help="Parquet files, folders, globs or addresses such as s3://bucket/folder; a label is not needed",
-    )
-    parser.add_argument(
-        "--root",
-        default=".",
-        help="what --input is relative to, as data.root; the working folder by default. Options of an object store "
-        "follow its '?': s3://bucket/folder?endpoint_override=…",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        help="the Parquet file to write, or an earlier one of this command's to replace; 'prediction' is null in rows that the "
-        "schema's policies leave out",
-    )
-    parser.add_argument(
-        "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
-    )
-    parser.add_argument("--checkpoint", help=WHICH)
-    parser.add_argument(
-        "--raw", action="store_true", help="--input is a folder of raw files, as for data_loaders.prepare"
-    )
-    parser.add_argument("--memory-limit", default="4GB", help="with --raw: memory for preparing the rows")
-    options = parser.parse_intermixed_args(sys.argv[1:] if argv is None else list(argv))
+    parser = arguments.predict()
+    options = parser.parse_intermixed_args(argv)
     if PREDICTION.name in options.keep:
         parser.error(f"--keep {PREDICTION.name}: the output's own column has that name")
     if options.raw and len(options.input) > 1:

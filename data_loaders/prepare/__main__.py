@@ -1,6 +1,5 @@
-"""``python -m data_loaders.prepare recipe=criteo input=DIR output=DIR [key=value …]``"""
+"""``clicktrainer prepare recipe=criteo input=DIR output=DIR [key=value …]``"""
 
-import argparse
 import errno
 import os
 import sys
@@ -12,43 +11,21 @@ import yaml
 
 from data_loaders import example_log
 from data_loaders.errors import UserError
-from data_loaders.prepare import compose
+from data_loaders.prepare import arguments, compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
 from data_loaders.secrets import scrub
 
-HELP = """\
-recipe=NAME        a recipe of ours, or the path of a YAML file of your own
-prepared=DIR       in its place: make rows to score, with the ids and statistics of this earlier output (no split, no label)
-input=DIR          the folder that holds the raw files (or a URI)
-output=DIR         the folder to make
-engine=duckdb      or spark
-memory_limit=4GB   of the whole process; what does not fit goes to disk
-threads=N          default: all cores
-extend=DIR         an earlier output: its ids and statistics stay, new values are appended
-example=DIR        in place of all others: write an example log there, four days of a hotel search (docs/tutorial.md)
-evict=N            with extend: values that N days in a row have not had lose their ids, and the others move together
-overwrite=true     replace an output that exists
-engine_options.K=V a setting of the engine's own (spark: engine_options.spark.executor.memory=8g)
-KEY.PATH=VALUE     anything in the recipe: split.hash.valid=0.1 schema.embedding_dim=32 …"""
 _FOLDERS = ("prepared", "example", "input", "output", "extend")
 _OWN = ("recipe", *_FOLDERS, "engine", "memory_limit", "threads", "evict", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="data_loaders.prepare",
-        description="Raw logs to training-ready Parquet, out of core.",
-        epilog=f"{HELP}\n\nrecipes: {', '.join(compose.names())}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("arguments", nargs="*", metavar="key=value")
-    parser.add_argument("--print-config", action="store_true", help="print the complete declaration and stop")
-    options = parser.parse_intermixed_args(argv)
+    options = arguments.prepare().parse_intermixed_args(argv)
     try:
-        run(options.arguments, options.print_config)
+        run(options.overrides, options.print_config)
     except ValueError as error:
         return _fail(error, 2)
     except OSError as error:
@@ -60,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(arguments: Sequence[str], print_config: bool = False) -> None:
-    own, overrides = _parse(arguments)
+def run(given: Sequence[str], print_config: bool = False) -> None:
+    own, overrides = _parse(given)
     if own.get("example"):
         return _write_example(Path(own["example"]))
     if own.get("prepared"):
         return _score(own, overrides)
     if "recipe" not in own:
-        raise UserError(f"recipe= is missing: one of {', '.join(compose.names())}, or the path of a YAML file")
+        raise UserError(f"recipe= is missing: one of {', '.join(arguments.names())}, or the path of a YAML file")
     declaration = compose.load(own["recipe"], overrides)
     if print_config:
         print(yaml.safe_dump(compose.record(declaration), sort_keys=False, width=120), end="")

@@ -1,6 +1,5 @@
 """Recipe and command line -> a checked declaration."""
 
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_loaders import configuration, safe_yaml, secrets, typed
 from data_loaders.errors import UserError
+from data_loaders.prepare.arguments import RECIPES, names
 from data_loaders.prepare.declaration import Declaration
-
-RECIPES = importlib.resources.files("conf") / "recipe"
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Declaration:
@@ -60,7 +58,3 @@ def to_plain(declaration: Declaration) -> dict[str, Any]:
 def record(declaration: Declaration) -> dict[str, Any]:
     """The same as it may be written down: without secrets, and with what the environment provided as it was asked for."""
     return secrets.redact(configuration.keep_asked(to_plain(declaration), declaration.recorded))
-
-
-def names() -> list[str]:
-    return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir() if path.name.endswith(".yaml"))

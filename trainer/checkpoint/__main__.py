@@ -23,6 +23,7 @@ from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
 from trainer.checkpoint.paths import AnyPath
 from trainer.checkpoint.place import parse
+from trainer.config import arguments
 from trainer.runtime.checked_json import printable
 
 WIDTH = 160  # of tables that go to a file
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     try:
-        return {"inspect": _inspect, "verify": _verify, "diff": _diff}[options.command](options, paths)
+        return {"inspect": _inspect, "verify": _verify, "diff": _diff}[options.action](options, paths)
     except (OSError, ValueError) as error:
         _complain(error)
         return 1
@@ -52,23 +53,16 @@ def _complain(error: Exception) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="what is in a checkpoint")
-    inspect.add_argument("--json", action="store_true", help="for machines")
-    inspect.add_argument("paths", nargs=1, metavar="PATH")
-    check = commands.add_parser("verify", help="whether all checkpoints under PATH are whole")
-    check.add_argument("paths", nargs=1, metavar="PATH")
-    differ = commands.add_parser("diff", help="how two checkpoints differ")
-    differ.add_argument("paths", nargs=2, metavar="PATH")
-    return parser.parse_args(argv)
+    parser = arguments.checkpoint()
+    options = parser.parse_intermixed_args(argv)
+    if len(options.paths) != (2 if options.action == "diff" else 1):
+        parser.error(f"{options.action} takes {'two paths' if options.action == 'diff' else 'one path'}")
+    return options
 
 
 def _paths(options: argparse.Namespace) -> list[AnyPath]:
     paths = [parse(path) for path in options.paths]
-    if options.command == "verify":
+    if options.action == "verify":
         return checkpoints_under(paths[0])
     return [checkpoint_at(path) for path in paths]
 

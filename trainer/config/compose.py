@@ -26,6 +26,7 @@ from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.errors import UserError
 from data_loaders.messages import one_line
 from data_loaders.typed import check, near
+from trainer.config import arguments
 from trainer.config import files as config_files
 from trainer.config.job import TrainConfig
 from trainer.models import is_ours, load_model_class
@@ -48,23 +49,23 @@ class Composed:
 def compose(argv: Sequence[str]) -> Composed:
     """Composes and checks the configuration of a job.
 
-    ``argv`` holds Hydra overrides (``model=din optim.dense.lr=3e-4``) and ``--config-dir DIR`` for a folder of one's own.
+    ``argv`` holds Hydra overrides (``model=din optim.dense.lr=3e-4``) and ``--config-dir DIR`` for folders of one's own.
     Raises ``UserError``.
     """
     options, overrides = parse(argv)
-    folder = _folder(options.config_dir)
+    folders = _folders(options.config_dir)
     files: dict[str, Path] = {}
     given: list[str] = []
     try:
-        given = check_overrides(overrides, folder)
-        tree, choices = _compose_tree(folder, options.config_name, overrides)
-        config_files.check_not_hidden(choices, folder)
-        files = dict(config_files.file_of(choices, folder))
+        given = check_overrides(overrides, folders)
+        tree, choices = _compose_tree(folders, options.config_name, overrides)
+        config_files.check_not_hidden(choices, folders)
+        files = dict(config_files.file_of(choices, folders))
         return _checked(tree)
     except MissingConfigException as error:
-        raise UserError(_within(error, folder) + _explain_missing(error, options.config_dir)) from None
+        raise UserError(_within(error, folders) + _explain_missing(error, options.config_dir)) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_within(error, folder) + _explain(error)) from None
+        raise UserError(_within(error, folders) + _explain(error)) from None
     except RecursionError:
         raise UserError(
             "the configuration is nested too deeply, or files choose each other in a circle: correct it"
@@ -120,15 +121,7 @@ def _checked(tree: DictConfig) -> Composed:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="trainer.train",
-        description="Trains a click model. Overrides are Hydra's: model=din data=ml1m data.root=DIR optim.dense.lr=3e-4 …",
-    )
-    parser.add_argument("overrides", nargs="*", help="key=value; +key=value adds, ~key deletes")
-    parser.add_argument("--config-dir", help="a folder of your own with data/, model/, experiment/ … beside ours")
-    parser.add_argument("--config-name", default="train", help="the primary configuration (default: train)")
-    parser.add_argument("--print-config", action="store_true", help="print the composed configuration and stop")
-    options = parser.parse_intermixed_args(list(argv))
+    options = arguments.job().parse_intermixed_args(list(argv))
     # A key cannot be both a value and a section: the path is what one means.
     return options, [SHORT.sub("warm_start.path=", override) for override in options.overrides]
 
@@ -173,13 +166,13 @@ def hyperparameter_class(model_class: type) -> type:
     return dataclasses.make_dataclass(model_class.__name__, fields)
 
 
-def search_path(*folders: Path) -> str:
+def _search_path(folders: Sequence[Path]) -> str:
     """The override that adds folders; quoted, as Hydra would read a name such as day=2026-11-01 as one more override."""
     quoted = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in folders]
     return "hydra.searchpath=[" + ",".join(f"'file://{folder}'" for folder in quoted) + "]"
 
 
-def check_overrides(texts: Sequence[str], folder: Path | None) -> list[str]:
+def check_overrides(texts: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Holds each ``key=value`` against the dataclasses, before Hydra does with words of its own. Returns their keys. Raises
     ``UserError``."""
     parser, keys = OverridesParser.create(), []
@@ -198,16 +191,16 @@ def check_overrides(texts: Sequence[str], folder: Path | None) -> list[str]:
             raise UserError(
                 f"{text} gives several values: a list is [a,b], a text with a comma 'a,b', a sweep --multirun"
             )
-        if not override.is_delete() and not _is_choice(override, folder):
+        if not override.is_delete() and not _is_choice(override, folders):
             _check_override(override)
             keys.append(override.key_or_group)
     return keys
 
 
-def _is_choice(override: Override, folder: Path | None) -> bool:
+def _is_choice(override: Override, folders: Sequence[Path]) -> bool:
     """Whether it chooses a file, such as ``model=din``."""
     name = override.key_or_group.partition("@")[0]
-    group = any((place / name).is_dir() for place in (config_files.OURS, *([folder] if folder else [])))
+    group = any((place / name).is_dir() for place in (config_files.OURS, *folders))
     if group and isinstance(override.value(), list) and name in config_files.groups_of_train() and name != "experiment":
         raise UserError(f"{override.input_line}: choose one file, as in {name}=NAME")
     return group and isinstance(override.value(), (str, list)) or name.partition(".")[0].partition("/")[0] == "hydra"
@@ -223,22 +216,23 @@ def _check_override(override: Override) -> None:
     check(tree, TrainConfig)
 
 
-def _folder(config_dir: str | None) -> Path | None:
-    """``--config-dir``. Raises ``UserError``."""
-    if config_dir is None:
-        return None
-    folder = Path(config_dir).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(f"--config-dir {config_dir} is not a folder")
-    return folder
+def _folders(config_dirs: Sequence[str]) -> list[Path]:
+    """Each ``--config-dir``. Raises ``UserError``."""
+    folders = [Path(name).expanduser().resolve() for name in config_dirs]
+    for name, folder in zip(config_dirs, folders):
+        if not folder.is_dir():
+            raise UserError(f"--config-dir {name} is not a folder")
+    return folders
 
 
-def _compose_tree(folder: Path | None, config_name: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+def _compose_tree(
+    folders: Sequence[Path], config_name: str, overrides: Sequence[str]
+) -> tuple[DictConfig, dict[str, Any]]:
     """Hydra's composition, and what was chosen of each group."""
     ConfigStore.instance().store("train_schema", TrainConfig)
     config_files.install()
     GlobalHydra.instance().clear()
-    extra = [] if folder is None else [search_path(folder)]
+    extra = [_search_path(folders)] if folders else []
     with hydra.initialize_config_module("conf", version_base="1.3"):
         tree = hydra.compose(config_name, overrides=[*extra, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(tree)
@@ -263,24 +257,25 @@ def _write_out_hydra(tree: DictConfig) -> None:
             tree.run[key] = re.sub(r"\$\{hydra:([\w.]+)\}", value, text)
 
 
-def _within(error: Exception, folder: Path | None) -> str:
+def _within(error: Exception, folders: Sequence[Path]) -> str:
     """The user's file that Hydra was reading, for the beginning of a message."""
     found = re.search(r"In '([^']+)'", str(error))
-    path = folder / f"{found[1]}.yaml" if folder and found else None
-    return f"{config_files.shorter(path)}: " if path and path.is_file() else ""
+    paths = [folder / f"{found[1]}.yaml" for folder in folders] if found else []
+    return next((f"{config_files.shorter(path)}: " for path in paths if path.is_file()), "")
 
 
-def _explain_missing(error: MissingConfigException, config_dir: str | None) -> str:
+def _explain_missing(error: MissingConfigException, config_dirs: Sequence[str]) -> str:
     wanted = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = wanted.rpartition("/")
     if not group:
         return f"--config-name {name}: there is no conf/{name}.yaml; what is your own is an experiment, experiment=NAME"
-    places = [Path(str(config_files.OURS)), *([Path(config_dir).expanduser()] if config_dir else [])]
+    places = [Path(str(config_files.OURS)), *(Path(folder).expanduser() for folder in config_dirs)]
     options = {path.stem for place in places for path in (place / group).glob("*.yaml")}
-    own = f" nor {config_dir}/{wanted}.yaml" if config_dir else ""
-    if config_dir and Path(config_dir, f"{wanted}.yml").is_file():
-        return f"{group}={name}: {config_dir}/{wanted}.yml must be called {name}.yaml"
-    where = "" if config_dir else "; a folder of your own is named by --config-dir"
+    for folder in config_dirs:
+        if Path(folder, f"{wanted}.yml").is_file():
+            return f"{group}={name}: {folder}/{wanted}.yml must be called {name}.yaml"
+    own = "".join(f" nor {folder}/{wanted}.yaml" for folder in config_dirs)
+    where = "" if config_dirs else "; a folder of your own is named by --config-dir"
     return f"{group}={name}: there is no conf/{wanted}.yaml{own}{near(name, options)}{where}"
 
 

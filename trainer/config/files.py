@@ -127,19 +127,26 @@ def with_name(name: str, action: Any) -> None:
         raise UserError(f"{name}: {error}") from None
 
 
-def file_of(choices: Mapping[str, Any], folder: Path | None) -> Iterator[tuple[str, Path]]:
+def file_of(choices: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """The user's own files among what was chosen (group -> name): group, path."""
     for group, choice in choices.items():
-        if folder is not None and isinstance(choice, str) and (path := folder / group / f"{choice}.yaml").is_file():
-            yield group, path
+        for folder in folders:
+            if isinstance(choice, str) and (path := folder / group / f"{choice}.yaml").is_file():
+                yield group, path
 
 
-def check_not_hidden(choices: Mapping[str, Any], folder: Path | None) -> None:
-    """Raises ``UserError`` for a user's file of a name that ``conf`` has too: it is ours that would be read."""
-    for group, path in file_of(choices, folder):
+def check_not_hidden(choices: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Raises ``UserError`` for a user's file of a name that ``conf``, or another of the user's folders, has too: only the
+    first one would be read."""
+    found: dict[str, Path] = {}
+    for group, path in file_of(choices, folders):
         if (OURS / group / path.name).is_file():
             raise UserError(
                 f"{shorter(path)}: conf/{group}/{path.name} has the same name and would be read instead: rename yours"
+            )
+        if (first := found.setdefault(group, path)) != path:
+            raise UserError(
+                f"{shorter(path)}: {shorter(first)} has the same name and would be read instead: rename one"
             )
 
 

@@ -6,14 +6,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from typing import NoReturn
 
+from trainer.config import arguments
 from trainer.doctor import machine, places, processes
 from trainer.doctor.finding import FAIL, WARN, Finding, bounded, shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse(argv)
+    options = arguments.doctor().parse_intermixed_args(argv)
     if options.gpu:
         from trainer.doctor import gpu  # here, as it loads NumPy, which may be what is broken
 
@@ -29,22 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"{len(found)} checks: {failures} failed, {warnings} warnings")
     return int(failures > 0)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainer.doctor", description="Is this machine fit to train?")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="what is to train here (default: what there is)")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs go (default: runs)")
-    parser.add_argument("--data-root", help="a data.root to be read: a folder or a URI")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks of the round trip on the CPU (default: 2)")
-    parser.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds that any one check may take (default: 120)"
-    )
-    parser.add_argument(
-        "--gpu", action="store_true", help="some minutes on GPUs: all that training needs, and FOLDER/doctor-gpu.json"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(argv)
 
 
 def findings(options: argparse.Namespace) -> Iterator[Finding]:
@@ -73,10 +58,15 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield from bounded(name, check, seconds + 30)  # processes keep to the limit by themselves
 
 
-if __name__ == "__main__":
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Ends the process: a check that hangs has left its thread behind."""
     try:
-        code = main()
+        code = main(argv)
     except KeyboardInterrupt:
         code = 130
     sys.stdout.flush()
-    os._exit(code)  # a check that hangs has left its thread behind
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    program()

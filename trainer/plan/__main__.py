@@ -5,13 +5,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
 import torch
 from rich.console import Console
 
 from data_loaders.errors import UserError
+from trainer.config import arguments
 from trainer.config.compose import compose
 from trainer.plan.advice import advice
 from trainer.plan.estimate import Planned
@@ -67,25 +67,16 @@ def start(argv: Sequence[str], results: TextIO) -> None:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
     """Our options, the overrides of the configuration, and the topology. ``data.root`` may be left out: no row is read.
     Raises ``UserError`` without a topology."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.plan",
-        usage="%(prog)s topology=8xH100 [--json] [--picture FILE] key=value …",
-        description="Whether a job fits on a cluster, where its tables go and how long a step takes. All other arguments "
-        "are trainer.train's.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--picture", type=Path, help="draw memory by rank into this page (.html)")
-    options, rest = parser.parse_known_args(list(argv))
-    given = [argument.removeprefix(KEY) for argument in rest if argument.startswith(KEY)]
+    options = arguments.plan().parse_intermixed_args(list(argv))
+    given = [argument.removeprefix(KEY) for argument in options.overrides if argument.startswith(KEY)]
     if not given or not given[-1]:
         raise UserError(
             "topology is missing: give the cluster, such as topology=8xH100, 2x8xH200, 2xCPU or a file .yaml"
         )
-    overrides = [argument for argument in rest if not argument.startswith(KEY)]
+    overrides = [argument for argument in options.overrides if not argument.startswith(KEY)]
     if not any(argument.startswith("data.root=") for argument in overrides):
         overrides.append("data.root=.")
-    return options, overrides, given[-1]
+    return options, arguments.job_words(options, overrides), given[-1]
 
 
 def sharing_this_machine(cluster: Cluster) -> Cluster:

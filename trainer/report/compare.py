@@ -4,7 +4,6 @@ What differs in their configurations, the metrics each ended with, and the curve
 and a picture. A run need not have ended. Exit code: 0, or 2 for a mistake in the command.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_loaders.errors import UserError
+from trainer.config import arguments
 from trainer.report.drawing import check_page, draw_comparison
 from trainer.report.run_record import RunRecord
 
@@ -26,11 +26,7 @@ Runs = Mapping[str, RunRecord]  # by name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.report.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders")
-    parser.add_argument("--metric", default="valid.auc", help="the curve to show: split.name of metrics.jsonl")
-    parser.add_argument("--picture", type=Path, help="draw the curves into this page (.html)")
-    options = parser.parse_intermixed_args(argv)
+    options = arguments.compare().parse_intermixed_args(argv)
     try:
         if options.picture:
             check_page("--picture", options.picture)

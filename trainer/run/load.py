@@ -17,11 +17,6 @@ from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
 from trainer.runtime.rendezvous import process_group
 
-WHICH = (
-    "a checkpoint, such as step-100, or best (default: the best one where checkpoint.restore_best or early_stopping has chosen "
-    "it, else the newest)"
-)
-
 
 @dataclass(frozen=True)
 class Trained:
