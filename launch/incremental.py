@@ -1,14 +1,13 @@
-"""Day after day: `python -m launch.incremental output=DIR data.days=… [recipe=NAME] [evict=N] [options] key=value …`.
+"""Day after day: `clicktrainer incremental output=DIR data.days=… [recipe=NAME] [evict=N] [options] key=value …`.
 
-Each day goes on from the model of the day before: what is new is scored before it is trained (progressive validation),
-then trained, then kept. One run folder a day, ``output/runs/<day>``; with ``recipe=`` the days are raw logs, which are
+Each day is warm-started from the model of the day before: its rows are scored before they are trained (progressive validation),
+then trained. One run folder a day, ``output/runs/<day>``; with ``recipe=`` the days are raw logs, which are
 prepared first, each extending the vocabularies of the day before (``output/data/<day>``). A table by day ends it, also in
 ``output/report.json``.
 
-The same command again leaves finished days alone and goes on where it was; with more days it goes on with those.
+The same command again skips finished days and resumes; with more days it trains those, too.
 """
 
-import argparse
 import glob
 import os
 import sys
@@ -18,18 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from data_loaders.errors import UserError
-from data_loaders.secrets import redact_override, scrub
+from data_loaders.secrets import redact_override
 from data_loaders.state_files import read_json, write_json
+from launch import messages
 from launch.children import Children
 from launch.folder import check_settings, locked
 from launch.rank import command as rank_command
+from trainer.config import arguments
 from trainer.report.run_record import RunRecord
 
-WIDTH = 120  # of a table that is not written to a terminal
 OWN = ("output", "data.days", "recipe", "evict")
 # A recipe's own split is for a single data set; here each day is trained whole, and scored before.
 NO_SPLIT = tuple(f"split.{rule}=null" for rule in ("time", "hash", "last", "column"))
@@ -45,14 +44,14 @@ class Day:
 
 @dataclass
 class Plan:
-    """What the command line says. ``overrides`` are the trainer's, ``prepare`` those of ``data_loaders.prepare``."""
+    """What the command line says. ``ranks``: options of how a day's ranks are started, ``overrides``: the
+    trainer's, ``prepare``: those of ``data_loaders.prepare``."""
 
     output: Path
     days: list[Day]
     recipe: str | None
     evict: str | None
-    nproc_per_node: str
-    max_restarts: str
+    ranks: list[str]
     overrides: list[str] = field(default_factory=list)
     prepare: list[str] = field(default_factory=list)
 
@@ -71,27 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_settings(plan.output, "output", plan.settings)
             return run(plan)
     except ValueError as error:
-        print(f"error: {scrub(str(error))}", file=sys.stderr)
-        return 2
+        return messages.explain(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        messages.say("interrupted; the same command resumes")
         return 130
 
 
 def parse(argv: Sequence[str]) -> Plan:
     """Raises ``UserError`` for what is missing, and for days that are not there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.incremental",
-        usage="%(prog)s output=DIR data.days=PATTERN [recipe=NAME] [options] key=value …",
-        description="Trains day after day, each warm-started from the day before.",
-        epilog="output=DIR: the folder of all days' runs. data.days=PATTERN: the days, in order of their names: a glob under "
-        "data.root, or [a,b,c]. recipe=NAME: the days are raw logs, prepared first (prepare.KEY=VALUE: its settings; "
-        "evict=N: ids unseen for N days lose their rows). All else goes to launch.run: --config-dir, model=, data= …",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--nproc-per-node", default="auto", help="as launch.run takes it")
-    parser.add_argument("--max-restarts", default="0", help="as launch.run takes it")
-    options, rest = parser.parse_known_args(list(argv))
+    options = arguments.incremental().parse_intermixed_args(list(argv))
+    rest = options.overrides
     own = {key: value for key, equals, value in (argument.partition("=") for argument in rest) if equals and key in OWN}
     for key in ("output", "data.days"):
         if not own.get(key):
@@ -104,7 +92,7 @@ def parse(argv: Sequence[str]) -> Plan:
     root = next((value for key, _, value in map(_halves, reversed(overrides)) if key == "data.root"), ".")
     days = find_days(own["data.days"], root)
     plan = (Path(own["output"]).absolute(), days, own.get("recipe"), own.get("evict"))
-    return Plan(*plan, options.nproc_per_node, options.max_restarts, overrides, prepare)
+    return Plan(*plan, arguments.rank_words(options), arguments.job_words(options, overrides), prepare)
 
 
 def find_days(text: str, root: str) -> list[Day]:
@@ -131,7 +119,7 @@ def run(plan: Plan) -> int:
         if not finished(plan, day):
             code = train_day(plan, day, previous)
             if code or not finished(plan, day):  # a run that was asked to stop ends well, but is not at its end
-                print(f"day {day.name} has not finished: the same command goes on with it", file=sys.stderr)
+                messages.say(f"day {day.name} has not finished: the same command resumes it")
                 return code or 1
         rows.append(facts_of(plan, day))
         write_json(plan.output / "report.json", rows)
@@ -145,24 +133,23 @@ def finished(plan: Plan, day: Day) -> bool:
 
 
 def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
-    """Prepares (raw days), then scores, trains and keeps. Whatever was begun goes on."""
+    """Prepares (raw days), then scores, then trains. What was begun is resumed."""
     started = time.monotonic()
-    arguments = [*plan.overrides, f"run.dir={_quoted(run_folder(plan, day))}"]
+    words = [*plan.overrides, f"run.dir={_quoted(run_folder(plan, day))}"]
     if plan.recipe:
         code = prepare_day(plan, day, previous)
         if code:
             return code
         folder = data_folder(plan, day)
         name = next(folder.glob("data/*.yaml")).stem
-        arguments = ["--config-dir", str(folder), f"data={name}", *_without_root(arguments)]
+        words = ["--config-dir", str(folder), f"data={name}", *_without_root(words)]
     else:
-        arguments.append(f"data.train=[{_quoted(day.path)}]")
-    arguments += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
+        words.append(f"data.train=[{_quoted(day.path)}]")
+    words += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
     if previous is not None:
-        arguments.append(f"warm_start.path={_quoted(run_folder(plan, previous))}")
-    command = ["launch.run", "--nproc-per-node", plan.nproc_per_node, "--max-restarts", plan.max_restarts, *arguments]
-    print(f"day {day.name}: training", file=sys.stderr)
-    code = _call(command)
+        words.append(f"warm_start.path={_quoted(run_folder(plan, previous))}")
+    messages.say(f"day {day.name}: training")
+    code = _call(["launch.run", *plan.ranks, *words])
     if not code:
         path = run_folder(plan, day) / "day.json"
         write_json(path, {"day": day.name, "seconds": round(time.monotonic() - started, 2)})
@@ -174,13 +161,13 @@ def prepare_day(plan: Plan, day: Day, previous: Day | None) -> int:
     folder = data_folder(plan, day)
     if (folder / "report.json").exists():
         return 0
-    print(f"day {day.name}: preparing", file=sys.stderr)
-    arguments = [f"recipe={plan.recipe}", f"input={_input(plan, day)}", f"output={folder}", *NO_SPLIT, *plan.prepare]
+    messages.say(f"day {day.name}: preparing")
+    words = [f"recipe={plan.recipe}", f"input={_input(plan, day)}", f"output={folder}", *NO_SPLIT, *plan.prepare]
     if previous is not None:
-        arguments.append(f"extend={data_folder(plan, previous)}")
+        words.append(f"extend={data_folder(plan, previous)}")
         if plan.evict:
-            arguments.append(f"evict={plan.evict}")
-    return _call(["data_loaders.prepare", *arguments])
+            words.append(f"evict={plan.evict}")
+    return _call(["data_loaders.prepare", *words])
 
 
 def facts_of(plan: Plan, day: Day) -> dict[str, Any]:
@@ -223,8 +210,7 @@ def print_report(rows: Sequence[dict[str, Any]]) -> None:
         if has_ids:
             cells += [f"{row['ids'][key]:,}" for key in ("added", "evicted")]
         table.add_row(*cells)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    messages.show(table)
 
 
 def run_folder(plan: Plan, day: Day) -> Path:
@@ -240,9 +226,9 @@ def _input(plan: Plan, day: Day) -> str:
     return os.path.join(root, day.path)
 
 
-def _without_root(arguments: Sequence[str]) -> list[str]:
+def _without_root(words: Sequence[str]) -> list[str]:
     """Prepared days lie where they were written, not where the raw logs are."""
-    return [argument for argument in arguments if not argument.startswith("data.root=")]
+    return [word for word in words if not word.startswith("data.root=")]
 
 
 def _call(command: Sequence[str]) -> int:

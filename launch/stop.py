@@ -1,30 +1,34 @@
-"""Signals to `launch.run`, from its first moment to its last: the first one stops the run, a second one ends it at once."""
+"""Signals to a command that runs ranks, from its first moment to its last: the first one stops the run, a second one ends it at
+once."""
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
+from torch.distributed.elastic.multiprocessing import SignalException
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+from launch.children import HEARD, is_under_nohup
+from launch.messages import say
 
 SAVED_AFTER = HEARD[:3]  # by the ranks (trainer.runtime.process)
 
 
 class Stop:
-    """While entered. ``on_end(reason)`` is called before the process is ended from here.
+    """While entered. ``before_end(reason)`` is called before the process is ended from here.
 
-    While ``armed`` holds, a first signal is raised as torchrun's ``SignalException``, which its agent passes on to the ranks.
-    Any other signal ends the ranks by SIGKILL and this process with 128 + n, without an exception: whatever was being done
-    may have been the handling of the first one. SIGHUP that is ignored, as under ``nohup``, stays ignored.
+    While ``passed_on()`` is entered, a first signal is raised as torchrun's ``SignalException``, which its agent passes on to
+    the ranks. Any other signal ends the ranks by SIGKILL and this process with 128 + n, without an exception: whatever was
+    being done may have been the handling of the first one. SIGHUP that is ignored, as under ``nohup``, stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_end: Callable[[str], None] = lambda reason: None) -> None:
         self.number = 0
-        self.armed = False
-        self.on_end: Callable[[str], None] = lambda reason: None
+        self._passed_on = False
+        self._before_end = before_end
 
     def __enter__(self) -> "Stop":
         here = threading.current_thread() is threading.main_thread()  # no other one hears signals
@@ -36,31 +40,33 @@ class Stop:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def passed_on(self) -> Iterator[None]:
+        self._passed_on = True
+        try:
+            yield
+        finally:
+            self._passed_on = False
+
     def _hear(self, number: int, _: object) -> None:
         first, self.number = not self.number, self.number or number
-        if first and self.armed:
-            # Imported by then: the agent runs.
-            from torch.distributed.elastic.multiprocessing import SignalException
-
+        if first and self._passed_on:
             passed_on = number if number in SAVED_AFTER else signal.SIGTERM
             raise SignalException(f"{signal.Signals(number).name} to the launcher", sigval=signal.Signals(passed_on))
         for other in self._old:
             signal.signal(other, signal.SIG_IGN)
         end_workers()
         name = signal.Signals(self.number).name
-        self.on_end(f"{name} while nothing could be saved" if first else f"{name} twice, so it ended without saving")
+        self._before_end(
+            f"{name} while nothing could be saved" if first else f"{name} twice, so it ended without saving"
+        )
         say_stopped(self.number)
         sys.stdout.flush()
         os._exit(128 + self.number)
 
 
-def is_under_nohup(number: int) -> bool:
-    """(A shell lets SIGINT be ignored by what it starts with ``&``; whoever sends it all the same means it.)"""
-    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
-
-
 def say_stopped(number: int) -> None:
-    print(f"launch: stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    say(f"launch: stopped by {signal.Signals(number).name}")
 
 
 def end_workers() -> None:

@@ -23,37 +23,33 @@ USER_ERROR = 2
 
 @dataclass(frozen=True)
 class Command:
-    """``parser``: makes its argument parser, without PyTorch; ``work``: takes the arguments and returns the exit code; both as
-    module:function."""
+    """``work``: module:function that takes the arguments and returns the exit code. ``on_ranks``: the one in its place with
+    ``--nproc-per-node``. ``parser``: the one that makes its argument parser, without PyTorch (default: the function of
+    trainer.config.arguments called like the command)."""
 
     summary: str
-    parser: str
     work: str
+    on_ranks: str = ""
+    parser: str = ""
 
 
 COMMANDS = {
-    "train": Command("train a model on this machine", "trainer.config.arguments:train", "launch.run:main"),
-    "evaluate": Command(
-        "metrics of a trained run on any data", "trainer.config.arguments:evaluate", "trainer.evaluate:main"
-    ),
-    "predict": Command("click probabilities for new rows", "trainer.config.arguments:predict", "trainer.predict:main"),
-    "report": Command("draw the report of a run", "trainer.config.arguments:report", "trainer.report.__main__:main"),
-    "compare": Command("runs side by side", "trainer.config.arguments:compare", "trainer.report.compare:main"),
-    "checkpoint": Command(
-        "inspect, verify, compare checkpoints",
-        "trainer.config.arguments:checkpoint",
-        "trainer.checkpoint.__main__:main",
-    ),
+    "train": Command("train a model on this machine", "launch.train:main"),
+    "evaluate": Command("metrics of a trained run on any data", "trainer.evaluate:main", "launch.scoring:evaluate"),
+    "predict": Command("click probabilities for new rows", "trainer.predict:main", "launch.scoring:predict"),
+    "report": Command("draw the report of a run", "trainer.report.__main__:main"),
+    "compare": Command("runs side by side", "trainer.report.compare:main"),
+    "checkpoint": Command("inspect, verify, compare checkpoints", "trainer.checkpoint.__main__:main"),
     "prepare": Command(
         "raw logs to training-ready Parquet",
-        "data_loaders.prepare.arguments:prepare",
         "data_loaders.prepare.__main__:main",
+        parser="data_loaders.prepare.arguments:prepare",
     ),
-    "sweep": Command("many runs: a grid or a search", "trainer.config.arguments:sweep", "launch.run:sweep"),
-    "incremental": Command("train day after day", "trainer.config.arguments:incremental", "launch.incremental:main"),
-    "cluster": Command("train on many machines", "trainer.config.arguments:cluster", "launch.cluster.command:main"),
-    "plan": Command("whether a job fits on a cluster", "trainer.config.arguments:plan", "trainer.plan.__main__:main"),
-    "doctor": Command("check this machine", "trainer.config.arguments:doctor", "trainer.doctor.__main__:program"),
+    "sweep": Command("many runs: a grid or a search", "launch.sweep.command:main"),
+    "incremental": Command("train day after day", "launch.incremental:main"),
+    "cluster": Command("train on many machines", "launch.cluster.command:main"),
+    "plan": Command("whether a job fits on a cluster", "trainer.plan.__main__:main"),
+    "doctor": Command("check this machine", "trainer.doctor.__main__:program"),
 }
 
 
@@ -69,28 +65,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first == "--completion":
         return _print_completion(rest)
     if first == "--complete":
-        print(
-            "\n".join(
-                completion.candidates(rest, list(COMMANDS), lambda name: find(COMMANDS[name].parser)().format_help())
-            )
-        )
+        print("\n".join(completion.candidates(rest, list(COMMANDS), lambda name: parser_of(name).format_help())))
         return 0
     if first not in COMMANDS:
         print(f"error: {_mistaken(first, rest)}", file=sys.stderr)
         return USER_ERROR
-    return run(COMMANDS[first], rest)
+    return run(first, rest)
 
 
-def run(command: Command, argv: Sequence[str]) -> int:
+def run(name: str, argv: Sequence[str]) -> int:
     """Reads the arguments first: a mistake among them does not wait for PyTorch."""
-    parser: ArgumentParser = find(command.parser)()
-    parser.parse_intermixed_args(list(argv))
+    options, command = parser_of(name).parse_intermixed_args(argv), COMMANDS[name]
+    on_ranks = command.on_ranks and options.nproc_per_node
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it is imported, Ctrl-C ends without a traceback
-    work = find(command.work)
+    work = find(command.on_ranks if on_ranks else command.work)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where a user's model is found; after our own packages
-    return work(argv) or 0
+    try:
+        return work(argv) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def parser_of(name: str) -> ArgumentParser:
+    return find(COMMANDS[name].parser or f"trainer.config.arguments:{name}")()
 
 
 def find(place: str) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from trainer.runtime.run_folder import METRICS
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    options = arguments.evaluate().parse_intermixed_args(argv)
+    options = arguments.evaluate_alone().parse_intermixed_args(argv)
     report = results_alone_on_stdout()
     guarded(lambda: run(options, report))
 

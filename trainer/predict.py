@@ -43,7 +43,7 @@ _PIECE = 1 << 16  # rows
 
 @record
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments.predict()
+    parser = arguments.predict_alone()
     options = parser.parse_intermixed_args(argv)
     if PREDICTION.name in options.keep:
         parser.error(f"--keep {PREDICTION.name}: the output's own column has that name")

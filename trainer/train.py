@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -67,7 +66,7 @@ def start(argv: Sequence[str]) -> None:
     """Everything that can be checked is checked before the process group starts."""
     composed = compose(argv)
     if parse(argv)[0].print_config:
-        print(yaml.safe_dump(composed.tree, sort_keys=False), end="")
+        print(composed.text, end="")
         return
     config = composed.config
     config.check_addresses()

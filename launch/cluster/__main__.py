@@ -1,8 +1,8 @@
-"""`python -m launch.cluster`: see ``launch.cluster.command``."""
+"""`python -m launch.cluster …` is `clicktrainer cluster …`."""
 
 import sys
 
-from launch.cluster.command import main
+from trainer.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["cluster", *sys.argv[1:]]))

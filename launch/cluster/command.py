@@ -1,59 +1,43 @@
-"""Training on many machines: `python -m launch.cluster launch=slurm launch.nodes=2 [launch.KEY=VALUE …] key=value … [--dry-run]`.
+"""Training on many machines: `clicktrainer cluster launch=slurm launch.nodes=2 [launch.KEY=VALUE …] key=value … [--dry-run]`.
 
-The job's configuration is composed and checked here first, as `launch.run` does. Then `launch=slurm` submits a batch script by
-sbatch, `launch=kubernetes` manifests by kubectl; `--dry-run` prints them instead. `launch=torchrun` prints the command to
-run on every machine. Exit code: 0, 2 for a mistake, 1 where sbatch or kubectl fails.
+The job's configuration is composed and checked here first. Then `launch=slurm` submits a batch script by sbatch,
+`launch=kubernetes` manifests by kubectl; `--dry-run` prints them instead. `launch=torchrun` prints the command to run on every
+machine. Exit code: 0, 2 for a mistake, 1 where sbatch or kubectl fails.
 """
 
-import argparse
 import datetime
 import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from data_loaders.errors import UserError
-from data_loaders.secrets import scrub
 from data_loaders.state_files import write_text
-from launch import group
+from launch import messages
 from launch.children import Children
 from launch.cluster import kubernetes, options, slurm
 from launch.cluster.job import Job, environment, make, torchrun, worker
 from launch.cluster.options import Kubernetes, Slurm, Torchrun
-from launch.run import USER_ERROR
-from trainer.config.compose import parse as parse_job
+from launch.options import split
+from trainer.config import arguments
 
 SCRIPT = "job.sh"  # in the run folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parsed, rest = parse(sys.argv[1:] if argv is None else argv)
+    given = arguments.cluster().parse_intermixed_args(argv)
     try:
-        own, arguments = group.split(rest, "launch")
-        config = options.read(own, parse_job(arguments)[0].config_dir)
-        job = make(arguments, config, datetime.datetime.now())
+        own, overrides = split(given.overrides, "launch")
+        config = options.read(own, given.config_dir)
+        job = make(arguments.job_words(given, overrides), config, datetime.datetime.now())
         text = render(config, job)
-        if parsed.dry_run or isinstance(config, Torchrun):
-            print(text, end="")
-            return 0
+        if given.dry_run or isinstance(config, Torchrun):
+            return messages.result(text.rstrip("\n"))
         return submit(config, job, text)
     except ValueError as error:
-        print(f"error: {scrub(str(error))}", file=sys.stderr)
-        return USER_ERROR
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.cluster",
-        usage="%(prog)s launch=slurm|kubernetes|torchrun [launch.KEY=VALUE …] [--dry-run] key=value …",
-        description="Trains on many machines. All other arguments are the trainer's (docs/clusters.md).",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    return parser.parse_known_args(list(argv))
+        return messages.explain(error)
 
 
 def render(config: Torchrun | Slurm | Kubernetes, job: Job) -> str:
@@ -81,7 +65,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
     except OSError as error:
         raise UserError(f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir") from None
     code = call(["sbatch", str(job.folder / SCRIPT)])
-    print(f"Run folder: {job.folder}")
+    messages.say(f"Run folder: {job.folder}")
     return code
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from data_loaders.errors import UserError
 from launch.cluster.options import Kubernetes, Nodes
-from launch.run import GRACE, worker_environment
+from launch.ranks import worker_environment
 from trainer.config.compose import compose
+from trainer.runtime.distributed import GRACE
 
 UNQUOTED = re.compile(r"[\w./-]+")  # of Hydra's grammar, as far as paths go
 
 
 @dataclass(frozen=True)
 class Job:
-    """``folder``: the run folder, fixed before the job is submitted, so that every start of it goes on there. ``arguments``: the
+    """``folder``: the run folder, fixed before the job is submitted, so that every start of it resumes there. ``arguments``: the
     trainer's."""
 
     name: str

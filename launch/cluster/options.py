@@ -1,17 +1,11 @@
 """The launcher's part of the command line: `launch=NAME` (a file of conf/launch) and `launch.KEY=VALUE`; the rest: the job's."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from data_loaders import safe_yaml
-from data_loaders.configuration import explain
 from data_loaders.errors import UserError
-from data_loaders.typed import check, near
-from launch import group
+from launch.options import load, merge
 
 MISSING = "???"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -173,53 +167,16 @@ class Kubernetes(Nodes):
 KINDS = {"torchrun": Torchrun, "slurm": Slurm, "kubernetes": Kubernetes}
 
 
-def read(own: dict[str, str], config_dir: str | None) -> Torchrun | Slurm | Kubernetes:
-    """The defaults, the file ``launch=`` names, then each ``launch.KEY``. Raises ``UserError``."""
+def read(own: dict[str, str], config_dirs: Sequence[str]) -> Torchrun | Slurm | Kubernetes:
+    """The file that ``launch=`` names, and each ``launch.KEY``. Raises ``UserError``."""
     if "launch" not in own:
         raise UserError(
             f"launch= is missing: {', '.join(KINDS)}, or a file of your own in DIR/launch with --config-dir DIR"
         )
-    tree = group.load("launch", own["launch"], config_dir, _values, "slurm")
+    if "launch.kind" in own:
+        raise UserError("launch.kind is what launch= chooses")
+    tree = load("launch", own["launch"], config_dirs)
     kind = tree.get("kind")
     if kind not in KINDS:
         raise UserError(f"launch={own['launch']}: its kind is {kind!r}: choose {', '.join(KINDS)}")
-    for key, text in own.items():
-        _set(tree, key, text)
-    valid = list(KINDS[kind].__dataclass_fields__)
-    for key in tree:
-        if key not in valid:
-            raise UserError(f"launch.{key} is not a known key of {kind}{near(key, valid, 'launch')}")
-    check(tree, KINDS[kind], "launch")
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[kind]), tree))
-    except MissingMandatoryValue as error:
-        raise UserError(f"launch.{error.full_key} has no value: launch.{error.full_key}=…") from None
-    except OmegaConfBaseException as error:
-        raise UserError(f"launch.{explain(error)}") from None
-    return config
-
-
-def _set(tree: dict[str, Any], key: str, text: str) -> None:
-    """``launch.nodes=2``, ``launch.options.time=10:00:00``, ``launch.setup=[a, b]``."""
-    path = key.split(".", 2)[1:]
-    if not path:
-        return
-    if path[0] == "kind":
-        raise UserError("launch.kind is what launch= chooses")
-    if len(path) == 1:
-        tree[path[0]] = _values(text, key)
-    elif isinstance(tree.setdefault(path[0], {}), dict):
-        tree[path[0]][path[1]] = text
-    else:
-        raise UserError(f"{key}: launch.{path[0]} has no keys of its own")
-
-
-def _values(text: str, where: str) -> Any:
-    """Strings, as they are written: YAML takes 10:00:00 for a number in base 60. The dataclasses know which are numbers."""
-    return _with_nulls(safe_yaml.parse(text, where, strings=True))
-
-
-def _with_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_nulls(item) for key, item in value.items()}
-    return None if value in ("null", "~", "") else value
+    return merge("launch", tree, own, KINDS[kind])

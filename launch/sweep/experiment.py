@@ -11,17 +11,16 @@ from hydra.core.override_parser.types import Override
 
 from data_loaders.secrets import redact
 from data_loaders.state_files import write_text
-from trainer.config.compose import search_path
 
 NAME = "best"
 
 
-def write(root: Path, overrides: Sequence[str], config_dir: str | None, headline: str) -> list[str]:
+def write(root: Path, overrides: Sequence[str], config_dirs: Sequence[str], headline: str) -> list[str]:
     """Writes ``root/experiment/best.yaml``; returns the arguments that run it. What a file cannot say (``~key``) stays with
     the arguments."""
     parser = OverridesParser.create()
     parsed = [override for override in map(parser.parse_override, overrides) if override.key_or_group != "run.dir"]
-    groups = [override for override in parsed if is_group(override, config_dir)]
+    groups = [override for override in parsed if is_group(override, config_dirs)]
     defaults: list[Any] = [_default(override) for override in groups]
     # Experiments first: what else is chosen goes over what they choose.
     defaults.sort(key=lambda item: not isinstance(item, str))
@@ -33,12 +32,13 @@ def write(root: Path, overrides: Sequence[str], config_dir: str | None, headline
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f"# @package _global_\n# {headline}\n" + yaml.safe_dump(redact(tree), sort_keys=False))
     deleted = [override.input_line for override in parsed if override.is_delete()]
-    return [*_search_path(root, config_dir), f"experiment={NAME}", *map(str, deleted)]
+    folders = [word for folder in (*config_dirs, str(root)) for word in ("--config-dir", folder)]
+    return [*folders, f"experiment={NAME}", *map(str, deleted)]
 
 
-def is_group(override: Override, config_dir: str | None) -> bool:
+def is_group(override: Override, config_dirs: Sequence[str]) -> bool:
     """Whether it chooses a file, such as ``model=din``."""
-    folders = [importlib.resources.files("conf"), *([Path(config_dir).expanduser()] if config_dir else [])]
+    folders = [importlib.resources.files("conf"), *(Path(folder).expanduser() for folder in config_dirs)]
     name = override.key_or_group
     return not override.is_delete() and "." not in name and any((folder / name).is_dir() for folder in folders)
 
@@ -55,9 +55,3 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         tree = tree.setdefault(key, {})
     known = tree.get(path[-1])
     tree[path[-1]] = {**known, **value} if isinstance(known, dict) and isinstance(value, dict) else value
-
-
-def _search_path(root: Path, config_dir: str | None) -> list[str]:
-    if config_dir is None:
-        return ["--config-dir", str(root)]
-    return [search_path(Path(config_dir).expanduser().resolve(), root.resolve())]

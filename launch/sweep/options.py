@@ -1,15 +1,10 @@
 """The sweep's own part of the command line: `sweep=NAME` (a file of conf/sweep) and `sweep.KEY=VALUE`; the rest is trials'."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from data_loaders import safe_yaml
-from data_loaders.configuration import explain
 from data_loaders.errors import UserError
-from data_loaders.typed import check, near
-from launch import group
+from launch.options import load, merge
 from trainer.config.checks import BEST
 
 METHODS = ("grid", "optuna")
@@ -59,23 +54,12 @@ class SweepConfig:
                 raise UserError(f"sweep.{name} is {getattr(self, name)}: give a number from 1")
 
 
-def read(own: dict[str, str], config_dir: str | None) -> SweepConfig:
-    """The defaults, the file ``sweep=`` names, then each ``sweep.KEY``. Raises ``UserError``."""
-    given = {key.removeprefix("sweep."): value for key, value in own.items() if key != "sweep"}
-    valid = list(SweepConfig.__dataclass_fields__)
-    for key in given:
-        if key not in valid or key == "params":
-            raise UserError(f"sweep.{key} is not a known key{near(key, {*valid} - {'params'}, 'sweep')}")
-    try:
-        loaded = group.load("sweep", own.get("sweep", "grid"), config_dir, safe_yaml.parse, "optuna")
-        values = {key: safe_yaml.parse(value, f"sweep.{key}=") for key, value in given.items()}
-        check({**loaded, **values}, SweepConfig, "sweep")
-        tree = OmegaConf.merge(OmegaConf.structured(SweepConfig), loaded, values)
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        raise UserError(f"sweep.{explain(error)}") from None
-    assert isinstance(config, SweepConfig)
-    useless = [key for key in given if key in SEARCH_ONLY]
+def read(own: dict[str, str], config_dirs: Sequence[str]) -> SweepConfig:
+    """The file that ``sweep=`` names, and each ``sweep.KEY``. Raises ``UserError``."""
+    if any(key.startswith("sweep.params") for key in own):
+        raise UserError("sweep.params is for a file of conf/sweep: write key=a,b on the command line")
+    config = merge("sweep", load("sweep", own.get("sweep", "grid"), config_dirs), own, SweepConfig)
+    useless = [key for key in own if key.removeprefix("sweep.") in SEARCH_ONLY]
     if config.method == "grid" and useless:
-        raise UserError(f"sweep.{useless[0]} is of a search, and this is a grid: add sweep=optuna, or leave it out")
+        raise UserError(f"{useless[0]} is of a search, and this is a grid: add sweep=optuna, or leave it out")
     return config

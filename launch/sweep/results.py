@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from data_loaders.state_files import write_json
+from launch import messages
 from launch.sweep import experiment, picture
 from launch.sweep.space import Dimension
 from launch.sweep.trials import Trial, best, ranked
 
 PICTURE = "sweep.html"
-WIDTH = 160  # of a table that is not written to a terminal
 
 
 def leave(
@@ -22,7 +21,7 @@ def leave(
     trials: Sequence[Trial],
     dimensions: Sequence[Dimension],
     fixed: Sequence[str],
-    config_dir: str | None,
+    config_dirs: Sequence[str],
     metric: str,
 ) -> None:
     """Writes all of it to ``root``, and says where."""
@@ -34,12 +33,12 @@ def leave(
     print_table(trials, dimensions, metric)
     if any(trial.value is not None for trial in trials):
         picture.draw(root / PICTURE, trials, dimensions, metric)
-        print(f"Picture: {root / PICTURE}")
+        messages.result(f"Picture: {root / PICTURE}")
     if (winner := best(trials, metric)) is not None:
         headline = f"Trial {winner.number} of {root}: {metric} {winner.value:.6f}"
-        arguments = experiment.write(root, [*fixed, *winner.overrides], config_dir, headline)
-        print(f"Best: {winner}, {metric} {winner.value:.6f}, in {winner.folder}")
-        print(f"Run it: python -m launch.run {shlex.join(arguments)}")
+        arguments = experiment.write(root, [*fixed, *winner.overrides], config_dirs, headline)
+        messages.result(f"Best: {winner}, {metric} {winner.value:.6f}, in {winner.folder}")
+        messages.result(f"Run it: clicktrainer train {shlex.join(arguments)}")
 
 
 def print_table(trials: Sequence[Trial], dimensions: Sequence[Dimension], metric: str) -> None:
@@ -53,8 +52,7 @@ def print_table(trials: Sequence[Trial], dimensions: Sequence[Dimension], metric
         table.add_row(
             str(trial.number), *values, figure, state, "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    messages.show(table)
 
 
 def _short(value: str) -> str:

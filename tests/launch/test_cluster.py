@@ -39,7 +39,7 @@ def render(tmp_path, capfd):
     [
         (["launch.nodes=2"], "launch= is missing: torchrun, slurm, kubernetes"),
         (["launch=slrum"], "launch=slrum: there is no conf/launch/slrum.yaml (valid: kubernetes, slurm, torchrun)"),
-        ([*SLURM, "launch.image=x"], "launch.image is not a known key of slurm (valid: cpus_per_node, env,"),
+        ([*SLURM, "launch.image=x"], "launch.image is not a known key (valid: cpus_per_node, env,"),
         ([*SLURM, "launch.nodes=two"], "launch.nodes is 'two': expected a whole number"),
         ([*SLURM, "launch.nodes.x=2"], "launch.nodes"),
         ([*SLURM, "launch.nodes=0"], "launch.nodes is 0: give a number from 1"),

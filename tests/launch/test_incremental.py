@@ -93,7 +93,7 @@ def interrupted(root, output):
     assert first.returncode == 0, first.stderr
     finished = (output / "runs" / "a" / "metrics.json").stat().st_mtime_ns
     died = run_days(root, output, DAYS[:2], faults="phase=before_rename,action=kill9")
-    assert died.returncode != 0 and "the same command goes on with it" in died.stderr
+    assert died.returncode != 0 and "the same command resumes it" in died.stderr
     assert not (output / "runs" / "b" / "metrics.json").exists()
     ended = run_days(root, output, DAYS)
     assert ended.returncode == 0, ended.stderr

@@ -45,8 +45,13 @@ def test_ranks_and_agent_listen_on_loopback_alone(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "listens.py").write_text(RANK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    words = ["--nproc-per-node", "2", "--module", "listens", str(tmp_path)]
-    assert subprocess.run([sys.executable, "-m", "launch.run", *words], cwd=REPOSITORY, check=False).returncode == 0
+    words = ["--nproc-per-node", "2", "listens", str(tmp_path)]
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", "tests.launch.start_ranks", *words], cwd=REPOSITORY, check=False
+        ).returncode
+        == 0
+    )
     for rank in range(2):
         total, found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert total == 2 and found and set(found) == {"127.0.0.1"}

@@ -42,9 +42,9 @@ def test_the_launcher_and_its_ranks_are_ours_beside_a_trainer_of_the_users(folde
     """As the command `clicktrainer` starts it; what a rank runs prints the configuration."""
     script = tmp_path_factory.mktemp("bin") / "clicktrainer"
     script.write_text(
-        f"import sys; sys.path.append({str(REPOSITORY)!r})\nfrom launch.run import program\nsys.exit(program())\n"
+        f"import sys; sys.path.append({str(REPOSITORY)!r})\nfrom trainer.cli import main\nsys.exit(main())\n"
     )
-    done = run([sys.executable, str(script), "model=lr", "--print-config"], folder)
+    done = run([sys.executable, str(script), "train", "model=lr", "--print-config"], folder)
     assert done.returncode == 0 and "name: lr" in done.stdout, done.stderr
 
 

@@ -7,36 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from launch import group
-from launch import run as launcher
 from launch.folder import check_settings, locked
+from launch.options import split
 from launch.rank import command as rank_command
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
 from tests import tiny, warm
+from trainer.config import arguments
 from trainer.config.compose import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def read(*arguments, config_dir=None):
-    own, rest = group.split(arguments, "sweep")
+    own, rest = split(arguments, "sweep")
     assert rest == []
-    return options.read(own, config_dir)
+    return options.read(own, [config_dir] if config_dir else [])
 
 
-def plan(*arguments):
-    launch, rest = launcher.parse(["--multirun", *arguments])
-    return command.make_plan(launch, rest)
+def plan(*words):
+    return command.make_plan(arguments.sweep().parse_intermixed_args(words))
 
 
 def test_our_keys_and_the_trials():
-    own, rest = group.split(
-        ["sweep=optuna", "model=a,b", "--config-dir", "mine", "sweep.trials=3", "sweeper=1"], "sweep"
-    )
+    own, rest = split(["sweep=optuna", "model=a,b", "--config-dir", "mine", "sweep.trials=3", "sweeper=1"], "sweep")
     assert own == {"sweep": "optuna", "sweep.trials": "3"}
     assert rest == ["model=a,b", "--config-dir", "mine", "sweeper=1"]
-    config = options.read(own, None)
+    config = options.read(own, [])
     assert (config.method, config.trials, config.parallel, config.metric) == ("optuna", 3, 1, "valid.auc")
     assert read().method == "grid"
 
@@ -79,7 +76,6 @@ def test_mistakes_in_them(arguments, message):
         (["model=din,deepfm", "sweep.metric=valid.gauc"], "group_by"),
         (["sweep=optuna", "optim.dense.lr=interval(-1,1)"], "lr"),
         (["sweep=optuna", "optim.dense.lr=0.1,0.2", "model=din,depfm"], "did you mean deepfm"),
-        (["model=din,deepfm", "--module", "trainer.predict"], "a sweep is of trainer.train"),
     ],
 )
 def test_mistakes_of_any_trial_are_told_before_the_first(arguments, message, tmp_path):
@@ -103,7 +99,7 @@ def test_the_same_command_finds_its_folder_and_another_does_not(tmp_path):
 
 def test_secrets_are_not_written_down():
     _, dimensions = space.parse(["model=din,deepfm"])
-    settings = command.settings_of(options.SweepConfig(), ["store.secret_key=hush", "seed=2"], dimensions, None)
+    settings = command.settings_of(options.SweepConfig(), ["store.secret_key=hush", "seed=2"], dimensions, [])
     assert settings["overrides"] == ["store.secret_key=<redacted>", "seed=2"] and settings["space"] == [
         "model=din,deepfm"
     ]
@@ -139,9 +135,10 @@ def test_a_trial_is_started_through_a_command_that_finds_it_a_place(tmp_path):
     started = command.trial_command(made)(Trial(0, {"model": "din"}, folder), shares.Share(cores=(2, 3)))
     inside = ["env", "PLACE=node 7", *rank_command("launch.run", [])]
     assert started[: len(inside)] == inside
-    _, overrides = launcher.parse(started[len(inside) :])
-    assert compose(overrides).config.run.dir == str(folder) and "model=din" in overrides
-    absent = [sys.executable, "-m", "launch.child", str(os.getpid()), "any", "/absent/srun"]
+    given = arguments.train().parse_intermixed_args(started[len(inside) :])
+    words = arguments.job_words(given, given.overrides)
+    assert compose(words).config.run.dir == str(folder) and "model=din" in words
+    absent = [sys.executable, "-m", "launch.children", str(os.getpid()), "any", "/absent/srun"]
     done = subprocess.run(absent, cwd=REPOSITORY, capture_output=True, text=True, timeout=warm.PATIENCE)
     assert (done.returncode, done.stderr) == (2, "error: /absent/srun cannot be started: No such file or directory\n")
 

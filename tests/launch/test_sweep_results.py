@@ -54,9 +54,9 @@ def some(values):
     ],
 )
 def test_the_best_trial_is_an_experiment_that_composes_to_the_same_job(config_dir, overrides, tmp_path):
-    folder = str(tiny.CONF) if config_dir else None
-    first = ["--config-dir", folder] if folder else []
-    arguments = experiment.write(tmp_path, [*overrides, "run.dir=/there"], folder, "valid.auc 0.7")
+    folders = [str(tiny.CONF)] if config_dir else []
+    first = [word for folder in folders for word in ("--config-dir", folder)]
+    arguments = experiment.write(tmp_path, [*overrides, "run.dir=/there"], folders, "valid.auc 0.7")
     composed = compose(arguments).tree
     assert composed == compose([*first, *overrides]).tree
     assert (tmp_path / "experiment" / "best.yaml").read_text().startswith("# @package _global_\n# valid.auc 0.7\n")
@@ -77,18 +77,18 @@ def test_a_sweep_leaves_a_table_a_picture_and_an_experiment(tmp_path, capsys):
     dimensions = space.parse(SWEPT)[1]
     trials = some([("0.0001234567", "deepfm", "1", 0.5), ("0.001", "din", "3", 0.7), ("0.01", "din", "2", None)])
     trials.append(replace(trials[0], number=3, state="pruned", value=0.9))
-    results.leave(tmp_path, trials, dimensions, ["seed=4"], None, "valid.auc")
+    results.leave(tmp_path, trials, dimensions, ["seed=4"], [], "valid.auc")
     shown = capsys.readouterr().out
     order = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
     assert order == ["1", "0", "3", "2"], "the best of those that came to their end, then the others"
     assert "0.000123457" in shown and "failed: why" in shown
-    assert f"python -m launch.run --config-dir {tmp_path} experiment=best" in shown
+    assert f"clicktrainer train --config-dir {tmp_path} experiment=best" in shown
     page = (tmp_path / "sweep.html").read_text()
     assert page.count("<figure") == 1 and "3 trials by valid.auc" in page
     assert [trial["number"] for trial in json.loads((tmp_path / "results.json").read_text())] == [1, 0, 3, 2]
 
 
 def test_where_all_failed_there_is_a_table_and_no_best(tmp_path, capsys):
-    results.leave(tmp_path, some([("0.01", "din", "2", None)]), space.parse(SWEPT)[1], [], None, "valid.auc")
+    results.leave(tmp_path, some([("0.01", "din", "2", None)]), space.parse(SWEPT)[1], [], [], "valid.auc")
     assert "failed: why" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

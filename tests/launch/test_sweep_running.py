@@ -55,7 +55,7 @@ def test_a_secret_that_is_swept_is_written_nowhere_and_still_given_to_the_run(tm
     assert json.loads((trial.folder / "trial.json").read_text())["values"] == {"logging.api_key": "<redacted>"}
     done = [replace(trial, state="complete", value=0.7), replace(search.next(), state="complete", value=0.6)]
     dimensions = space.parse(["logging.api_key=hunter22,hunter23"])[1]
-    results.leave(tmp_path, done, dimensions, [], None, "valid.auc")
+    results.leave(tmp_path, done, dimensions, [], [], "valid.auc")
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"]
     assert not any(b"hunter" in content for content in [*written, capsys.readouterr().out.encode()])
     assert [label for _, label in picture.axis_of(dimensions[0], done).ticks] == ["<redacted>"] * 2
@@ -168,8 +168,8 @@ time.sleep(9999)
 """
 SWEEP = """
 import os, subprocess, sys
-subprocess.Popen([sys.executable, "-m", "launch.child", str(os.getpid()), sys.argv[1], sys.executable,
-                  "-m", "launch.run", "--nproc-per-node", "1", "--module", "fake_worker"], start_new_session=True).wait()
+subprocess.Popen([sys.executable, "-m", "launch.children", str(os.getpid()), sys.argv[1], sys.executable,
+                  "-m", "tests.launch.start_ranks", "--nproc-per-node", "1", "fake_worker"], start_new_session=True).wait()
 """
 
 

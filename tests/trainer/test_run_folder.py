@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from launch.run import Outcome
+from launch.ranks import Outcome
 from trainer.config.job import RunConfig
 from trainer.runtime import run_folder
 
@@ -131,7 +131,7 @@ def test_a_launcher_tells_of_an_end_where_no_rank_knew(tmp_path, before, expecte
         run_folder.Status(tmp_path, "a").end("failed", **before)
     assert run_folder.of_launch(run, "b") is None, "another launch's run is not ours to tell of"
     outcome = Outcome(run, "a")
-    outcome.tell("failed", rank=0, reason="killed by SIGKILL")
+    outcome.record("failed", rank=0, reason="killed by SIGKILL")
     found = run_folder.read_status(tmp_path)
     assert (found["state"], found["reason"]) == expected
     assert not outcome.is_mistake()

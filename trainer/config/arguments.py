@@ -47,6 +47,12 @@ def job_words(options: Namespace, overrides: Sequence[str]) -> list[str]:
     return [*folders, *name, *overrides]
 
 
+def rank_words(options: Namespace) -> list[str]:
+    """How ranks are started, as ``train`` reads it."""
+    counts = "--nproc-per-node", options.nproc_per_node, "--max-restarts", str(options.max_restarts)
+    return [*counts, "--grace", str(options.grace)]
+
+
 def sweep() -> ArgumentParser:
     parser = _parser(
         "sweep",
@@ -101,7 +107,8 @@ def plan() -> ArgumentParser:
     return parser
 
 
-def evaluate() -> ArgumentParser:
+def evaluate_alone() -> ArgumentParser:
+    """Of `trainer.evaluate`, which a rank may be."""
     parser = _parser(
         "evaluate",
         "Evaluates a trained run on any data; prints JSON.",
@@ -115,7 +122,21 @@ def evaluate() -> ArgumentParser:
     return parser
 
 
+def evaluate() -> ArgumentParser:
+    return _with_count(evaluate_alone())
+
+
 def predict() -> ArgumentParser:
+    return _with_count(predict_alone())
+
+
+def count() -> ArgumentParser:
+    """The number of ranks alone, beside arguments of another parser's."""
+    return _with_count(ArgumentParser(add_help=False, allow_abbrev=False))
+
+
+def predict_alone() -> ArgumentParser:
+    """Of `trainer.predict`, which a rank may be."""
     parser = _parser(
         "predict",
         "Writes click probabilities for Parquet input, in its order of rows.",
@@ -244,6 +265,13 @@ def _add_ranks(parser: ArgumentParser) -> None:
         default=GRACE_SECONDS,
         help=f"seconds that ranks have to save and end when asked to stop, then they are killed (default: {GRACE_SECONDS})",
     )
+
+
+def _with_count(parser: ArgumentParser) -> ArgumentParser:
+    parser.add_argument(
+        "--nproc-per-node", help="ranks, or auto: one a GPU, two on a CPU (default: this process alone)"
+    )
+    return parser
 
 
 def _add_run(parser: ArgumentParser) -> None:

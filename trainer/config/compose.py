@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,6 +45,11 @@ class Composed:
 
     config: TrainConfig
     tree: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """``tree`` as YAML."""
+        return yaml.safe_dump(self.tree, sort_keys=False)
 
 
 def compose(argv: Sequence[str]) -> Composed:

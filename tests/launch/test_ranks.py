@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch import run as launcher
+from launch import ranks as launcher
 from tests import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def environment(tmp_path_factory):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "launch.run", "--module", "fake_worker", *arguments]
+    return [sys.executable, "-m", "tests.launch.start_ranks", *arguments]
 
 
 def launch(environment, *arguments):
@@ -64,7 +64,7 @@ def launch(environment, *arguments):
 
 
 def test_workers_get_arguments_and_environment_unchanged(environment):
-    done = launch(environment, "--nproc-per-node", "2", "well", "name=${model.name}", "price=$$1")
+    done = launch(environment, "--nproc-per-node", "2", "fake_worker", "well", "name=${model.name}", "price=$$1")
     assert (done.returncode, done.stderr) == (0, "")
     threads = str(max(1, launcher.num_cores() // 2))
     ranks = sorted(line for line in done.stdout.splitlines() if line.startswith("rank="))
@@ -76,14 +76,14 @@ def test_workers_get_arguments_and_environment_unchanged(environment):
 
 
 def test_a_mistake_explained_by_a_worker_is_not_repeated_and_never_retried(environment):
-    done = launch(environment, "--nproc-per-node", "1", "--max-restarts", "3", "mistake")
+    done = launch(environment, "--nproc-per-node", "1", "--max-restarts", "3", "fake_worker", "mistake")
     assert done.returncode == 2
     assert done.stderr == "error: the user's mistake\n"
     assert done.stdout.count("rank=0") == 1
 
 
 def test_a_bug_shows_its_traceback_and_one_line_of_ours(environment):
-    done = launch(environment, "--nproc-per-node", "2", "bug")
+    done = launch(environment, "--nproc-per-node", "2", "fake_worker", "bug")
     assert done.returncode == 1
     assert done.stderr.count("RuntimeError: a bug") == 1
     assert done.stderr.endswith("launch: rank 1 of 2 failed with exit code 1: its message is above\n")
@@ -91,7 +91,7 @@ def test_a_bug_shows_its_traceback_and_one_line_of_ours(environment):
 
 
 def test_a_killed_rank_is_named_with_a_remedy_and_started_again_if_asked(environment):
-    done = launch(environment, "--nproc-per-node", "2", "--max-restarts", "1", "killed-once")
+    done = launch(environment, "--nproc-per-node", "2", "--max-restarts", "1", "fake_worker", "killed-once")
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
     assert first.startswith("launch: rank 1 of 2 was killed by SIGKILL: most often the kernel, out of memory")
@@ -115,7 +115,7 @@ def start_and_wait(environment, *arguments):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_every_worker(environment, number):
-    process, workers = start_and_wait(environment, "graceful")
+    process, workers = start_and_wait(environment, "fake_worker", "graceful")
     assert len(workers) == 2
     process.send_signal(number)
     output, errors = process.communicate(timeout=warm.PATIENCE)
@@ -125,7 +125,7 @@ def test_a_signal_reaches_every_worker(environment, number):
 
 
 def test_workers_that_do_not_end_within_their_grace_are_killed(environment):
-    process, workers = start_and_wait(environment, "--grace", "1", "stubborn")
+    process, workers = start_and_wait(environment, "--grace", "1", "fake_worker", "stubborn")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=warm.PATIENCE) == 128 + signal.SIGTERM
     gone, alive = psutil.wait_procs(workers, timeout=warm.PATIENCE)
@@ -134,7 +134,7 @@ def test_workers_that_do_not_end_within_their_grace_are_killed(environment):
 
 
 def test_an_impatient_user_leaves_no_worker_behind(environment):
-    process, workers = start_and_wait(environment, "stubborn")
+    process, workers = start_and_wait(environment, "fake_worker", "stubborn")
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
@@ -171,9 +171,9 @@ def test_ranks_that_cannot_be_started(monkeypatch, capsys, error, says):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(launcher, "run", fail)
+    monkeypatch.setattr(launcher, "_run_once", fail)
     monkeypatch.setattr(launcher.os, "environ", dict(os.environ))
-    assert launcher.main(["--module", "fake_worker", "--nproc-per-node", "1", "device=cpu"]) == 2
+    assert launcher.run(launcher.Job("fake_worker", [], 1, "cpu")) == 2
     assert capsys.readouterr().err == f"error: the ranks cannot be started ({says}\n"
 
 
@@ -200,12 +200,6 @@ def test_environment_of_workers():
     assert launcher.worker_environment({}, 2, False, 8) == {"OMP_NUM_THREADS": "4", "GLIBC_TUNABLES": launcher.MALLOC}
     assert launcher.worker_environment({}, 4, True, 2) == {"OMP_NUM_THREADS": "1"}
     assert launcher.worker_environment({"OMP_NUM_THREADS": "3", "GLIBC_TUNABLES": ""}, 2, False, 8) == {}
-
-
-def test_options_of_ours_and_of_the_worker_mix():
-    options, rest = launcher.parse(["model=din", "--nproc-per-node=3", "--config-dir", "mine", "~experiment", "+x=1"])
-    assert options.nproc_per_node == "3" and options.module == "trainer.train"
-    assert rest == ["model=din", "--config-dir", "mine", "~experiment", "+x=1"]
 
 
 def test_a_worker_that_a_signal_asked_to_end():
