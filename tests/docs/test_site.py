@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = re.compile(r"^(https?:)?//")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:trainer|data_loaders|launch|bench|conf|requirements)/[\w/.-]*)`")
+COMMAND = re.compile(r"(?:^|`|/)clicktrainer ([a-z]+)", re.MULTILINE)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SHOW_RESULTS = """<script>setTimeout(() => document.body.dataset.found =
   document.querySelector(".md-search-result__meta").textContent, 8000)</script></body>"""
@@ -115,6 +116,13 @@ def test_files_named_on_the_pages_exist():
     pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]
     named = {(page.name, name) for page in pages for name in FILE.findall(page.read_text())}
     assert len(named) > 20 and [pair for pair in sorted(named) if not (REPOSITORY / pair[1]).exists()] == []
+
+
+def test_commands_on_the_pages_exist():
+    cli = pytest.importorskip("trainer.cli")
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    named = {(page.name, name) for page in pages for name in COMMAND.findall(page.read_text())}
+    assert len(named) > 20 and [pair for pair in sorted(named) if pair[1] not in cli.COMMANDS] == []
 
 
 def test_pages_named_in_the_source_exist():
