@@ -6,21 +6,20 @@ Shapes: B rows of this rank, I width of x_0.
 """
 
 import torch
-from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import CrossNetwork
 from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
 
 
-class DCN(nn.Module):
+class DCN(PooledModel):
     """``cross_layers``: of the cross network (0: the deep network alone); ``hidden_units``, ``normalization``, ``dropout``: of
     the deep one.
 
@@ -36,20 +35,17 @@ class DCN(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
         check_least(cross_layers, 0, "model.cross_layers")
-        self.layout: Layout = schema.layout()
-        in_dim = total_width(concatenated(schema, "dcn"))
-        configs = bag_configs(schema, self.layout.pooled)
-        self.head = DCNHead(
-            configs, list(self.layout.pooled), in_dim, cross_layers, hidden_units, normalization, dropout
+        layout, in_dim = schema.layout(), total_width(concatenated(schema, "dcn"))
+        tables, groups = pooled_lookup(schema, layout.pooled)
+        head = DCNHead(
+            groups,
+            CrossNetwork(in_dim, cross_layers) if cross_layers else None,
+            LogitLinear(in_dim) if cross_layers else None,
+            MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1),
         )
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -58,21 +54,13 @@ class DCN(nn.Module):
 
 
 class DCNHead(Head):
+    """``cross`` and its output layer are None in a model without cross layers."""
+
     def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        features: list[str],
-        in_dim: int,
-        cross_layers: int,
-        hidden_units: list[int],
-        normalization: str,
-        dropout: float,
+        self, groups: PooledGroups, cross: CrossNetwork | None, cross_output: LogitLinear | None, deep: MLP
     ) -> None:
         super().__init__()
-        self.groups = PooledGroups(configs, features)
-        self.cross = CrossNetwork(in_dim, cross_layers) if cross_layers else None
-        self.cross_output = LogitLinear(in_dim) if cross_layers else None
-        self.deep = MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1)
+        self.groups, self.cross, self.cross_output, self.deep = groups, cross, cross_output, deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, _ = self.groups(pooled)

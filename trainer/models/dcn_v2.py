@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
 from data_loaders.errors import UserError
-from data_loaders.schema import Layout, Schema, one_of
+from data_loaders.schema import Schema, one_of
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import LowRankCrossNetwork, MatrixCrossNetwork
 from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
@@ -25,7 +25,7 @@ from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
 STRUCTURES = ("stacked", "parallel")
 
 
-class DCNV2(nn.Module):
+class DCNV2(PooledModel):
     """``cross_layers``, at least 1; ``structure``: stacked or parallel; ``rank`` of the cross layers' matrices (None: full)
     and ``experts`` of that rank; ``hidden_units``, ``normalization``, ``dropout``: of the deep network.
 
@@ -44,7 +44,6 @@ class DCNV2(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
         check_least(cross_layers, 1, "model.cross_layers")
         check_least(experts, 1, "model.experts")
@@ -53,20 +52,15 @@ class DCNV2(nn.Module):
             check_least(rank, 1, "model.rank")
         elif experts > 1:
             raise UserError(f"model.experts is {experts}, but their matrices are full: give model.rank, or experts=1")
-        self.layout: Layout = schema.layout()
-        in_dim = total_width(concatenated(schema, "dcn_v2"))
-        configs = bag_configs(schema, self.layout.pooled)
-        self.head = DCNV2Head(
-            PooledGroups(configs, self.layout.pooled),
+        layout, in_dim = schema.layout(), total_width(concatenated(schema, "dcn_v2"))
+        tables, groups = pooled_lookup(schema, layout.pooled)
+        head = DCNV2Head(
+            groups,
             cross_network(in_dim, cross_layers, rank, experts),
             MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1),
             LogitLinear(in_dim) if structure == "parallel" else None,
         )
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:

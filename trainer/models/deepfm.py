@@ -7,21 +7,20 @@ Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), 
 """
 
 import torch
-from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
-from trainer.models.inputs import field_dim, field_names, first_order
-from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models.inputs import dense_field_axes, dense_fields, field_dim, field_names, first_order
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 from trainer.modules.interactions import FactorizationMachine
 from trainer.modules.mlp import MLP, DenseFields, check_units
 
 
-class DeepFM(nn.Module):
+class DeepFM(PooledModel):
     """``hidden_units``, ``normalization``, ``dropout``: of the network. First-order weights belong to every number and
     sparse feature, and to the sequences with ``wide: true``.
 
@@ -37,51 +36,32 @@ class DeepFM(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
-        self.layout: Layout = schema.layout()
-        deep = list(self.layout.pooled)
-        wide = first_order(schema)
-        dim = field_dim(schema, "deepfm")
-        configs = bag_configs(schema, deep, wide)
-        self.head = DeepFMHead(configs, deep, wide, len(schema.dense), dim, hidden_units, normalization, dropout)
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        layout, dim = schema.layout(), field_dim(schema, "deepfm")
+        tables, groups = pooled_lookup(schema, layout.pooled, first_order(schema))
+        in_dim = len(field_names(schema)) * dim
+        head = DeepFMHead(
+            groups,
+            dense_fields(schema, dim),
+            MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1),
+            dim,
+        )
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
         dim = field_dim(schema, "deepfm")
         axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [(key, dim) for key in field_names(schema)])}
-        if schema.dense:
-            numbers = [(name, 1) for name in schema.dense]
-            axes |= {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")}
-        return axes
+        return axes | dense_field_axes(schema)
 
 
 class DeepFMHead(Head):
-    def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        deep: list[str],
-        wide: list[str],
-        num_dense: int,
-        dim: int,
-        hidden_units: list[int],
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, groups: PooledGroups, dense_fields: DenseFields | None, deep: MLP, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.groups = PooledGroups(configs, deep, wide)
-        self.wide = WideLookup()
-        self.dense_fields = DenseFields(num_dense, dim, init_std=DEFAULT_INIT_STD) if num_dense else None
+        self.groups, self.wide, self.dense_fields = groups, WideLookup(), dense_fields
         self.factorization_machine = FactorizationMachine()
-        self.deep = MLP(
-            (len(deep) + num_dense) * dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1
-        )
+        self.deep = deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)

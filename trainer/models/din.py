@@ -10,7 +10,6 @@ Shapes: B rows of this rank, T events of one history over the batch, D summed wi
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from data_loaders.batch import Batch
@@ -65,21 +64,23 @@ class DIN(nn.Module):
                 "feature of the same table> on a feature of kind: sequence, or choose another model"
             )
         self.layout: Layout = schema.layout(attention=True)
+        width = widths(schema)
         configs = bag_configs(schema, self.layout.pooled)
-        self.head = DINHead(
-            schema,
-            self.layout,
-            configs,
-            hidden_units,
-            attention_units,
-            activation,
-            softmax,
-            position,
-            cosine,
-            intensity,
-            normalization,
-            dropout,
+        attentions = nn.ModuleList(
+            TargetAttention(
+                sum(width[key] for key in group),
+                attention_units,
+                activation=activation,
+                softmax=softmax,
+                positions=max(schema.features[key].max_length for key in group) if position == "learned" else None,
+                cosine=cosine,
+                intensity=intensity,
+            )
+            for group in schema.histories.values()
         )
+        in_dim = len(schema.dense) + sum(width.values())
+        deep = MLP(in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1)
+        self.head = DINHead(schema, PooledGroups(configs, self.layout.pooled), attentions, deep)
         self.embedding_bags = build_embedding_bags(configs, device) if configs else None
         self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
 
@@ -90,10 +91,9 @@ class DIN(nn.Module):
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        layout, groups = schema.layout(attention=True), list(schema.histories.values())
-        width = {key: schema.dim(schema.features[key].table) for key in (*layout.pooled, *layout.unpooled)}
+        width, groups = widths(schema), list(schema.histories.values())
         members = [key for group in groups for key in group]
-        others = [key for key in (*layout.pooled, *layout.unpooled) if key not in members]
+        others = [key for key in width if key not in members]
         inputs = [*((name, 1) for name in schema.dense), *((key, width[key]) for key in (*others, *members))]
         attended = {
             f"{prefix}.first.weight": (1, 4 * [(key, width[key]) for key in group])  # q, k, q - k, q * k
@@ -111,46 +111,24 @@ class DIN(nn.Module):
         return {f"head.attentions.{index}": group for index, group in enumerate(schema.histories.values())}
 
 
+def widths(schema: Schema) -> dict[str, int]:
+    """Of each feature's vector, pooled ones first."""
+    layout = schema.layout(attention=True)
+    return {key: schema.dim(schema.features[key].table) for key in (*layout.pooled, *layout.unpooled)}
+
+
 class DINHead(Head):
-    def __init__(
-        self,
-        schema: Schema,
-        layout: Layout,
-        configs: list[EmbeddingBagConfig],
-        hidden_units: list[int],
-        attention_units: list[int],
-        activation: str,
-        softmax: bool,
-        position: str,
-        cosine: bool,
-        intensity: bool,
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    """``attentions``: one for each history of ``schema``."""
+
+    def __init__(self, schema: Schema, groups: PooledGroups, attentions: nn.ModuleList, deep: MLP) -> None:
         super().__init__()
-        width = {key: schema.dim(schema.features[key].table) for key in (*layout.pooled, *layout.unpooled)}
         self.histories = schema.histories
         self.targets = {key: schema.features[key].target for group in self.histories.values() for key in group}
+        unpooled = schema.layout(attention=True).unpooled
         self.pooling = {
-            key: schema.tables[schema.features[key].table].pooling for key in layout.unpooled if key not in self.targets
+            key: schema.tables[schema.features[key].table].pooling for key in unpooled if key not in self.targets
         }
-        self.groups = PooledGroups(configs, layout.pooled)
-        self.attentions = nn.ModuleList(
-            TargetAttention(
-                sum(width[key] for key in group),
-                attention_units,
-                activation=activation,
-                softmax=softmax,
-                positions=max(schema.features[key].max_length for key in group) if position == "learned" else None,
-                cosine=cosine,
-                intensity=intensity,
-            )
-            for group in self.histories.values()
-        )
-        in_dim = len(schema.dense) + sum(width.values())
-        self.deep = MLP(
-            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
-        )
+        self.groups, self.attentions, self.deep = groups, attentions, deep
 
     def logits(
         self, dense: Tensor, pooled: KeyedTensor | None, jagged: list[dict[str, JaggedTensor]], weights: Tensor

@@ -8,23 +8,22 @@ Shapes: B rows of this rank, F vectors (z, sparse features, sequences), D embedd
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
 from data_loaders.errors import UserError
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, pairs
-from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import InnerProduct
 from trainer.modules.mlp import MLP, check_units
 
 
-class DLRM(nn.Module):
+class DLRM(PooledModel):
     """``bottom_units``: of the network over the numbers, before its last layer, which is as wide as the embeddings;
     ``hidden_units``, ``normalization``, ``dropout``: of the top network.
 
@@ -41,22 +40,21 @@ class DLRM(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(bottom_units, "model.bottom_units")
         check_units(hidden_units, "model.hidden_units")
-        self.layout: Layout = schema.layout()
-        dim = field_dim(schema, "dlrm")
-        if len(self.layout.pooled) + bool(schema.dense) < 2:
+        layout, dim, has_numbers = schema.layout(), field_dim(schema, "dlrm"), bool(schema.dense)
+        vectors = len(layout.pooled) + has_numbers
+        if vectors < 2:
             raise UserError("schema.features has one feature: model dlrm multiplies two or more vectors")
-        configs = bag_configs(schema, self.layout.pooled)
-        self.head = DLRMHead(
-            configs, self.layout, len(schema.dense), dim, bottom_units, hidden_units, normalization, dropout
+        tables, groups = pooled_lookup(schema, layout.pooled)
+        in_dim = vectors * (vectors - 1) // 2 + dim * has_numbers
+        head = DLRMHead(
+            groups,
+            MLP(len(schema.dense), bottom_units, out_dim=dim) if has_numbers else None,
+            MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1),
+            dim,
         )
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -71,30 +69,10 @@ class DLRM(nn.Module):
 
 
 class DLRMHead(Head):
-    def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        layout: Layout,
-        num_dense: int,
-        dim: int,
-        bottom_units: list[int],
-        hidden_units: list[int],
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, groups: PooledGroups, bottom: MLP | None, top: MLP, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.groups = PooledGroups(configs, layout.pooled)
-        self.bottom = MLP(num_dense, bottom_units, out_dim=dim) if num_dense else None
-        self.product = InnerProduct()
-        vectors = len(layout.pooled) + bool(num_dense)
-        self.top = MLP(
-            vectors * (vectors - 1) // 2 + dim * bool(num_dense),
-            hidden_units,
-            normalization=normalization,
-            dropout=dropout,
-            out_dim=1,
-        )
+        self.groups, self.bottom, self.product, self.top = groups, bottom, InnerProduct(), top
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, _ = self.groups(pooled)

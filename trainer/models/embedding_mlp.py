@@ -7,20 +7,19 @@ Shapes: B rows of this rank, D summed width of the embedded features.
 """
 
 import torch
-from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules.embeddings import PooledGroups, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.mlp import MLP, check_units
 
 
-class EmbeddingMLP(nn.Module):
+class EmbeddingMLP(PooledModel):
     """``hidden_units``, ``activation`` (dice, prelu, relu, tanh), ``normalization``, ``dropout``: of the network.
 
     Raises ``UserError`` where the schema has no sparse feature, or for hyperparameters out of range."""
@@ -35,19 +34,13 @@ class EmbeddingMLP(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
-        self.layout: Layout = schema.layout()
-        in_dim = total_width(concatenated(schema, "embedding_mlp"))
-        configs = bag_configs(schema, self.layout.pooled)
-        self.head = EmbeddingMLPHead(
-            configs, list(self.layout.pooled), in_dim, hidden_units, activation, normalization, dropout
+        layout, in_dim = schema.layout(), total_width(concatenated(schema, "embedding_mlp"))
+        tables, groups = pooled_lookup(schema, layout.pooled)
+        network = MLP(
+            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
         )
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        super().__init__(layout, tables, EmbeddingMLPHead(groups, network), device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -55,21 +48,9 @@ class EmbeddingMLP(nn.Module):
 
 
 class EmbeddingMLPHead(Head):
-    def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        features: list[str],
-        in_dim: int,
-        hidden_units: list[int],
-        activation: str,
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, groups: PooledGroups, deep: MLP) -> None:
         super().__init__()
-        self.groups = PooledGroups(configs, features)
-        self.deep = MLP(
-            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
-        )
+        self.groups, self.deep = groups, deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, _ = self.groups(pooled)  # [B, D]

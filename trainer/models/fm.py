@@ -8,55 +8,42 @@ Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), 
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
-from trainer.models.inputs import field_dim, first_order
-from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models.inputs import dense_field_axes, dense_fields, field_dim, first_order
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 from trainer.modules.interactions import FactorizationMachine
 from trainer.modules.mlp import DenseFields
 
 
-class FM(nn.Module):
+class FM(PooledModel):
     """First-order weights belong to every number and sparse feature, and to the sequences with ``wide: true``.
 
     Raises ``UserError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``."""
 
     def __init__(self, schema: Schema, *, device: torch.device) -> None:
-        super().__init__()
-        self.layout: Layout = schema.layout()
-        dim, deep, wide = field_dim(schema, "fm"), list(self.layout.pooled), first_order(schema)
-        configs = bag_configs(schema, deep, wide)
-        self.head = FMHead(configs, deep, wide, len(schema.dense), dim)
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled)  # [B]
+        layout, dim = schema.layout(), field_dim(schema, "fm")
+        tables, groups = pooled_lookup(schema, layout.pooled, first_order(schema))
+        super().__init__(layout, tables, FMHead(groups, dense_fields(schema, dim), dim), device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        numbers = [(name, 1) for name in schema.dense]
-        return {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")} if numbers else {}
+        return dense_field_axes(schema)
 
 
 class FMHead(Head):
-    def __init__(
-        self, configs: list[EmbeddingBagConfig], deep: list[str], wide: list[str], num_dense: int, dim: int
-    ) -> None:
+    def __init__(self, groups: PooledGroups, dense_fields: DenseFields | None, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.groups = PooledGroups(configs, deep, wide)
-        self.wide = WideLookup()
-        self.dense_fields = DenseFields(num_dense, dim, init_std=DEFAULT_INIT_STD) if num_dense else None
+        self.groups, self.wide, self.dense_fields = groups, WideLookup(), dense_fields
         self.factorization_machine = FactorizationMachine()
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def logits(self, dense: Tensor, pooled: KeyedTensor) -> Tensor:
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)
         first_order = self.wide(rows).sum(1) + self.bias  # [B]
         fields = embedded.unflatten(1, (-1, self.dim))  # [B, F, D]

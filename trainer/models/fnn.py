@@ -12,20 +12,19 @@ weight, N numbers.
 """
 
 import torch
-from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
-from trainer.models.inputs import field_dim, field_names, first_order
-from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models.inputs import dense_field_axes, dense_fields, field_dim, field_names, first_order
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 from trainer.modules.mlp import MLP, DenseFields, check_units
 
 
-class FNN(nn.Module):
+class FNN(PooledModel):
     """``hidden_units``, ``activation`` (tanh in the paper; relu, prelu, dice), ``normalization``, ``dropout``: of the network.
 
     Raises ``UserError`` where the schema has no sparse feature or its tables differ in ``embedding_dim``, or for
@@ -43,53 +42,30 @@ class FNN(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
-        self.layout: Layout = schema.layout()
-        dim, deep, wide = field_dim(schema, "fnn"), list(self.layout.pooled), first_order(schema)
-        configs = bag_configs(schema, deep, wide)
-        self.head = FNNHead(
-            configs, deep, wide, len(schema.dense), dim, hidden_units, activation, normalization, dropout
+        layout, dim, wide = schema.layout(), field_dim(schema, "fnn"), first_order(schema)
+        tables, groups = pooled_lookup(schema, layout.pooled, wide)
+        in_dim = len(wide) + len(schema.dense) + len(field_names(schema)) * dim
+        head = FNNHead(
+            groups,
+            dense_fields(schema, dim),
+            MLP(in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1),
         )
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
         dim = field_dim(schema, "fnn")
-        numbers = [(name, 1) for name in schema.dense]
-        linear = [*((key, 1) for key in first_order(schema)), *numbers]
+        linear = [(key, 1) for key in (*first_order(schema), *schema.dense)]
         vectors = [(key, dim) for key in field_names(schema)]
         axes: FeatureAxes = {"head.deep.layers.0.weight": (1, [*linear, *vectors])}
-        return axes | (
-            {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")} if numbers else {}
-        )
+        return axes | dense_field_axes(schema)
 
 
 class FNNHead(Head):
-    def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        deep: list[str],
-        wide: list[str],
-        num_dense: int,
-        dim: int,
-        hidden_units: list[int],
-        activation: str,
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, groups: PooledGroups, dense_fields: DenseFields | None, deep: MLP) -> None:
         super().__init__()
-        self.groups = PooledGroups(configs, deep, wide)
-        self.wide = WideLookup()
-        self.dense_fields = DenseFields(num_dense, dim, init_std=DEFAULT_INIT_STD) if num_dense else None
-        in_dim = len(wide) + len(deep) * dim + num_dense * (1 + dim)
-        self.deep = MLP(
-            in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1
-        )
+        self.groups, self.wide, self.dense_fields, self.deep = groups, WideLookup(), dense_fields, deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         vectors, rows = self.groups(pooled)  # [B, (F - N) D], [B, 4 (L - N)]

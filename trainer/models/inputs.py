@@ -9,6 +9,9 @@ from itertools import combinations
 
 from data_loaders.errors import UserError
 from data_loaders.schema import Schema
+from trainer.models import FeatureAxes
+from trainer.modules.embeddings import DEFAULT_INIT_STD
+from trainer.modules.mlp import DenseFields
 
 
 def concatenated(schema: Schema, model: str) -> list[tuple[str, int]]:
@@ -41,6 +44,16 @@ def field_dim(schema: Schema, model: str) -> int:
 
 def field_names(schema: Schema) -> list[str]:
     return [*schema.layout().pooled, *schema.dense]
+
+
+def dense_fields(schema: Schema, dim: int) -> DenseFields | None:
+    """The numbers as fields, under the name ``dense_fields`` of a head; None where there are none."""
+    return DenseFields(len(schema.dense), dim, init_std=DEFAULT_INIT_STD) if schema.dense else None
+
+
+def dense_field_axes(schema: Schema) -> FeatureAxes:
+    numbers = [(name, 1) for name in schema.dense]
+    return {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")} if numbers else {}
 
 
 def pairs(owners: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:

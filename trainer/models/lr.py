@@ -8,36 +8,28 @@ Shapes: B rows of this rank, F linear features, N numbers.
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
 from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema
 from trainer.models import FeatureAxes
-from trainer.modules.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 
 
-class LogisticRegression(nn.Module):
+class LogisticRegression(PooledModel):
     """Raises ``UserError`` where the schema has neither a wide feature nor a cross."""
 
     def __init__(self, schema: Schema, *, device: torch.device) -> None:
-        super().__init__()
         if not schema.wide:
             raise UserError(
                 "schema has no feature for a linear model: set wide: true on a sparse feature or a sequence, or choose "
                 "another model than lr"
             )
         wide = [key for key in schema.layout(crosses=True).pooled if key in schema.wide]
-        self.layout: Layout = Layout(tuple(wide))
-        configs = bag_configs(schema, [], wide)
-        self.head = LogisticRegressionHead(configs, wide, len(schema.dense))
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled)  # [B]
+        tables, groups = pooled_lookup(schema, [], wide)
+        super().__init__(Layout(tuple(wide)), tables, LogisticRegressionHead(groups, len(schema.dense)), device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -45,14 +37,13 @@ class LogisticRegression(nn.Module):
 
 
 class LogisticRegressionHead(Head):
-    def __init__(self, configs: list[EmbeddingBagConfig], wide: list[str], num_dense: int) -> None:
+    def __init__(self, groups: PooledGroups, num_dense: int) -> None:
         super().__init__()
-        self.groups = PooledGroups(configs, [], wide)
-        self.wide = WideLookup()
+        self.groups, self.wide = groups, WideLookup()
         self.numbers = nn.Parameter(torch.zeros(num_dense)) if num_dense else None
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def logits(self, dense: Tensor, pooled: KeyedTensor) -> Tensor:
+    def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         _, rows = self.groups(pooled)  # [B, 4F]
         linear = self.wide(rows).sum(1) + self.bias  # [B]
         return linear if self.numbers is None else linear + (dense * self.numbers).sum(1)

@@ -9,15 +9,14 @@ Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
 from data_loaders.errors import UserError
-from data_loaders.schema import Layout, Schema, one_of
+from data_loaders.schema import Schema, one_of
 from trainer.models import FeatureAxes
 from trainer.models.inputs import field_dim, field_names, pairs
-from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import DEFAULT_INIT_STD, PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import InnerProduct, OuterProduct
 from trainer.modules.mlp import MLP, check_units
@@ -26,7 +25,7 @@ from trainer.modules.normalization import build_normalization, normalize
 PRODUCTS = ("inner", "outer")
 
 
-class PNN(nn.Module):
+class PNN(PooledModel):
     """``product``: inner (IPNN) or outer (OPNN); ``hidden_units``: of the product layer and the layers after it;
     ``normalization``, ``dropout``: after each.
 
@@ -43,22 +42,28 @@ class PNN(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
         one_of(product, PRODUCTS, "model.product")
-        self.layout: Layout = schema.layout()
-        dim = field_dim(schema, "pnn")
-        if product == "inner" and len(field_names(schema)) < 2:
+        layout, dim, num_fields = schema.layout(), field_dim(schema, "pnn"), len(field_names(schema))
+        if product == "inner" and num_fields < 2:
             raise UserError(
                 "schema.features has one feature: model pnn with model.product=inner multiplies two or more"
             )
-        configs = bag_configs(schema, self.layout.pooled)
-        self.head = PNNHead(configs, self.layout, len(schema.dense), dim, product, hidden_units, normalization, dropout)
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        tables, groups = pooled_lookup(schema, layout.pooled)
+        width, num_products = hidden_units[0], num_fields * (num_fields - 1) // 2 if product == "inner" else dim * dim
+        head = PNNHead(
+            groups,
+            number_vectors(len(schema.dense), dim),
+            InnerProduct() if product == "inner" else OuterProduct(),
+            nn.Linear(num_fields * dim, width),
+            # By name, since the columns of the two kinds belong to different features.
+            nn.ModuleDict({product: nn.Linear(num_products, width, bias=False)}),
+            MLP(width, hidden_units[1:], normalization=normalization, dropout=dropout, out_dim=1),
+            build_normalization(normalization, width),
+            nn.Dropout(dropout),
+            dim,
+        )
+        super().__init__(layout, tables, head, device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -71,33 +76,27 @@ class PNN(nn.Module):
         return axes | ({"head.number_vectors": (0, [(name, 1) for name in schema.dense])} if schema.dense else {})
 
 
+def number_vectors(num_dense: int, dim: int) -> nn.Parameter | None:
+    return nn.Parameter(nn.init.normal_(torch.empty(num_dense, dim), std=DEFAULT_INIT_STD)) if num_dense else None
+
+
 class PNNHead(Head):
     def __init__(
         self,
-        configs: list[EmbeddingBagConfig],
-        layout: Layout,
-        num_dense: int,
+        groups: PooledGroups,
+        number_vectors: nn.Parameter | None,
+        product: InnerProduct | OuterProduct,
+        linear: nn.Linear,
+        products: nn.ModuleDict,
+        deep: MLP,
+        normalization: nn.Module,
+        dropout: nn.Dropout,
         dim: int,
-        product: str,
-        hidden_units: list[int],
-        normalization: str,
-        dropout: float,
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.groups = PooledGroups(configs, layout.pooled)
-        self.number_vectors = nn.Parameter(torch.empty(num_dense, dim)) if num_dense else None
-        if self.number_vectors is not None:
-            nn.init.normal_(self.number_vectors, std=DEFAULT_INIT_STD)
-        num_fields = len(layout.pooled) + num_dense
-        self.product = InnerProduct() if product == "inner" else OuterProduct()
-        num_products = num_fields * (num_fields - 1) // 2 if product == "inner" else dim * dim
-        self.linear = nn.Linear(num_fields * dim, hidden_units[0])
-        # By name, since the columns of the two kinds belong to different features.
-        self.products = nn.ModuleDict({product: nn.Linear(num_products, hidden_units[0], bias=False)})
-        self.deep = MLP(hidden_units[0], hidden_units[1:], normalization=normalization, dropout=dropout, out_dim=1)
-        self.normalization = build_normalization(normalization, hidden_units[0])
-        self.dropout = nn.Dropout(dropout)
+        self.groups, self.number_vectors, self.product, self.linear = groups, number_vectors, product, linear
+        self.products, self.deep, self.normalization, self.dropout = products, deep, normalization, dropout
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, _ = self.groups(pooled)

@@ -7,20 +7,19 @@ Shapes: B rows of this rank, F linear features, D summed width of the embedded f
 """
 
 import torch
-from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
 from trainer.models.inputs import concatenated, total_width
-from trainer.modules.embeddings import PooledGroups, WideLookup, bag_configs, build_embedding_bags
+from trainer.models.pooled import PooledModel, pooled_lookup
+from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 from trainer.modules.mlp import MLP, check_units
 
 
-class WideDeep(nn.Module):
+class WideDeep(PooledModel):
     """``hidden_units``, ``normalization``, ``dropout``: of the deep part. The linear part uses the schema's ``wide``
     features and crosses.
 
@@ -35,19 +34,13 @@ class WideDeep(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
-        self.layout: Layout = schema.layout(crosses=True)
-        deep = [key for key in self.layout.pooled if key in schema.features]
-        wide = [key for key in self.layout.pooled if key in schema.wide]
-        in_dim = total_width(concatenated(schema, "wide_deep"))
-        configs = bag_configs(schema, deep, wide)
-        self.head = WideDeepHead(configs, deep, wide, in_dim, hidden_units, normalization, dropout)
-        self.embedding_bags = build_embedding_bags(configs, device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse)
-        return self.head(batch.dense, pooled, batch.weights)  # [B]
+        layout, in_dim = schema.layout(crosses=True), total_width(concatenated(schema, "wide_deep"))
+        deep = [key for key in layout.pooled if key in schema.features]
+        wide = [key for key in layout.pooled if key in schema.wide]
+        tables, groups = pooled_lookup(schema, deep, wide)
+        network = MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1)
+        super().__init__(layout, tables, WideDeepHead(groups, network), device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
@@ -55,20 +48,9 @@ class WideDeep(nn.Module):
 
 
 class WideDeepHead(Head):
-    def __init__(
-        self,
-        configs: list[EmbeddingBagConfig],
-        deep: list[str],
-        wide: list[str],
-        in_dim: int,
-        hidden_units: list[int],
-        normalization: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, groups: PooledGroups, deep: MLP) -> None:
         super().__init__()
-        self.groups = PooledGroups(configs, deep, wide)
-        self.wide = WideLookup()
-        self.deep = MLP(in_dim, hidden_units, normalization=normalization, dropout=dropout, out_dim=1)
+        self.groups, self.wide, self.deep = groups, WideLookup(), deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)  # [B, D], [B, 4F]
