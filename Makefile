@@ -43,7 +43,7 @@ setup:  ## install into .venv (quick when nothing changed)
 	exit 1
 
 train: setup  ## train a model: MODEL, DATA, DATA_ROOT, NPROC, DEVICE, ARGS
-	@$(RUN) launch.run --nproc-per-node '$(NPROC)' 'model=$(MODEL)' 'data=$(DATA)' \
+	@.venv/bin/clicktrainer train --nproc-per-node '$(NPROC)' 'model=$(MODEL)' 'data=$(DATA)' \
 	  $(if $(DATA_ROOT),'data.root="$(DATA_ROOT)"') $(if $(DEVICE),'device=$(DEVICE)') $(ARGS)
 
 style: setup

@@ -55,6 +55,12 @@ pip had to build a package from source and found no working compiler (its messag
   Debian and Ubuntu: sudo apt install build-essential python3-dev. Or use a Python version for which all packages are
   prebuilt, such as 3.11 or 3.12: make clean setup PYTHON=python3.12"""
 
+COMMAND = """\
+#!/bin/sh
+# Made by make setup: the program of the folder that holds .venv.
+bin=$(dirname -- "$(readlink -f -- "$0")")
+exec "$bin/python" "$bin/../../launch/rank.py" trainer "$@"
+"""
 UNCHECKED, INCOMPLETE = "unchecked", "incomplete"  # in .installed
 MOST_SHOWN = 5
 PROGRAM = """\
@@ -82,6 +88,7 @@ def main() -> int:
     try:
         with _one_at_a_time(ROOT / "requirements"):
             ensure(ROOT, options.device, options.torch_index)
+            write_command(ROOT)
             if options.tests:
                 ensure_spark(ROOT)
                 ensure_system_packages()
@@ -111,6 +118,13 @@ def ensure(root: Path, device: str | None, torch_index: str) -> None:
         return
     if check(root, device):
         stamp.write_text(" ".join(wanted) + "\n")
+
+
+def write_command(root: Path) -> None:
+    """``.venv/bin/clicktrainer``. (A script, not `pip install -e .`: nothing is resolved or built, and it follows its folder.)"""
+    path = root / ".venv" / "bin" / "clicktrainer"
+    path.write_text(COMMAND)
+    path.chmod(0o755)
 
 
 def check(root: Path, device: str) -> bool:

@@ -408,3 +408,14 @@ def test_nobody_elses_system_is_changed(monkeypatch):
 def test_system_packages_that_cannot_be_installed_are_a_note(monkeypatch, capsys):
     assert system_commands(monkeypatch, {"CI": "true"}, code=100) == ["apt-get -qq update"]
     assert "their tests are skipped" in capsys.readouterr().err
+
+
+def test_the_program_is_that_of_the_folder_that_holds_the_environment(tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "rank.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    installer.write_command(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / ".venv" / "bin" / "clicktrainer")
+    done = subprocess.run([tmp_path / "link", "train", "a b"], capture_output=True, text=True)
+    assert done.stdout == "['trainer', 'train', 'a b']\n", done.stderr

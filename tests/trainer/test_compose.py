@@ -97,6 +97,17 @@ def test_a_folder_of_ones_own_adds_data_sets_and_experiments(tmp_path):
         compose(["--config-dir", str(tmp_path / "absent")])
 
 
+def test_several_folders_of_ones_own_add_up_and_do_not_hide_each_other(tmp_path):
+    for name, batch_size in (("a", 192), ("b", 384)):
+        (tmp_path / name / "experiment").mkdir(parents=True)
+        (tmp_path / name / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\nbatch_size: {batch_size}\n")
+    both = ["--config-dir", str(tmp_path / "a"), "model=din", "--config-dir", str(tmp_path / "b")]
+    assert [compose([*both, f"experiment={name}"]).config.batch_size for name in "ab"] == [192, 384]
+    (tmp_path / "b" / "experiment" / "a.yaml").write_text("# @package _global_\nbatch_size: 96\n")
+    with pytest.raises(ValueError, match="b/experiment/a.yaml: .*a/experiment/a.yaml has the same name"):
+        compose([*both, "experiment=a"])
+
+
 @pytest.mark.parametrize("name", ["day=2026-11-01", "two words", "it's", "a,b", "[c]"])
 def test_a_folder_of_configuration_may_have_any_name(tmp_path, name):
     (tmp_path / name / "experiment").mkdir(parents=True)
@@ -122,7 +133,7 @@ def test_options_may_stand_between_overrides(tmp_path, place):
     words[place:place] = ["--config-dir", str(tmp_path)]
     words.insert(place, "--print-config")
     options, overrides = parse(words)
-    assert (options.config_dir, options.print_config) == (str(tmp_path), True)
+    assert (options.config_dir, options.print_config) == ([str(tmp_path)], True)
     assert overrides == ["model=din", "data=synthetic", "seed=3"]
 
 
