@@ -21,6 +21,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
+import data_loaders
 from data_loaders.errors import UserError
 from data_loaders.prepare import (
     bad_rows,
@@ -370,7 +371,7 @@ def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> 
 def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:
     """A function for ``mapInArrow``: each partition writes files of its own, or the one file ``name``. Partitions are
     numbered in the rows' order."""
-    cloudpickle.register_pickle_by_value(writer)  # executors need pyarrow, but not us
+    cloudpickle.register_pickle_by_value(data_loaders)  # executors need pyarrow, but not us
 
     def write_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         number = TaskContext.get().partitionId()
