@@ -31,7 +31,7 @@ def split(overrides: Sequence[str], name: str) -> tuple[dict[str, str], list[str
 
 def load(name: str, choice: str, config_dirs: Sequence[str]) -> dict[str, Any]:
     """The file that ``name=choice`` names. Raises ``UserError``."""
-    folders = [*(Path(folder).expanduser() / name for folder in config_dirs), files("conf") / name]
+    folders = [*(Path(folder).expanduser() / name for folder in config_dirs), Path(str(files("conf") / name))]
     for folder in folders:
         if (file := folder / f"{choice}.yaml").is_file():
             loaded = _values(safe_yaml.read_text(file), str(file))

@@ -36,7 +36,6 @@ def run(example, number):
     path, program, *arguments = shlex.split(commands[number].replace("\\\n", ""))
     assert path == "PYTHONPATH=mine" and program in ("clicktrainer", "python")
     if program == "clicktrainer":
-        pytest.importorskip("trainer.cli")
         arguments = ["-m", "trainer", *arguments]
     places = os.pathsep.join([str(folder / "mine"), str(REPOSITORY)])
     done = subprocess.run(

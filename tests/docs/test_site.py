@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from trainer import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ELSEWHERE = re.compile(r"^(https?:)?//")
@@ -119,7 +120,6 @@ def test_files_named_on_the_pages_exist():
 
 
 def test_commands_on_the_pages_exist():
-    cli = pytest.importorskip("trainer.cli")
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     named = {(page.name, name) for page in pages for name in COMMAND.findall(page.read_text())}
     assert len(named) > 20 and [pair for pair in sorted(named) if pair[1] not in cli.COMMANDS] == []

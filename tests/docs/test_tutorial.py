@@ -31,7 +31,6 @@ def test_the_page_has_the_blocks_that_the_test_takes():
 
 @pytest.mark.slow
 def test_every_command_of_the_page_does_what_it_says(tmp_path):
-    pytest.importorskip("trainer.cli")
     example_log.write(tmp_path / "raw", sessions=SESSIONS)
     install(tmp_path / "bin")
     printed = {}
