@@ -9,7 +9,7 @@ from bokeh.palettes import Viridis256
 
 from launch.sweep.space import Dimension, number
 from launch.sweep.trials import Trial, lower_is_better, without_secret
-from trainer.report.pictures import TEXT, Card, fixed_ticks, hover, label, make_figure
+from trainer.report.pictures import TEXT, Card, fixed_ticks, hover, label, make_figure, set_axes
 from trainer.report.template import write_picture
 
 
@@ -30,17 +30,24 @@ def draw(path: Path, trials: Sequence[Trial], dimensions: Sequence[Dimension], m
             "value": [trial.value for trial in shown],
         }
     )
-    plot = make_figure(480, [("", "@trial"), (metric, "@value{0.000000}")], y_range=(-0.05, 1.05))
+    plot = make_figure(480, [("", "@trial"), (metric, "@value{0.000000}")], y_grid=False, y_range=(-0.05, 1.05))
     hover(plot, plot.multi_line("x", "y", source=source, color="color", line_dash="dash", line_width=2))
     for place, axis in enumerate(axes):
         plot.add_layout(Span(location=place, dimension="height", line_color=TEXT))
         ys, texts = zip(*axis.ticks)
         plot.text(
-            [place] * len(ys), ys, list(map(label, texts)), x_offset=4, text_baseline="middle", text_font_size="12px"
+            [place] * len(ys),
+            ys,
+            list(map(label, texts)),
+            x_offset=4,
+            text_baseline="middle",
+            text_font_size="12px",
+            background_fill_color="white",
+            background_fill_alpha=0.7,
         )
-    plot.x_range.end = len(axes) - 0.5  # room for the labels of the last one
-    fixed_ticks(plot.xaxis, {place: label(axis.name, 40) for place, axis in enumerate(axes)})
-    plot.yaxis.visible, plot.grid.visible = False, False
+    plot.x_range.update(end=len(axes) - 0.5)  # room for the labels of the last one
+    fixed_ticks(plot.xaxis[0], {place: label(axis.name, 40) for place, axis in enumerate(axes)})
+    set_axes(plot, y={"visible": False})
     write_picture(path, f"{len(shown)} trials by {metric}", Card("Dotted: stopped early", plot, wide=True))
 
 

@@ -19,7 +19,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     parts = [part for rank, sizes in enumerate(ranks) for part in _bar(rank, sizes)]
     tooltips = [("rank", "@rank"), ("", "@kind"), ("GiB", "@size{0,0.000}")]
     plot = bars_by_rank(parts, len(ranks), tooltips, "GiB", ",.3f")
-    plot.x_range.end = max(plot.x_range.end, device["memory"] / GIB * 1.05)
+    plot.x_range.update(end=max(plot.x_range.end, device["memory"] / GIB * 1.05))
     for name, dash in (("memory", "solid"), ("usable", "dashed")):
         plot.add_layout(Span(location=device[name] / GIB, dimension="height", line_color=TEXT, line_dash=dash))
     keys = [Key(color, kind.replace("_", " ")) for kind, color in zip(HELD, COLORS)]

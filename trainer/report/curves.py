@@ -8,7 +8,20 @@ from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from trainer.report.pictures import BLUE, COLORS, DARK, GREY, NAMES, ORANGE, Card, Key, hover, label, make_figure
+from trainer.report.pictures import (
+    BLUE,
+    COLORS,
+    DARK,
+    GREY,
+    NAMES,
+    ORANGE,
+    Card,
+    Key,
+    hover,
+    label,
+    make_figure,
+    set_axes,
+)
 from trainer.report.run_record import History, RunRecord
 
 SPLITS = {"train": BLUE, "valid": ORANGE, "test": DARK}
@@ -22,6 +35,7 @@ CURVES: tuple[tuple[str, str, str, float | None, str], ...] = (
     ("samples_per_second", "Samples per second", "0.[0]a", None, ""),
     ("input_wait_fraction", "Input wait", "0.[0]%", None, "share of the time that training waits for rows"),
 )
+ROWS = "0.[0]a"  # how a number of rows reads
 FROM_ZERO = ("samples_per_second", "input_wait_fraction")
 MOST_POINTS = 1000
 POINTS_SHOWN, FEW = 60, 12  # of an evaluation, of training: as points, not only as a line
@@ -36,7 +50,7 @@ def comparison(runs: Mapping[str, RunRecord], metric: str) -> Card:
     """``metric`` (split.name) of each run, by its name."""
     tooltips = [("", "@name"), ("rows", "@rows{0,0}"), (metric, "@value{0.00000}")]
     plot = make_figure(480, tooltips, x_axis_label="rows trained")
-    plot.xaxis.formatter = NumeralTickFormatter(format="0.[0]a")
+    set_axes(plot, x={"formatter": NumeralTickFormatter(format=ROWS)})
     keys = []
     for number, (name, run) in enumerate(runs.items()):
         curve = run.curve(metric)
@@ -67,13 +81,13 @@ def _card(run: RunRecord, name: str, title: str, number: str, reference: float |
     for split, history in drawn.items():
         _draw(plot, split, history, name)
         keys.append(Key(SPLITS[split], f"{NAMES[split]} {_text(history.column(name)[-1], number)}"))
-    plot.xaxis.formatter, plot.yaxis.formatter = (
-        NumeralTickFormatter(format="0.[0]a"),
-        NumeralTickFormatter(format=number.replace(".0", ".[0") + "]" if ".0" in number else number),
+    format = number.replace(".0", ".[0") + "]" if ".0" in number else number
+    set_axes(
+        plot, x={"formatter": NumeralTickFormatter(format=ROWS)}, y={"formatter": NumeralTickFormatter(format=format)}
     )
-    plot.x_range = Range1d(0, max(float(history.column("rows_trained").max()) for history in drawn.values()) * 1.03)
-    low, high = _limits({split: history.column(name) for split, history in drawn.items()}, reference, name in FROM_ZERO)
-    plot.y_range = Range1d(low, high)
+    end = max(float(history.column("rows_trained").max()) for history in drawn.values()) * 1.03
+    limits = _limits({split: history.column(name) for split, history in drawn.items()}, reference, name in FROM_ZERO)
+    plot.update(x_range=Range1d(0, end), y_range=Range1d(*limits))
     if reference is not None:
         plot.add_layout(Span(location=reference, dimension="width", line_color=GREY, line_dash="dashed", line_width=1))
     return Card(title, plot, keys, note)

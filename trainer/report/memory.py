@@ -6,7 +6,21 @@ from typing import Any
 from bokeh.models import BasicTicker, CustomJSTickFormatter, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from trainer.report.pictures import BLUE, DARK, GREEN, GREY, ORANGE, PINK, SKY, Card, Key, hover, make_figure, source_of
+from trainer.report.pictures import (
+    BLUE,
+    DARK,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    Card,
+    Key,
+    hover,
+    make_figure,
+    set_axes,
+    source_of,
+)
 from trainer.report.run_record import RunRecord
 
 KINDS = {
@@ -42,7 +56,7 @@ def bars_by_rank(
     """A bar a rank. ``parts``: each with ``rank``, its ends ``left`` and ``right``, its ``color``, and what tooltips show;
     ``number``: how the total of a bar is written."""
     height = round(90 + ranks * min(40, max(4, 640 / ranks)))
-    plot = make_figure(height, tooltips, x_axis_label=label, y_axis_label="rank")
+    plot = make_figure(height, tooltips, False, x_axis_label=label, y_axis_label="rank")
     source = source_of(parts)
     bars = plot.hbar(
         y="rank",
@@ -59,11 +73,10 @@ def bars_by_rank(
     if ranks <= 32:
         texts = [format(total, number) for total in totals]
         plot.text(totals, list(range(ranks)), texts, x_offset=5, text_baseline="middle", text_font_size="12px")
-    plot.x_range, plot.y_range = Range1d(0, max(totals) * 1.15 or 1.0), Range1d(ranks - 0.4, -0.6)
-    plot.yaxis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
-    plot.yaxis.formatter = CustomJSTickFormatter(code="return Number.isInteger(tick) ? String(tick) : ''")
-    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
-    plot.ygrid.grid_line_color = None
+    plot.update(x_range=Range1d(0, max(totals) * 1.15 or 1.0), y_range=Range1d(ranks - 0.4, -0.6))
+    whole = CustomJSTickFormatter(code="return Number.isInteger(tick) ? String(tick) : ''")
+    y = {"ticker": BasicTicker(min_interval=1, num_minor_ticks=0), "formatter": whole}
+    set_axes(plot, x={"formatter": NumeralTickFormatter(format="0,0.[00]")}, y=y)
     return plot
 
 

@@ -19,6 +19,16 @@ BLUE, ORANGE, GREEN, PINK, SKY, DARK, GREY = (
 )
 COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, DARK, GREY)
 GRID, TEXT = "#E6E8EB", "#4A4F57"
+AXIS = {
+    "axis_line_color": GREY,
+    "major_tick_line_color": GREY,
+    "minor_tick_line_color": None,
+    "major_label_text_color": TEXT,
+    "axis_label_text_color": TEXT,
+    "major_label_text_font_size": "12px",
+    "axis_label_text_font_size": "12px",
+    "axis_label_text_font_style": "normal",
+}
 NAMES = {"train": "training", "valid": "valid", "test": "test", "before": "before training"}  # of splits
 MOST_LETTERS = 24
 # Of probabilities on an axis of logits, the most telling first; and where scores lie close together.
@@ -46,7 +56,7 @@ class Card:
     wide: bool = False
 
 
-def make_figure(height: int = 260, tooltips: Any = None, **options: Any) -> figure:
+def make_figure(height: int = 260, tooltips: Any = None, y_grid: bool = True, **options: Any) -> figure:
     plot = figure(
         height=height,
         sizing_mode="stretch_width",
@@ -60,13 +70,11 @@ def make_figure(height: int = 260, tooltips: Any = None, **options: Any) -> figu
         min_border_right=14,
         **options,
     )
-    plot.toolbar.logo, plot.toolbar.autohide = None, True
+    plot.toolbar.update(logo=None, autohide=True)
     for axis in plot.axis:
-        axis.axis_line_color, axis.major_tick_line_color, axis.minor_tick_line_color = GREY, GREY, None
-        axis.major_label_text_color = axis.axis_label_text_color = TEXT
-        axis.major_label_text_font_size, axis.axis_label_text_font_size = "12px", "12px"
-        axis.axis_label_text_font_style = "normal"
-    plot.grid.grid_line_color = GRID
+        axis.update(**AXIS)
+    for grid in plot.grid:
+        grid.update(grid_line_color=GRID if y_grid or grid in plot.xgrid else None)
     if tooltips:
         plot.add_tools(HoverTool(tooltips=tooltips, renderers=[]))
     return plot
@@ -80,7 +88,14 @@ def source_of(rows: Sequence[Mapping[str, Any]]) -> ColumnDataSource:
 def hover(plot: figure, renderer: Any) -> None:
     """Only what is named shows a tooltip."""
     for tool in plot.select(HoverTool):
-        tool.renderers = [*tool.renderers, renderer]
+        tool.update(renderers=[*tool.renderers, renderer])
+
+
+def set_axes(plot: figure, x: Mapping[str, Any] = {}, y: Mapping[str, Any] = {}) -> None:
+    """Properties of the axes."""
+    for axes, properties in ((plot.xaxis, x), (plot.yaxis, y)):
+        for axis in axes:
+            axis.update(**properties)
 
 
 def label(text: Any, most: int = MOST_LETTERS) -> str:
@@ -118,5 +133,4 @@ def probability_axis(axis: Any, low: float, high: float, most: int = 7) -> None:
 
 
 def fixed_ticks(axis: Any, texts: dict[float, str]) -> None:
-    axis.ticker = FixedTicker(ticks=list(texts))
-    axis.major_label_overrides = texts
+    axis.update(ticker=FixedTicker(ticks=list(texts)), major_label_overrides=texts)

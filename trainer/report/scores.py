@@ -18,6 +18,7 @@ from trainer.report.pictures import (
     logit,
     make_figure,
     probability_axis,
+    set_axes,
     source_of,
 )
 from trainer.report.run_record import RunRecord
@@ -51,7 +52,7 @@ def _calibration(scores: dict[str, Any]) -> Card:
         ("rows", "@weight{0,0}"),
     ]
     plot = make_figure(HEIGHT, tooltips, x_axis_label="predicted", y_axis_label="observed", match_aspect=False)
-    plot.x_range, plot.y_range = Range1d(low, high), Range1d(low, high)
+    plot.update(x_range=Range1d(low, high), y_range=Range1d(low, high))
     plot.line([low, high], [low, high], color=GREY, line_dash="dashed")
     for split, part in points.items():
         placed = [point | {f"{end}_at": _within(point[end], low, high) for end in ends} for point in part]
@@ -114,9 +115,9 @@ def _spread(split: str, scores: dict[str, list[float]]) -> Card:
         hover(plot, quads)
         keys.append(Key(color, f"{'clicks' if kind == 'clicks' else 'no clicks'}: {totals[kind]:,.0f}"))
     low, high = _most(scores)
-    plot.x_range = Range1d(low, high)
-    plot.y_range.start = 0
-    plot.yaxis.formatter = NumeralTickFormatter(format="0.[0]%")
+    plot.update(x_range=Range1d(low, high))
+    plot.y_range.update(start=0)
+    set_axes(plot, y={"formatter": NumeralTickFormatter(format="0.[0]%")})
     probability_axis(plot.xaxis[0], low, high)
     return Card(f"Scores of {split}", plot, keys)
 

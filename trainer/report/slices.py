@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from bokeh.models import NumeralTickFormatter, Span
 
 from data_loaders.prepare.declaration import MISSING_ID, UNKNOWN_ID
-from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, source_of
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, set_axes, source_of
 from trainer.report.run_record import RunRecord
 from trainer.warm_start.vocabularies import vocabulary_file
 
@@ -56,13 +56,12 @@ def _card(split: str, column: str, values: list[dict[str, Any]], whole: float) -
         ("calibration", "@calibration{0.000}"),
         ("click rate", "@label_mean{0.00%}"),
     ]
-    plot = make_figure(70 + 19 * len(drawn), tooltips, y_range=names[::-1], x_axis_label=f"AUC on {split}")
+    plot = make_figure(70 + 19 * len(drawn), tooltips, False, y_range=names[::-1], x_axis_label=f"AUC on {split}")
     plot.add_layout(Span(location=whole, dimension="height", line_color=GREY, line_dash="dashed"))
     source = source_of(rows)
     plot.segment("low", "name", "high", "name", source=source, color=BLUE, alpha=0.5)
     hover(plot, plot.scatter("auc", "name", source=source, color=BLUE, size=8))
-    plot.ygrid.grid_line_color = None
-    plot.xaxis.formatter = NumeralTickFormatter(format="0.00")
+    set_axes(plot, x={"formatter": NumeralTickFormatter(format="0.00")})
     left_out = len(values) - len(drawn)
     note = "Each value with its number of rows; bars: 95 % confidence intervals."
     note += f" {left_out} further values: of fewer rows, or of one class only." if left_out else ""

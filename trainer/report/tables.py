@@ -4,7 +4,7 @@ from typing import Any
 
 from bokeh.models import NumeralTickFormatter, Range1d
 
-from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, source_of
+from trainer.report.pictures import BLUE, GREY, Card, Key, distinct, hover, label, make_figure, set_axes, source_of
 from trainer.report.run_record import RunRecord
 from trainer.report.template import Table
 
@@ -30,7 +30,7 @@ def _trained(tables: list[dict[str, Any]]) -> Card:
         share = table["trained"]
         (unknown if share is None else known).append({"name": name, "share": share, "rows": table["rows"]})
     tooltips = [("", "@name"), ("trained", "@share{0.0%}"), ("rows", "@rows{0,0}")]
-    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1], x_range=Range1d(0, 1.2))
+    plot = make_figure(80 + 17 * len(names), tooltips, False, y_range=names[::-1], x_range=Range1d(0, 1.2))
     if known:
         source = source_of(known)
         plot.hbar(y="name", left=0, right=1, height=0.7, source=source, color=GREY, alpha=0.22)
@@ -38,8 +38,7 @@ def _trained(tables: list[dict[str, Any]]) -> Card:
     texts = [(1.01, row["name"], _percent(row["share"])) for row in known]
     for x, name, text in (*texts, *((0.01, row["name"], "unknown") for row in unknown)):
         plot.text([x], [name], [text], text_baseline="middle", text_font_size="11px")
-    plot.xaxis.formatter, plot.xaxis.ticker = NumeralTickFormatter(format="0%"), [0, 0.25, 0.5, 0.75, 1]
-    plot.ygrid.grid_line_color = None
+    set_axes(plot, x={"formatter": NumeralTickFormatter(format="0%"), "ticker": [0, 0.25, 0.5, 0.75, 1]})
     keys = [Key(BLUE, "trained at least once"), Key(GREY, "never trained")]
     return Card(
         "Share of rows trained", plot, keys, "Unknown where the optimizer keeps no state (SGD)." if unknown else ""
@@ -57,7 +56,7 @@ def _norms(tables: list[dict[str, Any]]) -> Card:
         ("5 – 50 – 95 %", "@low{0.0000} – @middle{0.0000} – @high{0.0000}"),
         ("mean", "@mean{0.0000}"),
     ]
-    plot = make_figure(80 + 17 * len(names), tooltips, y_range=names[::-1])
+    plot = make_figure(80 + 17 * len(names), tooltips, False, y_range=names[::-1])
     drawn = []
     for part in PARTS:
         lines = [(name, table["norms"][part]) for name, table in zip(names, tables) if part in table["norms"]]
@@ -68,9 +67,8 @@ def _norms(tables: list[dict[str, Any]]) -> Card:
         plot.segment("low", "name", "high", "name", source=source, color=color, line_width=3, alpha=0.45)
         hover(plot, plot.scatter("middle", "name", source=source, color=color, size=7))
         drawn.append(PARTS[part])
-    plot.x_range.start = 0
-    plot.xaxis.formatter = NumeralTickFormatter(format="0.[000]")
-    plot.ygrid.grid_line_color = None
+    plot.x_range.update(start=0)
+    set_axes(plot, x={"formatter": NumeralTickFormatter(format="0.[000]")})
     return Card("L2 norm of rows", plot, drawn, "Point: median; bar: from 5 to 95 % of the rows.")
 
 
