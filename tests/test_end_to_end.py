@@ -59,7 +59,15 @@ def test_the_run_folder_and_the_final_table(trained):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "din"
     tables = {row["table"] for row in read(run / "plan.json")}
     assert tables == {"user", "item", "category", "hour", "tag"}
-    for shown in ("rows trained", "samples/s", "test AUC", "best possible", str(run.name)):
+    for shown in (
+        "rows trained",
+        "samples/s",
+        "test AUC",
+        "best possible",
+        "report.html",
+        "clicktrainer evaluate",
+        str(run.name),
+    ):
         assert shown in done.stdout
     assert "Sharding plan" in done.stderr
 

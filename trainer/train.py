@@ -85,7 +85,7 @@ def start(argv: Sequence[str]) -> None:
             if final is not None and ranks.is_first:
                 write_json(folder / run_folder.METRICS, final)
                 session.close("finished", step=final["train"]["step"], **final.get("selected", {}))
-                print_summary(final, folder)
+                print_summary(final, folder, config.report)
             if config.report and ranks.is_first:
                 draw_or_warn(folder)
 

@@ -23,7 +23,7 @@ from trainer.monitoring.trackers import Trackers
 from trainer.runtime.checked_json import Whole, check_form
 from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
 from trainer.runtime.progress import Progress
-from trainer.runtime.run_folder import LINES, append_json_line
+from trainer.runtime.run_folder import LINES, REPORT, append_json_line
 
 WINDOW_BINS = 1 << 14
 FACTS = {"epoch": Whole(-1), "last": dict, "alerts": dict}
@@ -209,7 +209,7 @@ def print_plan(rows: list[dict[str, Any]], most: int = 40) -> None:
         console.print(f"… and {len(ordered) - most} smaller tables; all of them in plan.json")
 
 
-def print_summary(final: Mapping[str, Any], folder: Path) -> None:
+def print_summary(final: Mapping[str, Any], folder: Path, report: bool) -> None:
     """The small table a run ends with."""
     train, best = final["train"], final.get("best", {})
     table = Table(title="Result", title_justify="left", show_header=False)
@@ -225,7 +225,13 @@ def print_summary(final: Mapping[str, Any], folder: Path) -> None:
     if "wide" in final:
         wide = final["wide"]
         table.add_row("wide weights not 0", f"{wide['nonzero']:,} of {wide['rows']:,} ({wide['share']:.1%})")
+    if best:
+        table.add_row("best possible", "of the probabilities that the rows were drawn with: no model can do better")
     table.add_row("run folder", str(folder))
+    if report:
+        table.add_row("report", str(folder / REPORT))
+    commands = f"evaluate {folder}", f"predict {folder} --input FILE --output FILE", f"compare {folder} RUN"
+    table.add_row("next", "\n".join(f"clicktrainer {command}" for command in commands))
     Console().print(table)
 
 
