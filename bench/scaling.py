@@ -85,7 +85,7 @@ def job(model: str, terabytes: float, cluster: Cluster, batch: int, *overrides: 
         path.parent.mkdir()
         path.write_text(yaml.safe_dump(log_of(terabytes, model == "din")))
         own = ["data=log", f"model={model}", f"batch_size={batch}", f"data.stream.shards={SHARDS}"]
-        return Planned(compose(["--config-dir", folder, *own, *overrides]).config, cluster)
+        return Planned.of(compose(["--config-dir", folder, *own, *overrides]).config, cluster)
 
 
 def cell(model: str, terabytes: float, cluster: Cluster, batch: int, *overrides: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_ranks_hold_what_the_plan_says(tmp_path, world_size):
     held = run_distributed(allocated, world_size, jobs)
     cluster = Cluster(Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1.2e9, 1e11, bf16=False), 1, world_size)
     for name, config in jobs.items():
-        estimate = Planned(config, cluster).estimate(cluster)
+        estimate = Planned.of(config, cluster).estimate(cluster)
         for rank, planned in enumerate(estimate.memory):
             weights, state, _ = held[rank][name]
             assert planned["tables"] == pytest.approx(weights, rel=0.05), (name, rank)
@@ -84,7 +84,7 @@ def test_ranks_hold_what_the_plan_says_of_real_data_sets():
     held = run_distributed(allocated, 2, jobs)
     cluster = Cluster(planner.measured(torch.device("cpu"), 2), 1, 2)
     for name, config in jobs.items():
-        estimate = Planned(config, cluster).estimate(cluster)
+        estimate = Planned.of(config, cluster).estimate(cluster)
         planned_rows = {row["table"]: (row["sharding"], row["bytes"]) for row in estimate.tables}
         for rank, planned in enumerate(estimate.memory):
             weights, state, rows = held[rank][name]

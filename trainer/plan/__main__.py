@@ -44,7 +44,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
     config.check_world_size(cluster.ranks)
     if options.picture is not None:
         check_page("--picture", options.picture)
-    job = Planned(config, cluster)
+    job = Planned.of(config, cluster)
     check_holdable(job, cluster)
     estimate = job.estimate(cluster)
     try:

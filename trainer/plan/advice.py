@@ -1,4 +1,4 @@
-"""What would make a plan fit, smaller or faster: each remedy is planned itself, and told where it helps."""
+"""What would make a plan fit, smaller or faster: each remedy is planned itself, and reported where it helps."""
 
 from dataclasses import replace
 
@@ -8,7 +8,6 @@ from trainer.config.sharding import SHARDING_TYPES
 from trainer.modules.embeddings import is_wide_table
 from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
-from trainer.plan.step import exchanged_ms
 from trainer.runtime import gpus
 from trainer.sharding.hardware import GIB, Cluster
 
@@ -16,7 +15,6 @@ LARGE = 0.05  # of all bytes, from where a table is worth a line
 MANY = 3  # tables looked at for another sharding type
 MOST_RANKS = 16  # that is looked at on; on many machines a search takes long
 WORTH = 0.9  # of the step's time
-EXCHANGE_SHARE = 0.25  # of a step, from where halving it is worth while
 
 
 def advice(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[str]:
@@ -27,8 +25,6 @@ def advice(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[s
         *_less_state(job, estimate, smallest),
         *_other_types(job, estimate),
         *_host_memory(estimate),
-        *_narrow_exchange(estimate),
-        *_idle(estimate),
     ]
 
 
@@ -59,7 +55,7 @@ def _half_tables(job: Planned, estimate: Estimate, smallest: Cluster | None) -> 
 
 def _less_state(job: Planned, estimate: Estimate, smallest: Cluster | None) -> list[str]:
     """For tables whose optimizer keeps as much as the weights or more, section by section of the configuration."""
-    optim, told = job.config.optim, []
+    optim, lines = job.config.optim, []
     sections = {"tables": optim.tables, "wide": optim.wide} | {
         f"by_table.{name}": one for name, one in optim.by_table.items()
     }
@@ -72,8 +68,8 @@ def _less_state(job: Planned, estimate: Estimate, smallest: Cluster | None) -> l
         kind, _, name = section.partition(".")
         value = optim.by_table | {name: less} if name else less
         config = replace(job.config, optim=replace(optim, **{kind: value}))
-        told += _if_better(config, estimate, smallest, f"optim.{section}.name=rowwise_adagrad", saved)
-    return told
+        lines += _if_better(config, estimate, smallest, f"optim.{section}.name=rowwise_adagrad", saved)
+    return lines
 
 
 def _section(table: str, optim: OptimConfig) -> str:
@@ -83,9 +79,9 @@ def _section(table: str, optim: OptimConfig) -> str:
 
 
 def _if_better(config: TrainConfig, estimate: Estimate, smallest: Cluster | None, where: str, saved: int) -> list[str]:
-    """Told where it makes the plan fit, or a smaller cluster do."""
+    """A line where it makes the plan fit, or a smaller cluster do."""
     try:
-        other = Planned(config, estimate.cluster)
+        other = Planned.of(config, estimate.cluster)
         least = smallest_cluster(other, estimate.cluster)
     except ValueError:
         return []
@@ -99,7 +95,7 @@ def _if_better(config: TrainConfig, estimate: Estimate, smallest: Cluster | None
 def _other_types(job: Planned, estimate: Estimate) -> list[str]:
     """Sharding types that the configuration, or what ``auto`` looks at, leaves out: table after table of the costliest gets
     the type that it costs least in. Ranks wait for the slowest of several tables that are alike, so that a change may
-    tell only with those after it: of the first n changes it is the n with the shortest step that are told."""
+    help only together with later ones: reported are the first n changes, with the n of the shortest step."""
     if estimate.cluster.ranks > MOST_RANKS:
         return []
     cost = "step_ms" if estimate.fits else "size"
@@ -159,23 +155,4 @@ def _host_memory(estimate: Estimate) -> list[str]:
     return [
         f"{over / GIB:,.3g} GiB of the fullest rank would go into its {host / GIB:,.0f} GiB of host memory (UVM), read at "
         "PCIe's speed; this trainer has no such kernels: add ranks instead"
-    ]
-
-
-def _narrow_exchange(estimate: Estimate) -> list[str]:
-    exchanged = exchanged_ms(estimate.step)
-    if exchanged < EXCHANGE_SHARE * estimate.step_ms or estimate.cluster.hardware.device == "cpu":
-        return []
-    return [
-        f"quantised exchange (fp16 forward, bf16 backward) would take about {exchanged / 2:.3g} of {estimate.step_ms:.3g} ms "
-        "off a step; not an option of this trainer yet"
-    ]
-
-
-def _idle(estimate: Estimate) -> list[str]:
-    if estimate.step.get("host", 0.0) < 0.5 * estimate.step_ms:
-        return []
-    return [
-        f"the devices wait for Python in {estimate.step['host'] / estimate.step_ms:.0%} of a step with {estimate.batch_size:,} "
-        "rows a rank: a larger batch_size, or fewer ranks, costs nothing"
     ]

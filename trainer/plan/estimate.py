@@ -1,4 +1,4 @@
-"""A configuration and a cluster -> where each table would lie, what each rank would hold, how long a step would take.
+"""A configuration and a cluster -> where each table would lie, what each rank would hold, and the step's estimated parts.
 
 The plan is ``sharding.find_plan``'s, the one a run makes; a cluster whose memory does not suffice is planned as if it had
 more, to show what is missing. Letters: B rows of a rank's batch.
@@ -13,6 +13,7 @@ from torchrec.distributed.planner.types import ShardingOption, Topology
 
 from trainer.config.job import TrainConfig
 from trainer.modules.embeddings import is_wide_table
+from trainer.modules.task import ClickTask
 from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
@@ -51,22 +52,27 @@ class Estimate:
         return max(sum(rank.values()) for rank in self.memory)
 
 
+@dataclass(frozen=True)
 class Planned:
     """A job that is only planned: its model on meta, and the cost of its dense part, made once."""
 
-    def __init__(self, config: TrainConfig, cluster: Cluster) -> None:
-        self.config = config
-        self.model = build.build_model(config.model, config.data.schema, config.seed)
-        self.task = build.build_task(self.model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
-        self.lengths = planner.ids_per_row(config.data.schema)
-        self.dense = DensePart(config, self.lengths, _precision(config, cluster))
-        self.tables = {table.name: table for table in embedding_tables(self.task)}
+    config: TrainConfig
+    task: ClickTask
+    lengths: dict[str, float]  # mean ids of a feature
+    dense: DensePart
+    tables: dict[str, EmbeddingTable]
+
+    @classmethod
+    def of(cls, config: TrainConfig, cluster: Cluster) -> "Planned":
+        model = build.build_model(config.model, config.data.schema, config.seed)
+        task = build.build_task(model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
+        lengths = planner.ids_per_row(config.data.schema)
+        dense = DensePart(config, lengths, _precision(config, cluster))
+        return cls(config, task, lengths, dense, {table.name: table for table in embedding_tables(task)})
 
     def with_config(self, config: TrainConfig) -> "Planned":
         """The same model under other choices of sharding and table optimizers."""
-        other = object.__new__(Planned)
-        other.__dict__ |= self.__dict__ | {"config": config}
-        return other
+        return replace(self, config=config)
 
     def local_batch_size(self, ranks: int) -> int:
         """Rows of a rank's batch, as the loader has it where the ranks may share the stream's shards, else rounded up."""
@@ -165,12 +171,12 @@ class Planned:
         sizes = {option.sharding_type: max(_bytes(shard) for shard in option.shards) for option in options}
         others = [name for name in times if name != chosen.sharding_type]
         large = [name for name in others if sizes[name] > room]
-        told = [f"{name}: {sizes[name] / GIB:.3g} GiB on one rank" for name in large]
-        told += [f"{name}: {times[name]:.3g} ms" for name in others if name not in large]
+        costs = [f"{name}: {sizes[name] / GIB:.3g} GiB on one rank" for name in large]
+        costs += [f"{name}: {times[name]:.3g} ms" for name in others if name not in large]
         mine = times[chosen.sharding_type]
         best = all(mine <= times[name] for name in others if name not in large)
         reason = f"{mine:.3g} ms on its slowest rank" if best else f"balances the ranks ({mine:.3g} ms)"
-        return f"{reason}; {', '.join(told)}"
+        return f"{reason}; {', '.join(costs)}"
 
 
 def _only(topology: Topology) -> str:

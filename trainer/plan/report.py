@@ -24,7 +24,6 @@ def as_data(estimate: Estimate, smallest: Cluster | None, advice: list[str]) -> 
         "batch_size_of_a_rank": estimate.batch_size,
         "memory": estimate.memory,
         "step_ms": estimate.step | {"total": estimate.step_ms},
-        "samples_per_second": round(estimate.cluster.ranks * estimate.batch_size / estimate.step_ms * 1e3),
         "tables": estimate.tables,
         "smallest": str(smallest) if smallest else None,
         "advice": advice,
@@ -40,8 +39,6 @@ def show(data: dict[str, Any], console: Console) -> None:
     for row in data["tables"][:MOST_REASONS]:
         console.print(f"{row['table']} is {row['sharding']}: {row['why']}", highlight=False, markup=False)
     console.print(_step(data))
-    batch = f"{data['batch_size_of_a_rank']:,} rows a rank, {data['samples_per_second']:,} samples/s"
-    console.print(f"{batch}: an estimate that nobody has measured", highlight=False)
     console.print(f"[bold]{data['topology']}: {'fits' if data['fits'] else 'does not fit'}[/bold]", highlight=False)
     if data["why_not"]:
         console.print(f"  {data['why_not']}", highlight=False)
@@ -79,7 +76,8 @@ def _tables(data: dict[str, Any]) -> Table:
 
 
 def _step(data: dict[str, Any]) -> Table:
-    table = Table(title="Estimated step", title_justify="left")
+    rows = f"{data['batch_size_of_a_rank']:,} rows a rank"
+    table = Table(title=f"Step of {rows}: estimates to rank plans by, never measured", title_justify="left")
     table.add_column("part")
     table.add_column("ms", justify="right")
     for part, milliseconds in data["step_ms"].items():

@@ -2,8 +2,8 @@
 
 Ranks meet in every exchange, so a part takes as long as on its slowest rank. What the pipeline does beside others (reading,
 copying and distributing ids) is not in it. A GPU's part of its peaks is what others measured of FBGEMM (63 % forward, 26 % in
-backward with the update, of an H200) and a guess for matrix units, which small layers leave idle. Nobody has held the sums
-against a cluster: they compare plans with each other, and promise no speed.
+backward with the update, of an H200) and a guess for matrix units, which small layers leave idle. The sums were never compared
+with a cluster: they rank plans, and predict no speed.
 """
 
 from torchrec.distributed.planner.types import ShardingOption
@@ -45,10 +45,6 @@ def all_reduce_ms(size: float, cluster: Cluster) -> float:
     hardware = cluster.hardware
     link = (hardware.between or OVER_NETWORK) if cluster.machines > 1 else (hardware.within or OVER_LINK)
     return 1e3 * 2 * (cluster.ranks - 1) / cluster.ranks * size / link
-
-
-def exchanged_ms(step: dict[str, float]) -> float:
-    return step["exchange_forward"] + step["exchange_backward"]
 
 
 def _slowest(chosen: list[ShardingOption], part: str, ranks: int) -> float:
