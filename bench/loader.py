@@ -146,7 +146,7 @@ def peers(options: argparse.Namespace) -> Section:
         note = f"shuffle: {peer.shuffle}; ready after {found.start_seconds[name]:.1f} s{whole}"
         rates = Rates.of((Pass(p["rows"], p["seconds"], p["cpu_seconds"]) for p in passes), note)
         section.rates[name] = rates
-    section.ratios = peer_ratios(section.rates)
+    section.ratios.update(peer_ratios(section.rates))
     return section
 
 
@@ -201,17 +201,19 @@ def shuffle(options: argparse.Namespace) -> Section:
             found = mean_quality(training_orders(data, settings))
             section.rows[f"{row_groups} row groups, {way}"] = found.beside(full)
         section.rows[f"{row_groups} row groups, full permutation"] = full.beside(full)
-    section.facts = {
-        "scale": f"row groups of {SMALL_ROW_GROUP} rows, batches of {SMALL_BATCH}, 64 logical shards, default buffer "
-        f"{SMALL_BUFFER} rows (2 row groups): 1/32 of row groups of 131,072, batches of 8192 and a buffer of 262,144; "
-        f"means over {SHUFFLED_EPOCHS} epochs",
-        "rank correlation": "of place in the file and place in training (Spearman), absolute value",
-        "batches": "share of an epoch's batches that hold a row of a given row group (a batch of this scale has few rows: "
-        "8192 would hold one of each of 640 row groups in a full permutation)",
-        "spread": "standard deviation of the places of a row group's rows in training, over a full permutation's",
-        "displacement": "mean distance of place in training from place in the file, over a full permutation's",
-        "neighbours": "share of rows trained in one batch with the next row of the file; then, over a full permutation's",
-    }
+    section.facts.update(
+        {
+            "scale": f"row groups of {SMALL_ROW_GROUP} rows, batches of {SMALL_BATCH}, 64 logical shards, default buffer "
+            f"{SMALL_BUFFER} rows (2 row groups): 1/32 of row groups of 131,072, batches of 8192 and a buffer of 262,144; "
+            f"means over {SHUFFLED_EPOCHS} epochs",
+            "rank correlation": "of place in the file and place in training (Spearman), absolute value",
+            "batches": "share of an epoch's batches that hold a row of a given row group (a batch of this scale has few rows: "
+            "8192 would hold one of each of 640 row groups in a full permutation)",
+            "spread": "standard deviation of the places of a row group's rows in training, over a full permutation's",
+            "displacement": "mean distance of place in training from place in the file, over a full permutation's",
+            "neighbours": "share of rows trained in one batch with the next row of the file; then, over a full permutation's",
+        }
+    )
     return section
 
 

@@ -290,6 +290,12 @@ class Found:
     skipped: dict[str, str] = field(default_factory=dict)
     checked: str = ""
 
+    def add(self, process: "Process", delivered: str) -> None:
+        """Raises ``RuntimeError`` where it delivers other rows than the rest."""
+        if self.checked and self.checked != delivered:
+            raise RuntimeError(f"'{process.name}' delivers {delivered} of the small set, others {self.checked}")
+        self.checked, self.versions[process.name] = delivered, process.version
+
 
 class Process:
     """One peer's process."""
@@ -374,9 +380,7 @@ def prepare(
     except RuntimeError as error:
         found.skipped[name] = str(error)
         return None
-    if found.checked and found.checked != delivered:
-        raise RuntimeError(f"'{name}' delivers {delivered} of the small set, others {found.checked}")
-    found.checked, found.versions[name] = delivered, process.version
+    found.add(process, delivered)
     return process
 
 

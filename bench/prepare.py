@@ -283,7 +283,7 @@ def compare(sides: dict[str, Side], folder: Path, repeats: int) -> Section:
         note = "the whole command" if side.whole else f"without its start; {found[-1].seconds:.1f} s with it"
         section.rates[name] = Rates.of(map(side.passed, found), note)
         section.rows[name] = max(found, key=lambda run: run.peak_mb).line()
-        section.facts |= {f"versions, {name}": side.answer["versions"]} if "versions" in side.answer else {}
+        section.facts.update({f"versions, {name}": side.answer["versions"]} if "versions" in side.answer else {})
     if {"scan", "ours"} <= set(sides):  # how often our command could have scanned the file in its time
         section.ratios["passes: time of ours / scan"] = section.rates["scan"].over(section.rates["ours"])
     return section
@@ -311,7 +311,9 @@ def slice_of(options: argparse.Namespace) -> Section:
     for name in sides:
         if name in ("pandas", "FuxiCTR"):
             section.add_ratio(f"ours / {name}", 5)
-    section.facts |= {**described(log), "asked": "at least 5 times their rows/s", **skipped, **reported(sides["ours"])}
+    section.facts.update(
+        {**described(log), "asked": "at least 5 times their rows/s", **skipped, **reported(sides["ours"])}
+    )
     shutil.rmtree(options.folder / "runs")
     return section
 
@@ -324,11 +326,13 @@ def criteo(options: argparse.Namespace) -> Section:
         "ours": ours(log, options, "recipe=criteo_log2"),
     }
     section = compare(sides, options.folder / "runs", options.repeats)
-    section.facts |= {
-        **described(log),
-        "asked": f"peak memory within {options.memory_limit}, passes at most 4",
-        **reported(sides["ours"]),
-    }
+    section.facts.update(
+        {
+            **described(log),
+            "asked": f"peak memory within {options.memory_limit}, passes at most 4",
+            **reported(sides["ours"]),
+        }
+    )
     shutil.rmtree(options.folder / "runs")
     return section
 
@@ -341,13 +345,15 @@ def histories(options: argparse.Namespace) -> Section:
         "ours": ours(log, options, f"recipe={EVENTS_RECIPE}"),
     }
     section = compare(sides, options.folder / "runs", options.repeats)
-    section.facts |= {
-        **described(log),
-        "asked": f"peak memory within {options.memory_limit}",
-        **reported(sides["ours"]),
-        **events_facts(log),
-        "checked": check_histories(options.folder / "runs/ours/output"),
-    }
+    section.facts.update(
+        {
+            **described(log),
+            "asked": f"peak memory within {options.memory_limit}",
+            **reported(sides["ours"]),
+            **events_facts(log),
+            "checked": check_histories(options.folder / "runs/ours/output"),
+        }
+    )
     shutil.rmtree(options.folder / "runs")
     return section
 
@@ -375,7 +381,7 @@ def spark(options: argparse.Namespace) -> Section:
     }
     section = compare(sides, options.folder / "runs", 1)
     (logged,) = [path for path in events.rglob("*") if path.is_file()]
-    section.facts |= {**described(log), **reported(sides["spark"]), "bytes": task_totals(logged)}
+    section.facts.update({**described(log), **reported(sides["spark"]), "bytes": task_totals(logged)})
     for folder in ("runs", "spark-events", "spark-local"):
         shutil.rmtree(options.folder / folder, ignore_errors=True)
     return section
@@ -384,10 +390,8 @@ def spark(options: argparse.Namespace) -> Section:
 def scale(options: argparse.Namespace) -> Section:
     """Criteo's 24 days, from what was measured: everything grows with the rows, but see docs/scale.md."""
     known = harness.read(options.output)
-    section = Section(facts={"rows": TERABYTE_ROWS})
     values = one_machine(known["criteo"]) | (on_spark(known["spark"]) if "spark" in known else {})
-    section.rows = {name: {"value": value} for name, value in values.items()}
-    return section
+    return Section(rows={name: {"value": value} for name, value in values.items()}, facts={"rows": TERABYTE_ROWS})
 
 
 def one_machine(measured: dict[str, Any]) -> dict[str, float]:

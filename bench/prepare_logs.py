@@ -6,6 +6,8 @@ Both are text as users download it: Criteo's tab-separated file without a header
 import math
 from pathlib import Path
 
+import duckdb
+
 LABEL = "label"
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
@@ -80,8 +82,6 @@ def _with_nulls(value: str, place: str, share: float) -> str:
 
 
 def _write(columns: list[str], names: tuple[str, ...], rows: int, path: Path, options: str) -> None:
-    import duckdb
-
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = ", ".join(f'{column} AS "{name}"' for name, column in zip(names, columns))
     with duckdb.connect(config={"memory_limit": "4GB", "threads": 2}) as connection:
