@@ -17,7 +17,7 @@ from tests.object_store import BUCKET, serve
 from trainer.doctor import machine, places, processes
 from trainer.doctor.finding import Finding, at_least, bounded, passed, shown
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def doctor(*arguments):
