@@ -20,10 +20,7 @@ from trainer.report.run_record import RunRecord
 from trainer.runtime.run_folder import METRICS as METRICS_FILE
 
 METRICS = ("gauc", "auc", "logloss")
-SPLITS = (
-    "valid",
-    "test",
-)  # metrics.json tells of train how many rows were trained in all epochs, not how many there are
+SPLITS = ("valid", "test")  # of train metrics.json has the rows trained in all epochs, not how many there are
 # The difference that papers of the field call one; runs that differ by seed alone may differ by more.
 LEAST_TOLERANCE = 0.001
 DEVIATIONS = 3
@@ -177,8 +174,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _equal(what: str, expected: int, found: int) -> Line:
-    said = "as published" if found == expected else "NOT as published"
-    return Line((what, f"{expected:,}", f"{found:,}", said), found == expected)
+    verdict = "as published" if found == expected else "NOT as published"
+    return Line((what, f"{expected:,}", f"{found:,}", verdict), found == expected)
 
 
 def _data_folder(argument: str | None) -> Path | None:

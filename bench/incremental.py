@@ -1,11 +1,11 @@
-"""Day by day against beginning anew: slices of time, each scored before anything has seen it.
+"""Incremental training against training from scratch: slices of time, each scored before it is trained.
 
     python -m bench.incremental [--data drifting|ml1m] [--data-root DIR] [--slices 10] [--model deepfm] [overrides]
 
-Three models are asked for each slice's AUC: one that has gone on from slice to slice (``launch.incremental``), one trained from
+Three models score each slice: one trained from slice to slice (``launch.incremental``), one trained from
 scratch on all slices before it, and one trained from scratch on the last slice alone. All of it goes through
 ``launch.incremental``: a model from scratch is one whose first day is what it is trained on, its second day the slice.
-What a side costs is told in rows trained and in seconds (preparing included).
+The cost of a side is in rows trained and in seconds (preparing included).
 
 ``ml1m`` is MovieLens-1M. Its ratings have no time of their own, only the last time of each user, so a user's ratings lie in
 that user's slice or its neighbour: nearly all users of a slice are new. ``drifting`` is ``bench.drifting``.

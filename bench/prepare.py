@@ -107,7 +107,7 @@ class Run:
 
 
 class Watched:
-    """A command and its descendants, until it ends. ``folder``: where it writes. Raises ``RuntimeError`` (its last words)
+    """A command and its descendants, until it ends. ``folder``: where it writes. Raises ``RuntimeError`` (its last lines)
     where it fails."""
 
     def __init__(self, command: list[Any], folder: Path, environment: dict[str, str] | None = None) -> None:
@@ -117,7 +117,7 @@ class Watched:
         self._ended = threading.Event()
 
     def run(self, log: Path) -> dict[str, float]:
-        """All numbers of ``Run`` but those that the command's answer tells."""
+        """All numbers of ``Run`` but those in the command's answer."""
         began = time.perf_counter()
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -133,8 +133,8 @@ class Watched:
         for watcher in watchers:
             watcher.join()
         if process.returncode:
-            words = log.read_text().strip().splitlines()[-5:]
-            raise RuntimeError(f"{' '.join(self.command)} ended with {process.returncode}: {' | '.join(words)}")
+            lines = log.read_text().strip().splitlines()[-5:]
+            raise RuntimeError(f"{' '.join(self.command)} ended with {process.returncode}: {' | '.join(lines)}")
         return {
             "seconds": seconds,
             "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -210,7 +210,7 @@ class Log:
 @dataclass
 class Side:
     """A command that prepares, or scans, a log into an output folder; ``run`` checks that it took all rows. ``answer``
-    is what the latest run said."""
+    is what the latest run reported."""
 
     command: Callable[[Path], list[Any]]
     read_answer: Callable[[Path], dict[str, Any]]
@@ -248,7 +248,7 @@ def ours(
 
 
 def our_answer(output: Path) -> dict[str, Any]:
-    """What the output folder tells: rows, values of each vocabulary, seconds of each step."""
+    """From the output folder: rows, values of each vocabulary, seconds of each step."""
     report = json.loads((output / "report.json").read_text())
     files = sorted((output / "vocabulary").glob("*.parquet"))
     written = sum(pq.read_metadata(path).num_rows for path in output.glob("t*/*.parquet"))

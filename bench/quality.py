@@ -2,7 +2,7 @@
 
     python -m bench.quality --data-root DIR [--experiments deepfm_ml1m …] [--seeds 1 2 3] [--nproc-per-node 1] […]
 
-Each run is one `python -m launch.run experiment=… seed=…`, on two ranks unless told otherwise; results go to
+Each run is one `python -m launch.run experiment=… seed=…`, on two ranks by default; results go to
 bench/results/quality.json, a run that is there already is not repeated.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def named(overrides: list[str], num_ranks: int) -> str:
-    """What tells a run from the others."""
+    """The key of a run in the results."""
     return " ".join(overrides if num_ranks == 2 else [*overrides, f"on {num_ranks} rank{'s' * (num_ranks != 1)}"])
 
 

@@ -1,5 +1,5 @@
 """Kills a job again and again, by SIGKILL at random times, until it has finished all the same; then compares its last
-checkpoint, bit by bit, with that of a job left in peace.
+checkpoint, bit for bit, with that of an undisturbed job.
 
     python -m bench.soak [--kills 50] [--ranks 2] [--seed 1] [--folder DIR]
 
@@ -62,7 +62,7 @@ def main() -> int:
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     quiet, disturbed = folder / "quiet", folder / "disturbed"
     started = time.monotonic()
-    assert launch(options, quiet).wait() == 0, "the job does not even run in peace"
+    assert launch(options, quiet).wait() == 0, "the undisturbed job fails"
     chance, resumed_at, damaged, ended = random.Random(options.seed), [], 0, 0
     for number in range(options.kills):
         process = launch(options, disturbed)
@@ -97,7 +97,7 @@ def launch(options: argparse.Namespace, run: Path) -> subprocess.Popen:
 
 
 def wait(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether it ended by itself, and well, within the time."""
+    """Whether it finished within the time."""
     try:
         assert process.wait(seconds) == 0, "a launch failed: see its log"
     except subprocess.TimeoutExpired:

@@ -37,14 +37,14 @@ STEPS = {
     "cpu": [["-r", "requirements/cpu.txt"], ["--no-deps", "-r", "requirements/cpu-engine.txt"]],
     "cuda": [["-r", "requirements/cuda.txt"]],
 }
-SYSTEM_PACKAGES = {"slurmctld": "slurm-wlm", "munged": "munge", "chromium": "chromium"}  # by the program that tells
+SYSTEM_PACKAGES = {"slurmctld": "slurm-wlm", "munged": "munge", "chromium": "chromium"}  # by program
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # where Debian puts daemons
 NO_TORCH = """\
 pip found no {wanted} for Python {python} on {machine}.
   PyTorch's {device} builds may lie on an index of their own. Take its address from PyTorch's website, "Get started"
   (choose Pip and {device}; the address follows --index-url), and run
       make setup DEVICE={lower} TORCH_INDEX=<address>
-  or tell pip once for all (PIP_EXTRA_INDEX_URL=<address>, or pip config set global.extra-index-url <address>).
+  or configure pip once (PIP_EXTRA_INDEX_URL=<address>, or pip config set global.extra-index-url <address>).
   Then run the same command again."""
 NO_VENV = """\
 this Python ({executable}) cannot make virtual environments: its modules {missing} are missing.
@@ -159,7 +159,7 @@ def _install_anew_or_over(root: Path, device: str, torch_index: str, recorded: l
     stamp, unfinished = environment / ".installed", environment / ".unfinished"
     reason = _reason_to_start_anew(unfinished.exists(), recorded, device, works)
     if reason:
-        print(f"{reason}: making .venv anew")
+        print(f"{reason}: recreating .venv")
         shutil.rmtree(environment)
     elif environment.exists() and not works:
         raise InstallError(f"{environment} is there, but holds no Python and is not from here: move it away")

@@ -49,7 +49,7 @@ def main(folder: Path, seconds: float, as_json: bool) -> int:
             for finding in findings:
                 print(shown(finding, colour=sys.stdout.isatty()), flush=True)
     failures = sum(each.state == "fail" for each in found)
-    if not failures:  # else what a run has left behind is looked at
+    if not failures:  # else the run folders are kept for inspection
         shutil.rmtree(scratch, ignore_errors=True)
     page = {"ok": not failures, "findings": [asdict(each) for each in found], "measured": measured}
     text = json.dumps(page, indent=1)

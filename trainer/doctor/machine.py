@@ -26,7 +26,7 @@ def memory(cgroup: Path = CGROUP) -> list[Finding]:
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> list[Finding]:
-    """NCCL's ranks on one machine speak through it."""
+    """NCCL's ranks on one machine communicate through it."""
     remedy = "mount it larger: docker run --shm-size=8g (or --ipc=host); Kubernetes: an emptyDir of medium Memory there"
     if not path.is_dir():
         return [warned("shared memory", f"there is no {path}", remedy)]

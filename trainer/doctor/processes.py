@@ -1,4 +1,4 @@
-"""GPUs, and ranks that speak to each other: looked at from processes of their own, which have a time limit."""
+"""GPUs, collectives and the installation, checked in processes of their own with a time limit."""
 
 import json
 import subprocess
@@ -70,7 +70,7 @@ def collectives(backend: str, ranks: int, seconds: float) -> list[Finding]:
     """``ranks`` processes sum a tensor over each other."""
     ranks = min(ranks, MOST_RANKS)
     remedies = {
-        "gloo": "let this host's name lead to an address of its own (getent hosts $(hostname)), or set GLOO_SOCKET_IFNAME "
+        "gloo": "let this host's name resolve to its own address (getent hosts $(hostname)), or set GLOO_SOCKET_IFNAME "
         "to a network interface (ip link)",
         "nccl": "set NCCL_DEBUG=INFO and start again; NCCL_P2P_DISABLE=1 or NCCL_SHM_DISABLE=1 show which way fails; "
         "NCCL_SOCKET_IFNAME names the network interface",

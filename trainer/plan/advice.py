@@ -12,8 +12,8 @@ from trainer.runtime import gpus
 from trainer.sharding.hardware import GIB, Cluster
 
 LARGE = 0.05  # of all bytes, from where a table is worth a line
-MANY = 3  # tables looked at for another sharding type
-MOST_RANKS = 16  # that is looked at on; on many machines a search takes long
+MANY = 3  # tables that another sharding type is tried for
+MOST_RANKS = 16  # up to which that is tried; on many machines a search takes long
 WORTH = 0.9  # of the step's time
 
 

@@ -164,7 +164,7 @@ class Planned:
     def _why(self, chosen: ShardingOption, options: list[ShardingOption], topology: Topology, room: int) -> str:
         config = self.config.sharding
         if chosen.name in config.by_table:
-            return f"asked for by sharding.by_table.{chosen.name}"
+            return f"set by sharding.by_table.{chosen.name}"
         if len({option.sharding_type for option in options}) == 1:
             return "the only one of sharding.types that is possible" if config.types else _only(topology)
         times = {option.sharding_type: _slowest(option) for option in options}

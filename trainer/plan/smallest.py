@@ -10,7 +10,7 @@ from trainer.sharding.hardware import GIB, MAX_RANKS, Cluster, cluster
 from trainer.sharding.planner import allowed_types, column_width, dense_bytes, usable_memory
 
 WHOLE = ("table_wise", "data_parallel")
-MOST = 1024  # ranks looked at
+MOST = 1024  # ranks tried
 
 
 def smallest_cluster(job: Planned, like: Cluster) -> Cluster:

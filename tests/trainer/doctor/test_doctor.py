@@ -40,14 +40,14 @@ def states(found):
 def test_this_machine_is_fit_and_the_lines_say_so_in_json(tmp_path):
     done = doctor("--json", "--folder", tmp_path / "new" / "runs", "--data-root", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    by_name = {each["name"]: each for each in told["findings"]}
-    assert told["ok"] and {"versions", "memory", "shared memory", "open files", "cores", "clock"} <= set(by_name)
+    found = json.loads(done.stdout)
+    by_name = {each["name"]: each for each in found["findings"]}
+    assert found["ok"] and {"versions", "memory", "shared memory", "open files", "cores", "clock"} <= set(by_name)
     assert {"disk speed", "disk space", "installation", "GPUs", "gloo", "data.root"} <= set(by_name)
     assert all(by_name[name]["state"] == "pass" for name in ("versions", "installation", "gloo"))
     assert "2 ranks: an all-reduce takes" in by_name["gloo"]["message"]
     assert by_name["data.root"]["state"] == "warn" and "empty" in by_name["data.root"]["message"]
-    assert all(each["remedy"] for each in told["findings"] if each["state"] != "pass")
+    assert all(each["remedy"] for each in found["findings"] if each["state"] != "pass")
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
@@ -167,8 +167,8 @@ def test_data_are_reached_in_a_folder_and_in_an_object_store(tmp_path):
     assert places.data_root("nowhere://a/b")[0].state == "fail"
 
 
-def answers(monkeypatch, *told, driver="580.1"):
-    monkeypatch.setattr(processes, "run_probes", lambda arguments, seconds: list(told))
+def answers(monkeypatch, *found, driver="580.1"):
+    monkeypatch.setattr(processes, "run_probes", lambda arguments, seconds: list(found))
     monkeypatch.setattr(processes, "driver", lambda: driver)
 
 

@@ -42,10 +42,10 @@ def test_bytes_of_a_rank_are_those_of_its_shards_by_hand():
     assert rows["wide_user_id"]["bytes"] == {str(rank): 125_000 * 4 * 4 * 3 for rank in range(8)}  # and two moments
     assert rows["item"]["bytes"] == {str(rank): 2_500 * 64 for rank in range(8)}
     for rank, held in enumerate(estimate.memory):
-        told = sum(row["bytes"].get(str(rank), 0) for row in estimate.tables)
-        assert held["tables"] + held["optimizer_state"] == told
+        by_table = sum(row["bytes"].get(str(rank), 0) for row in estimate.tables)
+        assert held["tables"] + held["optimizer_state"] == by_table
         assert set(held) == set(HELD)
-    assert estimate.fits and rows["device"]["why"] == "asked for by sharding.by_table.device"
+    assert estimate.fits and rows["device"]["why"] == "set by sharding.by_table.device"
 
 
 def test_the_plan_is_the_one_that_a_run_makes():
@@ -55,8 +55,8 @@ def test_the_plan_is_the_one_that_a_run_makes():
         device=torch.device("cuda"), world_size=8, local_world_size=8, ids_per_row=job.lengths,
     )  # fmt: skip
     rows = planner.plan_summary(made.plan, job.task, job.config.optim)
-    told = {row["table"]: (row["sharding"], row["bytes"]) for row in job.estimate(cluster).tables}
-    assert told == {row["table"]: (row["sharding"], row["bytes"]) for row in rows}
+    planned_rows = {row["table"]: (row["sharding"], row["bytes"]) for row in job.estimate(cluster).tables}
+    assert planned_rows == {row["table"]: (row["sharding"], row["bytes"]) for row in rows}
 
 
 def test_half_tables_are_read_in_half_and_exchanged_as_fp32():
@@ -132,9 +132,11 @@ def test_what_does_not_fit_is_told_with_the_cluster_that_would_do():
     assert user["sharding"] == "row_wise" and "table_wise: 507 GiB on one rank" in user["why"]
     least = smallest_cluster(job, cluster)
     assert str(least) == "2x8xH100"
-    told = advice(job, estimate, least)
-    assert told[0].startswith("data.schema.tables.user.dtype=fp16: 238 GiB less in all; it then fits (8xH100 would do)")
-    assert any("UVM" in line for line in told)
+    lines = advice(job, estimate, least)
+    assert lines[0].startswith(
+        "data.schema.tables.user.dtype=fp16: 238 GiB less in all; it then fits (8xH100 would do)"
+    )
+    assert any("UVM" in line for line in lines)
 
 
 @pytest.mark.parametrize("rows", [100_000, 3_000_000_000, 20_000_000_000])
@@ -160,8 +162,10 @@ def test_activations_can_be_what_does_not_fit():
 def test_a_full_state_is_advised_to_be_a_row_wise_one():
     job, cluster = planned("8xH100", f"{USERS}3_000_000_000", "optim.tables.name=adam", "optim.wide.name=sgd")
     estimate = job.estimate(cluster)
-    told = advice(job, estimate, smallest_cluster(job, cluster))
-    assert any(line.startswith("optim.tables.name=rowwise_adagrad: 346 GiB less in all; it then fits") for line in told)
+    lines = advice(job, estimate, smallest_cluster(job, cluster))
+    assert any(
+        line.startswith("optim.tables.name=rowwise_adagrad: 346 GiB less in all; it then fits") for line in lines
+    )
 
 
 def test_a_table_that_was_kept_whole_is_advised_to_be_cut():
@@ -170,8 +174,8 @@ def test_a_table_that_was_kept_whole_is_advised_to_be_cut():
         smallest_cluster(job, cluster)
     overrides = [f"{USERS}1_000_000_000", "sharding.types=[table_wise]", "batch_size=4_194_304"]
     job, cluster = planned("8xH100", *overrides)
-    told = advice(job, job.estimate(cluster), cluster)
-    line = next(line for line in told if "ms a step instead of" in line)
+    lines = advice(job, job.estimate(cluster), cluster)
+    line = next(line for line in lines if "ms a step instead of" in line)
     assert "+sharding.by_table.item=row_wise" in line and "+sharding.by_table.category=row_wise" in line
     changes, _, claim = line.partition(": ")
     taken, _ = planned("8xH100", *overrides, *changes.split())
@@ -238,11 +242,11 @@ def run(*arguments):
 
 def test_the_command_prints_json_and_says_by_its_exit_code_whether_it_fits():
     done = run("model=din", "topology=2x8xH200", "--json", f"{USERS}20_000_000_000")
-    told = json.loads(done.stdout)
+    data = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert told["fits"] and told["ranks"] == 16 and len(told["memory"]) == 16 and told["topology"] == "2x8xH200"
-    assert sum(sum(rank[kind] for kind in ("tables", "optimizer_state")) for rank in told["memory"]) == sum(
-        sum(row["bytes"].values()) for row in told["tables"]
+    assert data["fits"] and data["ranks"] == 16 and len(data["memory"]) == 16 and data["topology"] == "2x8xH200"
+    assert sum(sum(rank[kind] for kind in ("tables", "optimizer_state")) for rank in data["memory"]) == sum(
+        sum(row["bytes"].values()) for row in data["tables"]
     )
     done = run("model=din", "topology=8xL4", f"{USERS}20_000_000_000")
     assert (
