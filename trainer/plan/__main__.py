@@ -49,7 +49,7 @@ def start(argv: Sequence[str], results: TextIO) -> None:
     estimate = job.estimate(cluster)
     try:
         smallest = smallest_cluster(job, cluster)
-    except ValueError:
+    except UserError:
         if estimate.fits:
             raise
         smallest = None

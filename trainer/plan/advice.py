@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from data_loaders.errors import UserError
 from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import SHARDING_TYPES
@@ -83,7 +84,7 @@ def _if_better(config: TrainConfig, estimate: Estimate, smallest: Cluster | None
     try:
         other = Planned.of(config, estimate.cluster)
         least = smallest_cluster(other, estimate.cluster)
-    except ValueError:
+    except UserError:
         return []
     if not estimate.fits and other.estimate(estimate.cluster, thorough=False).fits:
         return [f"{where}: {saved / GIB:,.3g} GiB less in all; it then fits ({least} would do)"]
@@ -130,7 +131,7 @@ def _tried(job: Planned, now: Estimate, changed: dict[str, str], table: str) -> 
         other = replace(sharding, by_table=sharding.by_table | changed | {table: kind})
         try:
             estimate = job.with_config(replace(job.config, sharding=other)).estimate(now.cluster, thorough=False)
-        except ValueError:  # impossible for this table
+        except UserError:  # impossible for this table
             continue
         found.append((kind, estimate))
     return found

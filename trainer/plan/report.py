@@ -39,6 +39,8 @@ def show(data: dict[str, Any], console: Console) -> None:
     for row in data["tables"][:MOST_REASONS]:
         console.print(f"{row['table']} is {row['sharding']}: {row['why']}", highlight=False, markup=False)
     console.print(_step(data))
+    rows = f"{data['batch_size_of_a_rank']:,} rows a rank"
+    console.print(f"{rows}; these times rank plans and were never measured", highlight=False)
     console.print(f"[bold]{data['topology']}: {'fits' if data['fits'] else 'does not fit'}[/bold]", highlight=False)
     if data["why_not"]:
         console.print(f"  {data['why_not']}", highlight=False)
@@ -76,8 +78,7 @@ def _tables(data: dict[str, Any]) -> Table:
 
 
 def _step(data: dict[str, Any]) -> Table:
-    rows = f"{data['batch_size_of_a_rank']:,} rows a rank"
-    table = Table(title=f"Step of {rows}: estimates to rank plans by, never measured", title_justify="left")
+    table = Table(title="Estimated step", title_justify="left")
     table.add_column("part")
     table.add_column("ms", justify="right")
     for part, milliseconds in data["step_ms"].items():

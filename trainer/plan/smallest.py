@@ -69,5 +69,5 @@ def _types(job: Planned, table: EmbeddingTable, like: Cluster) -> list[str]:
 def _fits(job: Planned, candidate: Cluster) -> bool:
     try:
         return job.estimate(candidate, thorough=False).fits
-    except ValueError:  # a sharding type that was asked for and needs more ranks, or fewer
+    except UserError:  # a sharding type that was asked for and needs more ranks, or fewer
         return False
