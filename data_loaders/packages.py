@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_loaders.messages import one_line
+from data_loaders.messages import note, one_line
 
 ROOT = Path(__file__).absolute().parents[1]
 OURS = ("bench", "conf", "data_loaders", "launch", "tests", "trainer")
@@ -43,7 +43,7 @@ def explain_missing() -> None:
         message = explanation(error)
         if message is None:
             return before(kind, error, trace)
-        print(f"error: {message}", file=sys.stderr)
+        note(f"error: {message}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(USER_ERROR)  # Python would end with 1

@@ -8,9 +8,10 @@ import contextlib
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any, TypeVar
+
+from data_loaders.messages import warn
 
 T = TypeVar("T")
 
@@ -84,5 +85,5 @@ def read_json(path: Path, default: T, *, quiet: bool = False) -> T:
             return value
         problem = f"it holds no {'list' if isinstance(default, list) else 'map'}"
     if not quiet:
-        print(f"warning: {path} cannot be read ({problem}) and is passed over", file=sys.stderr, flush=True)
+        warn(f"{path} cannot be read ({problem}) and is passed over")
     return default

@@ -277,7 +277,7 @@ def test_d19_a_run_whose_file_goes_away_can_be_retried_and_loses_nothing(ended):
     failed, restored = ended["d19"], ended["d19_restored"]
     failed.refused(1, "part-00055.parquet'", "again")  # with 1 the launcher may try again
     assert restored.code == 0, restored.stderr
-    assert "Resumed from" in restored.stdout
+    assert "Resumed from" in restored.stderr
     assert_same_result(metrics(restored), metrics(ended["whole"]))
 
 
@@ -293,7 +293,7 @@ def test_d24_odd_names_train_save_resume_and_are_reported(ended):
     part, rest, whole, deepfm = (ended[f"d24_{what}"] for what in ("part", "rest", "whole", "deepfm"))
     for done in (part, rest, whole, deepfm):
         assert done.code == 0, done.stderr
-    assert "Resumed from" in rest.stdout and "step 7" in rest.stdout
+    assert "Resumed from" in rest.stderr and "step 7" in rest.stderr
     assert_same_result(metrics(rest), metrics(whole))
     for done in (whole, deepfm):
         found = metrics(done)

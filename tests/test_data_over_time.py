@@ -46,7 +46,7 @@ def trained(run):
 def succeeds(root, run, *overrides):
     ended = tiny.train(1, root, run, *COMMON, *overrides)
     assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return ended.stderr
 
 
 def fails(root, run, *overrides):

@@ -73,7 +73,7 @@ def test_a_run_cut_where_it_evaluates_stops_as_the_whole_one_bit_by_bit(stopped,
     assert done.returncode == -9, done.stderr
     done = tiny.train(2, click_log, run, *OVERRIDES, *part)
     assert done.returncode == 0, done.stderr
-    assert f"step {cut}" in done.stdout
+    assert f"step {cut}" in done.stderr
     whole, resumed = read(stopped / "metrics.json"), read(run / "metrics.json")
     assert resumed["selected"] == whole["selected"] and resumed["train"]["step"] == last
     for split in ("valid", "test"):

@@ -130,7 +130,7 @@ def test_an_undisturbed_run_finishes(jobs):
 def test_a_killed_rank_is_made_up_for_by_a_restart(jobs):
     job, (end,) = jobs[rank_killed]
     assert end.code == 0 and end.status["state"] == "finished", end.stderr
-    assert "Resumed from" in end.stdout and "step 4," in end.stdout
+    assert "Resumed from" in end.stderr and "step 4," in end.stderr
     assert same_model(job, jobs[reference][0])
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_is_stopped_saves_and_goes_on(jobs):
     assert agent_stopped.code != 0
     step = agent_stopped.status["step"]
     assert 10 <= step < LAST and agent_stopped.steps[-1] == step
-    assert agent_stopped.stdout.count(f"Asked to stop by SIGTERM: after step {step}") == 1
+    assert agent_stopped.stderr.count(f"Asked to stop by SIGTERM: after step {step}") == 1
     assert finished.code == 0 and finished.status["state"] == "finished", finished.stderr
     assert same_model(job, jobs[reference][0])
 
@@ -194,7 +194,7 @@ def test_the_watchdog_sees_what_comes_before_and_after_the_steps(jobs, how, rank
 def test_a_signal_that_follows_from_a_dead_rank_saves_nothing(jobs):
     job, (end,) = jobs[peer_killed]
     assert end.code != 0
-    assert end.steps == [4] and "Asked to stop" not in end.stdout
+    assert end.steps == [4] and "Asked to stop" not in end.stderr
     assert not list((job.run / "checkpoints").glob(".tmp-*")), "no save was begun"
     assert (end.status["state"], end.status["retryable"]) == ("failed", True)
     assert "lost contact with another rank" in end.stderr

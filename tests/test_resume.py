@@ -80,7 +80,7 @@ def run_killed(log, run):
     assert max(pq.read_table(run / "ledger")["step"].to_pylist()) > 8
     done = tiny.train(2, log, run, *overrides)
     assert done.returncode == 0, done.stderr
-    assert "step 8" in done.stdout
+    assert "step 8" in done.stderr
     return run
 
 

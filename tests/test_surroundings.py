@@ -32,14 +32,14 @@ def test_a_slow_rank_is_reported_and_nothing_fails(click_log, tmp_path):
     # Other work on the machine adds to all of these times, but takes nothing from the sleeps.
     assert all(facts["ratio"] > 1 and facts["own_seconds"] > 0.5 for facts in told[1:])
     assert all(facts["input_wait_seconds"] < facts["own_seconds"] for facts in told[1:])
-    assert len(re.findall("warning: rank 1 of 2 holds the others up", end.stdout)) == 1
+    assert len(re.findall("warning: rank 1 of 2 holds the others up", end.stderr)) == 1
 
 
 def test_equal_ranks_are_not_warned_of(click_log, tmp_path):
     end = Job(click_log, tmp_path / "run").launch(faults="phase=step_begin,action=sleep=0.4")
     assert end.code == 0, end.stderr
     assert [line for line in lines_of(tmp_path / "run") if "ranks" in line]
-    assert "holds the others up" not in end.stdout
+    assert "holds the others up" not in end.stderr
 
 
 def test_a_save_that_does_not_fit_into_the_grace_is_told_once(click_log, tmp_path):
@@ -47,7 +47,7 @@ def test_a_save_that_does_not_fit_into_the_grace_is_told_once(click_log, tmp_pat
     end = job.launch(faults="rank=0,phase=during_write,action=sleep=2")
     assert end.code == 0, end.stderr
     (seconds,) = re.findall(
-        r"warning: the last checkpoint took (\d+) s, but .* gets 1 s .*launch.run --grace \d+,", end.stdout
+        r"warning: the last checkpoint took (\d+) s, but .* gets 1 s .*launch.run --grace \d+,", end.stderr
     )
     assert 2 <= int(seconds) < 30
 
@@ -99,7 +99,7 @@ def test_a_full_disk_ends_no_run_and_harms_no_checkpoint(click_log, tmp_path):
         room.touch()
         end = job.end(process)
         assert end.code == 0 and end.status["state"] == "finished", end.stderr
-        (told,) = re.findall(r"warning: checkpoint step-8 could not be written to .*", end.stdout)
+        (told,) = re.findall(r"warning: checkpoint step-8 could not be written to .*", end.stderr)
         assert "No space left" in told and "earlier checkpoints are untouched" in told
         assert end.steps == [12, LAST]
         assert [verify(path) for path in committed(run / "checkpoints")] == [None, None]

@@ -11,6 +11,7 @@ import yaml
 
 from data_loaders import example_log
 from data_loaders.errors import UserError
+from data_loaders.messages import note
 from data_loaders.prepare import arguments, compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
@@ -126,7 +127,7 @@ def _storage(error: OSError) -> str:
 
 
 def _fail(error: object, code: int) -> int:
-    print(f"error: {scrub(str(error))}", file=sys.stderr)
+    note(f"error: {scrub(str(error))}")
     return code
 
 

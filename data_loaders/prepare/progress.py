@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data_loaders.messages import note
+
 
 class Progress:
     """Prints to ``stderr``; ``seconds`` keeps what each step took."""
@@ -23,9 +25,9 @@ class Progress:
         now = time.monotonic()
         self.seconds[what] = round(now - began, 3)
         if not self.quiet:
-            print(f"{now - self._start:7.1f} s  {what} ({now - began:.1f} s)", file=sys.stderr, flush=True)
+            note(f"{now - self._start:7.1f} s  {what} ({now - began:.1f} s)")
 
     def note(self, text: str) -> None:
         """Something to know about the data."""
         if not self.quiet:
-            print(f"note: {text}", file=sys.stderr, flush=True)
+            note(f"note: {text}")

@@ -238,8 +238,8 @@ def test_ids_of_rows_left_out_for_another_feature_are_not_counted(click_log) -> 
 def test_a_run_counts_before_its_first_step_and_not_when_it_goes_on(click_log, tmp_path) -> None:
     first, second = (tiny.train(1, click_log, tmp_path / "run", *JOB, f"steps={steps}") for steps in (2, 3))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "Counting ids in 3,000 rows" in first.stdout
-    assert "Counting ids" not in second.stdout and "Resumed from" in second.stdout
+    assert "Counting ids in 3,000 rows" in first.stderr
+    assert "Counting ids" not in second.stderr and "Resumed from" in second.stderr
 
 
 def flat(values: list) -> list[int]:

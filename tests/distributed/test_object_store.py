@@ -96,7 +96,7 @@ def test_a_job_that_is_killed_goes_on_from_the_store_bit_by_bit(click_log, tmp_p
     assert torn  # of the killed one, not committed
     done = tiny.train(1, click_log, run, *stored)
     assert done.returncode == 0, done.stderr
-    assert f"Resumed from {folder}/step-4: step 4" in done.stdout
+    assert f"Resumed from {folder}/step-4: step 4" in done.stderr
     assert [path.name for path in committed(folder)] == ["step-13", "step-12"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["elsewhere.txt"]
     found, expected = Reader(newest(folder)), Reader(newest(here / "checkpoints"))

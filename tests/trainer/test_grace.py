@@ -32,7 +32,7 @@ WAITED = [(1, 0, False), (11.5, 11.5, False), (1, 0, False)]
 @pytest.mark.parametrize(("granted", "warned"), [(None, False), (12, False), (11, True)])
 def test_a_save_is_measured_from_its_beginning(saves, capsys, states, granted, warned):
     looks(saves, GraceCheck(saves, granted, ranks_of(0, 1)), *states)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert (told != "") == warned
     if warned:
         assert "the last checkpoint took 12 s" in told and "gets 11 s" in told and "launch.run --grace 33" in told
@@ -41,4 +41,4 @@ def test_a_save_is_measured_from_its_beginning(saves, capsys, states, granted, w
 def test_it_is_said_once_by_one_rank_and_saves_do_not_add_up(saves, capsys):
     looks(saves, GraceCheck(saves, 8, ranks_of(0, 2)), (5, 5, False), (5, 5, False), (9, 9, False), (9, 9, False))
     looks(saves, GraceCheck(saves, 8, ranks_of(1, 2)), (9, 9, False))
-    assert capsys.readouterr().out.count("warning") == 1
+    assert capsys.readouterr().err.count("warning") == 1

@@ -152,7 +152,7 @@ def test_one_rank_asks_nobody(alone, tmp_path, capsys):
     assert not guard.stop_requested
     guard.check(torch.tensor(0.5), torch.zeros(4), cursor())
     assert guard.stop_requested and guard.stop_signal == SIGTERM
-    assert capsys.readouterr().out == "Asked to stop by SIGTERM: after step 7\n"
+    assert capsys.readouterr().err == "Asked to stop by SIGTERM: after step 7\n"
 
 
 def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp_path, monkeypatch):

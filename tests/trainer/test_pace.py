@@ -73,7 +73,7 @@ def test_too_few_looks_say_nothing(reports):
 )
 def test_it_is_said_once_of_a_rank_that_stays_slow(reports, capsys, tables, warned):
     reports(*tables)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("warning: rank 1 of 3 holds the others up") == warned and told.count("warning") == warned
 
 

@@ -214,7 +214,7 @@ def test_a_run_that_ends_before_its_window_says_so_and_leaves_nothing(tmp_path, 
         opened.before_step(step)
         torch.ones(2) + 1
     opened.close()
-    told = capsys.readouterr().out.strip()
+    told = capsys.readouterr().err.strip()
     assert told.startswith("note: nothing was profiled: this process ended before it had made 5 steps")
     assert "\n" not in told and list(tmp_path.iterdir()) == []
 
@@ -227,7 +227,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path, capsys, m
     for step in range(4):
         opened.before_step(step)
     opened.close()
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("warning: no profile of rank 0: ") == 1 and "note" not in told and len(outside) == 1
 
 

@@ -57,14 +57,14 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     run_folder.append_json_line(path, {"step": 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "auc": None}, {"step": 3}]
-    assert f"warning: {path} has lost a line (No space left on device)" in capsys.readouterr().out
+    assert f"warning: {path} has lost a line (No space left on device)" in capsys.readouterr().err
     before = path.read_bytes()
     monkeypatch.setattr("builtins.open", lambda path, *_, **__: Broken(path, "a+"))
     run_folder.append_json_line(path, {"step": 4})
     monkeypatch.undo()
     run_folder.append_json_line(tmp_path, {"step": 4})
     assert path.read_bytes() == before
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "has lost a line (Input/output error)" in said and "has lost a line (Is a directory)" in said
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_loaders.messages import one_line
+from data_loaders.messages import note, one_line
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.inspection import checkpoint_at, checkpoints_under, compare, describe
 from trainer.checkpoint.paths import AnyPath
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(error: Exception) -> None:
-    print(f"error: {one_line(printable(one_line(error)), LONGEST_LINE)}", file=sys.stderr)
+    note(f"error: {one_line(printable(one_line(error)), LONGEST_LINE)}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,11 +5,11 @@ prefixes ``step-N`` without a manifest, are what a crash left behind; ``best.jso
 looked into or deleted, and no link is followed.
 """
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from data_loaders.errors import UserError
+from data_loaders.messages import note
 from data_loaders.state_files import json_text
 from trainer.checkpoint.format import verify
 from trainer.checkpoint.paths import AnyPath, Unreachable
@@ -51,7 +51,7 @@ def first_whole(
             )
         if say:
             line = f"WARNING: checkpoint {path} is damaged and passed over: {problem}"
-            print(printable(line), file=sys.stderr, flush=True)
+            note(printable(line))
     return None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_loaders.messages import warn
 from trainer.checkpoint.direct_file import BLOCK
 
 
@@ -32,8 +33,7 @@ def _pin(memory: np.ndarray, address: int, size: int) -> None:
     # CUDA keeps the error for whoever launches a kernel next: let that be nobody who minds.
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda")
-    print(
-        f"warning: CUDA cannot pin the {size / 1e6:,.0f} MB of a checkpoint's snapshot (its error {code}): training waits "
-        "while each snapshot is copied",
-        flush=True,
+    warn(
+        f"CUDA cannot pin the {size / 1e6:,.0f} MB of a checkpoint's snapshot (its error {code}): training waits "
+        "while each snapshot is copied"
     )

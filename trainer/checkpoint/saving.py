@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from data_loaders.errors import UserError
-from data_loaders.messages import one_line
+from data_loaders.messages import note, one_line, warn
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.format import Reader, write_commit_files, write_pieces
 from trainer.checkpoint.manifest import FACTS, JOB_FACTS, check_identity, read_json
@@ -133,7 +133,7 @@ class Checkpoints:
         self._best = from_first(lambda: folders.read_best(folder))
         self.asynchronous = config.asynchronous and self._memory_suffices()
         if self.asynchronous and ranks.is_first and self.bytes_per_rank >= WORTH_TELLING:
-            print(f"A checkpoint's snapshot takes {self.bytes_per_rank / 1e6:,.0f} MB of rank 0's memory", flush=True)
+            note(f"A checkpoint's snapshot takes {self.bytes_per_rank / 1e6:,.0f} MB of rank 0's memory")
 
     @property
     def bytes_per_rank(self) -> int:
@@ -228,7 +228,7 @@ class Checkpoints:
         lines = sorted({line for told in on_ranks(converted) for line in told})
         if self.ranks.is_first:
             for line in lines:
-                print(f"checkpoint {reader.path.name}: {line}", flush=True)
+                note(f"checkpoint {reader.path.name}: {line}")
 
     def newest(self) -> AnyPath | None:
         """The newest checkpoint that is whole; what happens to damaged ones is ``config.on_corrupt``."""
@@ -350,7 +350,7 @@ class Checkpoints:
             from_first(lambda: folders.write_best(self.folder, self._best))
         except OSError as error:  # on all ranks alike
             if self.ranks.is_first:
-                print(f"warning: {self.folder / folders.BEST} could not be written ({error})", flush=True)
+                warn(f"{self.folder / folders.BEST} could not be written ({error})")
 
     def _give_up(self, save: _Save, reason: str, last: bool, *, transient: bool) -> None:
         """Nothing of it stays; a later attempt, or an error on every rank."""
@@ -365,10 +365,9 @@ class Checkpoints:
             raise OSError(f"{message}, failure {self._failures} in a row; earlier checkpoints are untouched")
         self._retry_step = save.step + RETRY_STEPS
         if self.ranks.is_first:
-            print(
-                f"warning: {message}; training goes on, earlier checkpoints are untouched, the next attempt comes soon "
-                f"(failure {self._failures}, after {self.config.max_failures} the run ends)",
-                flush=True,
+            warn(
+                f"{message}; training goes on, earlier checkpoints are untouched, the next attempt comes soon "
+                f"(failure {self._failures}, after {self.config.max_failures} the run ends)"
             )
 
     def _written(self) -> list[Piece]:
@@ -380,11 +379,10 @@ class Checkpoints:
         share = SNAPSHOT_SHARE * free / self.ranks.local_world_size
         verdict = on_all(needed <= share)
         if not verdict and self.ranks.is_first:
-            print(
-                f"warning: a snapshot of {needed / 1e9:.2f} GB a rank does not fit into the memory that is free "
+            warn(
+                f"a snapshot of {needed / 1e9:.2f} GB a rank does not fit into the memory that is free "
                 f"({free / 1e9:.2f} GB for {self.ranks.local_world_size} rank(s)): training will wait for checkpoints "
-                "(checkpoint.asynchronous=false says the same without this line)",
-                flush=True,
+                "(checkpoint.asynchronous=false says the same without this line)"
             )
         return verdict
 

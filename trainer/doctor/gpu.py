@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data_loaders.messages import note
 from trainer.doctor import training
 from trainer.doctor.finding import Finding, bounded, failed, passed, shown
 from trainer.doctor.processes import CARD, FUSED, MOST_RANKS, ProbeError, driver, judged, run_probes
@@ -134,7 +135,7 @@ def machine() -> dict[str, Any]:
 
 
 def _stop(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    note(f"error: {message}")
     return 2
 
 

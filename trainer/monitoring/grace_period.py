@@ -2,6 +2,7 @@
 
 import time
 
+from data_loaders.messages import warn
 from trainer.checkpoint.saving import Checkpoints
 from trainer.runtime.distributed import Ranks
 
@@ -31,9 +32,8 @@ class GraceCheck:
             return
         self.told = True
         if self.ranks.is_first:
-            print(
-                f"\nwarning: the last checkpoint took {seconds:.0f} s, but a run that is asked to stop gets {self.grace:g} s to "
+            warn(
+                f"the last checkpoint took {seconds:.0f} s, but a run that is asked to stop gets {self.grace:g} s to "
                 f"save and end, and would lose what it has trained since its last checkpoint: launch.run --grace "
-                f"{2 * seconds + 10:.0f}, and as much of your scheduler",
-                flush=True,
+                f"{2 * seconds + 10:.0f}, and as much of your scheduler"
             )

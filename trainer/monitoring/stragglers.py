@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data_loaders.loader import Loader
+from data_loaders.messages import warn
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.watchdog import Watchdog
 
@@ -107,11 +108,10 @@ class Pace:
             return
         self._told = True
         if self.ranks.is_first:
-            print(
-                f"\nwarning: rank {facts['slowest']} of {self.ranks.world_size} holds the others up: {REPORTS} reports in a "
+            warn(
+                f"rank {facts['slowest']} of {self.ranks.world_size} holds the others up: {REPORTS} reports in a "
                 f"row its own work has taken more than {SLOW} times that of the median rank (now "
                 f"{1000 * facts['own_seconds']:.0f} ms a step against {1000 * facts['median_own_seconds']:.0f}, "
                 f"{1000 * facts['input_wait_seconds']:.0f} of them waiting for input): look at its machine's processor, disk "
-                "and other jobs",
-                flush=True,
+                "and other jobs"
             )

@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import queue
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import yaml
 
 from data_loaders.errors import UserError
+from data_loaders.messages import warn
 from data_loaders.state_files import read_json, write_json
 from trainer.config.monitoring import LoggingConfig
 
@@ -208,7 +208,7 @@ def _given_up(name: str) -> Iterator[None]:
 
 
 def _warn(message: str) -> None:
-    print(f"\nwarning: {message}; metrics.jsonl has all of it", file=sys.stderr, flush=True)
+    warn(f"{message}; metrics.jsonl has all of it")
 
 
 def _name(folder: Path) -> str:

@@ -1,11 +1,11 @@
 """Draws pages; Bokeh, which takes a second to import, only then."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from data_loaders import packages
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line, warn
 from data_loaders.output_files import check_output, head_of
 from trainer.report.run_record import RunRecord
 from trainer.runtime.run_folder import REPORT
@@ -34,12 +34,8 @@ def draw_or_warn(folder: Path) -> None:
     try:
         draw(folder, folder / REPORT)
     except Exception as error:  # noqa: BLE001 - whatever it is, the model is trained
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(
-            f"warning: {folder / REPORT} was not drawn ({reason}): python -m trainer.report {folder}",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        warn(f"{folder / REPORT} was not drawn ({reason}): python -m trainer.report {folder}")
 
 
 def draw_comparison(runs: Mapping[str, RunRecord], metric: str, output: Path) -> None:

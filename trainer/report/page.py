@@ -1,10 +1,10 @@
 """``report.html``: the sections of a run."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from data_loaders.messages import one_line, warn
 from data_loaders.state_files import write_text
 from trainer.report import curves, memory, scores, slices, tables, texts
 from trainer.report.run_record import RunRecord
@@ -53,6 +53,6 @@ def _or_warn(make: Callable[[], T], what: str, default: T, run: RunRecord) -> T:
     try:
         return make()
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        print(f"warning: the report of {run.folder} lacks its {what}: a file is damaged ({reason})", file=sys.stderr)
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        warn(f"the report of {run.folder} lacks its {what}: a file is damaged ({reason})")
         return default

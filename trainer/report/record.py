@@ -14,6 +14,7 @@ import psutil
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from data_loaders.messages import warn
 from data_loaders.state_files import write_json
 from trainer.checkpoint.piece import Piece
 from trainer.config.job import TrainConfig
@@ -56,7 +57,7 @@ class Record:
         try:
             write_json(self.folder / name, facts)
         except OSError as error:
-            print(f"warning: {self.folder / name} was not written ({error.strerror})", file=sys.stderr, flush=True)
+            warn(f"{self.folder / name} was not written ({error.strerror})")
 
 
 def environment(ranks: Ranks) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The one reader of run folders, of runs that have ended and of those that have not: as much as is there, and whole."""
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from data_loaders import safe_yaml
 from data_loaders.errors import UserError
+from data_loaders.messages import warn
 from data_loaders.state_files import read_json
 from trainer.runtime import run_folder
 
@@ -173,7 +173,7 @@ def _read_lines(path: Path, names: Sequence[str]) -> tuple[dict[str, History], l
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        print(f"warning: {path} cannot be read ({error.strerror}) and is passed over", file=sys.stderr, flush=True)
+        warn(f"{path} cannot be read ({error.strerror}) and is passed over")
     return histories, list(alerts.values()), unreadable
 
 

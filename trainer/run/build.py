@@ -15,6 +15,7 @@ from data_loaders import synthetic
 from data_loaders.errors import UserError
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
+from data_loaders.messages import note
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
 from trainer.config.data import DataConfig, StreamConfig
@@ -125,7 +126,7 @@ def count_ids(
         schema = replace(schema, features=numbers_left_out)
     loader = build_ordered_loader(manifest, schema, layout, batch_size, data.stream, ranks, labeled=labeled)
     if ranks.is_first:
-        print(f"Counting ids in {loader.num_rows:,} rows (mini_batch_l2) …", flush=True)
+        note(f"Counting ids in {loader.num_rows:,} rows (mini_batch_l2) …")
     regularised.count(loader.epoch(0), batches_per_round=max(1, COUNTED_AT_ONCE // loader.local_batch_size))
 
 
@@ -189,7 +190,7 @@ def ensure_synthetic(data: DataConfig) -> None:
 
     def write() -> None:
         if not synthetic.matches(data.schema, folder, rows=rows, seed=seed, probability=probability):
-            print(f"Writing a synthetic click log of {sum(rows.values()):,} rows to {folder} …", flush=True)
+            note(f"Writing a synthetic click log of {sum(rows.values()):,} rows to {folder} …")
             synthetic.write(data.schema, folder, rows=rows, seed=seed, probability=probability)
 
     from_first(write)

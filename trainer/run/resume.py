@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_loaders.errors import UserError
+from data_loaders.messages import note, warn
 from data_loaders.order import ORDER_VERSION
 from trainer import checkpoint
 from trainer.checkpoint.saving import Checkpoints
@@ -85,6 +86,6 @@ def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recor
         return
     checkpoints.load(saved.path, saved.progress, verified=True)
     if ranks.is_first:
-        print(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained", flush=True)
+        note(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained")
         if recording and recorded < step:
-            print(f"warning: steps {recorded + 1} to {step} are not in the ledger: debug.ledger was off", flush=True)
+            warn(f"steps {recorded + 1} to {step} are not in the ledger: debug.ledger was off")

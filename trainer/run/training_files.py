@@ -13,6 +13,7 @@ from typing import Any
 
 from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
+from data_loaders.messages import note
 from data_loaders.schema import Layout
 from trainer.checkpoint import FACTS, JOB_FACTS, AnyPath, committed, of_run, parse, place_of, read_json
 from trainer.config.job import TrainConfig
@@ -95,8 +96,8 @@ def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Rank
     else:
         inputs, notes = Inputs(present, 0, {}), []
     if ranks.is_first:
-        for note in notes:
-            print(note, flush=True)
+        for line in notes:
+            note(line)
     return inputs
 
 

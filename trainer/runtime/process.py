@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from data_loaders import secrets
 from data_loaders.errors import UserError
-from data_loaders.messages import one_line
+from data_loaders.messages import note, one_line
 from data_loaders.storage import StorageError
 from trainer.runtime.distributed import identity, launch_id
 from trainer.runtime.rendezvous import RendezvousError, first_to_say
@@ -65,11 +65,7 @@ def _guarded(job: Callable[[], Any]) -> None:
         if isinstance(error, (UserError, OSError)):
             _explain(error)
         if is_lost_peer(error):
-            print(
-                f"rank {identity()[0]}: lost contact with another rank; its own message says why",
-                file=sys.stderr,
-                flush=True,
-            )
+            note(f"rank {identity()[0]}: lost contact with another rank; its own message says why")
             _leave(1)
         # As it would end by itself, but without the interpreter's teardown, which may abort (see ``_leave``).
         get_error_handler().record_exception(error)
@@ -80,7 +76,7 @@ def _guarded(job: Callable[[], Any]) -> None:
 def _explain(error: UserError | OSError) -> None:
     message = explanation(error)
     if _claim(message):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        note(f"error: {message}")
     else:
         # The first rank that ends makes torchrun end the others: it must be the one that speaks.
         time.sleep(PATIENCE_SECONDS)

@@ -10,11 +10,11 @@ on without.
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_loaders.errors import UserError
+from data_loaders.messages import warn
 from data_loaders.state_files import write_text
 from trainer.runtime.distributed import launch_id
 
@@ -89,7 +89,7 @@ class Attempts:
     def _read(self) -> list[Attempt]:
         found = read(self.path)
         if self.path.is_file() and self.path.stat().st_size != WIDTH * len(found):
-            print(f"warning: {self.path} is damaged: what it held of earlier starts is passed over", file=sys.stderr)
+            warn(f"{self.path} is damaged: what it held of earlier starts is passed over")
         return found
 
     def _write(self, text: str, at: int) -> None:
@@ -104,11 +104,9 @@ class Attempts:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        print(
-            f"warning: {self.path} cannot be kept ({error.strerror}): a run that fails again and again in one step is not "
-            "recognised by it",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"{self.path} cannot be kept ({error.strerror}): a run that fails again and again in one step is not "
+            "recognised by it"
         )
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import IO, Any
 import yaml
 
 from data_loaders.errors import UserError
+from data_loaders.messages import warn
 from data_loaders.state_files import finite, read_json, write_json, write_text
 from trainer.config.job import RunConfig
 
@@ -60,7 +60,7 @@ def lock(folder: Path) -> IO[str]:
         holder = handle.read().strip() or "another process"
         raise UserError(f"run folder {folder} is in use by {holder}: choose another run.dir, or stop that run")
     if note := open_to_others(folder):
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        warn(note)
     with contextlib.suppress(OSError):  # for people; on a full disk there are messages that matter more
         handle.truncate(0)
         os.pwrite(handle.fileno(), f"pid {os.getpid()} on {socket.gethostname()} since {now()}".encode(), 0)
@@ -112,7 +112,7 @@ def append_json_line(path: Path, value: Any) -> None:
             line = f"\n{line}" if size and os.pread(file.fileno(), 1, size - 1) != b"\n" else line
             _append(file, line.encode(), size)
     except OSError as error:
-        print(f"\nwarning: {path} has lost a line ({error.strerror}): make it writable, or make room", flush=True)
+        warn(f"{path} has lost a line ({error.strerror}): make it writable, or make room")
 
 
 def _append(file: IO[bytes], line: bytes, size: int) -> None:

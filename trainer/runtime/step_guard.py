@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data_loaders.batch import Cursor
 from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
+from data_loaders.messages import note
 from trainer.modules.task import ClickTask
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks, on_all_ranks
@@ -93,7 +94,7 @@ class Guard:
             mine = None if torch.isfinite(loss) else self._complaint(loss.item(), logits, cursor)
             raise UserError(on_all_ranks(mine))
         if stop_signal and not self.stop_signal and self.ranks.is_first:
-            print(f"Asked to stop by {signal.Signals(stop_signal).name}: after step {self.step}", flush=True)
+            note(f"Asked to stop by {signal.Signals(stop_signal).name}: after step {self.step}")
         self.stop_signal = stop_signal
 
     def _complaint(self, loss: float, logits: Tensor, cursor: Cursor) -> str:

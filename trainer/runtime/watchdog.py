@@ -20,6 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from data_loaders.messages import note
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.read_back import to_host
 
@@ -149,7 +150,7 @@ class Watchdog:
             beats = [self._read(rank) for rank in range(self.ranks.world_size)]
             if self.ranks.rank == min(beat.rank for beat in beats if beat.hung):
                 message = verdict(beats)
-                print(f"\nerror: {message}; stacks: {self.folder}/rank-*.txt", file=sys.stderr, flush=True)
+                note(f"error: {message}; stacks: {self.folder}/rank-*.txt")
                 worst = hanging(beats)[0]
                 self.on_hang(worst.rank, worst.step, message)
             else:

@@ -60,8 +60,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def print(self, console: Console | None = None) -> None:
-        console = console or _console()
+    def print(self, console: Console) -> None:
         console.print(f"Warm start from {self.source} (step {self.step:,})", highlight=False, soft_wrap=True)
         console.print(_tables(self.tables), _dense(self.dense))
         for note in self.notes:
@@ -150,6 +149,6 @@ def _some(features: tuple[str, ...]) -> str:
     return ", ".join(features[:SHOWN]) + more
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+def make_console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(width=WIDTH, stderr=stderr)

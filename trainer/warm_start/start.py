@@ -17,7 +17,7 @@ from trainer.models import load_model_class
 from trainer.runtime.checked_json import Optional, Whole, check_form, get_form
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.warm_start.plan import make_plan
-from trainer.warm_start.report import make_report
+from trainer.warm_start.report import make_console, make_report
 from trainer.warm_start.sides import new_side, old_side
 from trainer.warm_start.vocabularies import Vocabularies
 
@@ -64,7 +64,7 @@ def warm_start(
     steps = facts["optimizer_steps"] + table_steps
     report = make_report(plan, secrets.as_asked(str(path)), steps)
     if ranks.is_first:
-        report.print()
+        report.print(make_console(stderr=not rules.dry_run))  # of a dry run it is the result
     if not rules.dry_run:
         plan.apply(pieces, reader, config.optim.wide)
         if ranks.is_first:

@@ -111,7 +111,7 @@ def test_pinned_memory_is_as_large_as_asked_for(monkeypatch, capsys, code):
     assert calls == [(begin, size, 0)] and begin % BLOCK == 0
     assert max(tensor.data_ptr() + tensor.nbytes for tensor in placed.values()) == begin + size
     assert held == ({} if code else {begin: size})
-    assert ("warning: CUDA cannot pin" in capsys.readouterr().out) is bool(code)
+    assert ("warning: CUDA cannot pin" in capsys.readouterr().err) is bool(code)
     kept = placed.pop("second")
     del placed
     assert held == ({} if code else {begin: size}), "the memory is in use"

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from data_loaders.messages import note, warn
 from data_loaders.state_files import write_json, write_text
 from trainer.config.monitoring import ProfilingConfig
 from trainer.monitoring.profiling.parts import analyse
@@ -72,10 +73,9 @@ class Window:
             self._profiler.stop()
         if self.ranks.is_first:
             needed = self.config.after_steps + self.config.steps
-            print(
-                f"\nnote: nothing was profiled: this process ended before it had made {needed} steps (profiling.after_steps="
-                f"{self.config.after_steps}, profiling.steps={self.config.steps}): train longer, or begin the window earlier",
-                flush=True,
+            note(
+                f"note: nothing was profiled: this process ended before it had made {needed} steps (profiling.after_steps="
+                f"{self.config.after_steps}, profiling.steps={self.config.steps}): train longer, or begin the window earlier"
             )
 
     def _make(self) -> profile:
@@ -116,7 +116,7 @@ class Window:
         try:
             yield
         except (OSError, ValueError) as error:
-            print(f"\nwarning: no profile of rank {self.ranks.rank}: {error}", flush=True)
+            warn(f"no profile of rank {self.ranks.rank}: {error}")
 
     def _write_trace(self) -> dict[str, Any]:
         assert self._profiler is not None
@@ -141,7 +141,7 @@ class Window:
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "summary.json", summary)
         write_text(self.folder / "summary.txt", text)
-        print(f"\n{text}Traces: {self.folder} (perfetto.dev, chrome://tracing)", flush=True)
+        note(f"{text}Traces: {self.folder} (perfetto.dev, chrome://tracing)")
 
     def _unprofiled_ms(self) -> float | None:
         """The median step before the profiler warmed up; the first one fills the pipeline."""
