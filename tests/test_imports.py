@@ -87,7 +87,7 @@ def broken(rule):
 
 def test_there_is_something_to_check():
     assert {"trainer.train", "data_loaders.schema", "launch.run"} <= set(IMPORTS)
-    assert "data_loaders.batch.Batch" in IMPORTS["trainer.models.deepfm"]
+    assert "data_loaders.schema.Schema" in IMPORTS["trainer.models.deepfm"]
 
 
 def test_data_loaders_import_nothing_of_ours():
