@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from trainer.monitoring.grace_period import GraceCheck
 from trainer.monitoring.metrics_logger import print_summary
 from trainer.monitoring.profiling.window import window
 from trainer.monitoring.sparsity import wide_weights
-from trainer.monitoring.stragglers import Pace
 from trainer.report.drawing import draw_or_warn
 from trainer.run import build, loop
 from trainer.run.data import open_feed
@@ -53,7 +51,6 @@ from trainer.runtime.rendezvous import process_group
 from trainer.runtime.session import Session
 from trainer.runtime.step_guard import Guard
 from trainer.runtime.watchdog import Watchdog
-from trainer.sharding import shard
 
 
 @record
@@ -110,17 +107,16 @@ def train(
     with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog, explained:
         feed = open_feed(config, tree, model.layout, session.path, ranks, watchdog.alive)
         watchdog.alive()
-        job = make_job(config, tree, model, feed, session.path, ranks)
-        job.built.task.register_forward_pre_hook(lambda *_: watchdog.alive())  # an evaluation may take its time
+        job = make_job(config, tree, model, feed, session.path, ranks, watchdog)
         begin(job)
         if config.warm_start.dry_run:
             job.close()
             return None
-        return train_and_judge(job, tree, session, watchdog)
+        return train_and_evaluate(job, tree, session, watchdog)
 
 
 @unordered_operation_named()
-def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: Watchdog) -> dict[str, Any] | None:
+def train_and_evaluate(job: Job, tree: dict[str, Any], session: Session, watchdog: Watchdog) -> dict[str, Any] | None:
     """From the first step to the last evaluation."""
     config, ranks = job.config, job.ranks
     if job.feed.saved is None:  # a checkpoint has the counts
@@ -130,9 +126,8 @@ def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: 
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(job.folder / run_folder.CONFIG, tree)
         job.record.environment()
-    with trackers.opened(config.logging, job.folder, tree, job.progress.step, here=ranks.is_first) as opened:
-        job.reporter.trackers = opened
-        before = score_before(job)
+    with job.trackers:
+        before = score_before(job, watchdog)
         stop_signal = run_steps(job, session, watchdog)
         if stop_signal:
             if ranks.is_first:
@@ -144,57 +139,47 @@ def train_and_judge(job: Job, tree: dict[str, Any], session: Session, watchdog: 
             final = final_metrics(job) | ({"before": before} if before else {})
             if config.report:
                 job.record.tables(job.progress.step, job.built.task, job.state.pieces, config)
-            return final | {"alerts": job.reporter.alerts.told}
+            return final | {"alerts": job.alerts.told}
 
 
 def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
     """Trains, and saves at the end. Returns the number of the signal that ended it early, or 0."""
-    ranks, feed, built = job.ranks, job.feed, job.built
-    grace = GraceCheck(job.checkpoints, grace_seconds(), ranks)
-
-    check = once(lambda: shard.check_pipelined(built.pipeline, built.task))
-    with (
-        Pace(watchdog, feed.loader, ranks) as pace,
-        session.signals.deferred(),
-        profiled(job, watchdog) as profile_step,
-    ):
-
-        def before_step(step: int) -> None:
-            profile_step(step)
-            grace.look()
-            loop.seed_dropout(job.config.seed, ranks, step)
-
-        job.reporter.further = pace.report
-        guard = Guard(
-            ranks,
-            lambda: session.signals.asked,
-            watchdog,
-            session.attempts,
-            feed.chosen.manifest,
-            lambda: job.reporter.alerts.culprits(feed.loader.magnitudes),
-        )
-        guard.attach(built.task)
-        job.reporter.begin()
+    feed, logger, checkpoints = job.feed, job.logger, job.checkpoints
+    guard = Guard(
+        job.ranks,
+        lambda: session.signals.asked,
+        watchdog,
+        session.attempts,
+        feed.chosen.manifest,
+        lambda: job.alerts.culprits(feed.loader.magnitudes),
+    )
+    with job.stragglers, session.signals.deferred(), profiled(job, watchdog) as profile:
+        logger.begin()
         try:
-            if job.judge.stopped is None:  # else the checkpoint it goes on from had the last word
+            if job.early_stopping.stopped is None:  # else the checkpoint it resumed from was the last one
                 loop.run(
-                    built.pipeline,
-                    feed.batches,
-                    job.progress,
-                    job.ledger,
-                    job.reporter,
-                    job.checkpoints,
-                    job.evaluator,
-                    guard,
-                    before_step,
-                    check,
+                    batches=feed.batches,
+                    pipeline=job.built.pipeline,
+                    progress=job.progress,
+                    guard=guard,
+                    watchdog=watchdog,
+                    row_log=job.row_log,
+                    coverage=job.alerts.coverage,
+                    logger=logger,
+                    evaluator=job.evaluator,
+                    early_stopping=job.early_stopping,
+                    checkpoints=checkpoints,
+                    grace=GraceCheck(checkpoints, grace_seconds(), job.ranks),
+                    profile=profile,
+                    seed=job.config.seed,
+                    ranks=job.ranks,
                 )
         finally:
             job.close()
         with watchdog.paused():
-            waited = job.checkpoints.seconds
-            job.checkpoints.save(job.progress)
-            job.reporter.outside(job.checkpoints.seconds - waited)
+            waited = checkpoints.seconds
+            checkpoints.save(job.progress)
+            logger.outside(checkpoints.seconds - waited)
     return guard.stop_signal
 
 
@@ -202,10 +187,10 @@ def profiled(job: Job, watchdog: Watchdog) -> AbstractContextManager[Callable[[i
     """What to call before each step: the window of ``profile=true``, or nothing."""
     if not job.config.profile:
         return nullcontext(lambda step: None)
-    return window(job.config.profiling, job.folder, job.ranks, watchdog, job.reporter.outside)
+    return window(job.config.profiling, job.folder, job.ranks, watchdog, job.logger.outside)
 
 
-def score_before(job: Job) -> dict[str, Any] | None:
+def score_before(job: Job, watchdog: Watchdog) -> dict[str, Any] | None:
     """Metrics of the rows to be trained, by the model as it is before the first step; a run that goes on has them from
     its beginning (``before.json``), or never had them."""
     config, ranks, path = job.config, job.ranks, job.folder / run_folder.BEFORE
@@ -223,9 +208,9 @@ def score_before(job: Job) -> dict[str, Any] | None:
         ranks,
         group_by=config.evaluation.columns,
     )
-    values = evaluate(job.built.pipeline, loader, config.evaluation, ranks, under_way=False)
-    job.reporter.outside(values["seconds"])
-    job.reporter.write("before", values, job.progress, loader)
+    values = evaluate(job.built.pipeline, loader, config.evaluation, ranks, under_way=False, alive=watchdog.alive)
+    job.logger.outside(values["seconds"])
+    job.logger.write("before", values, job.progress, loader)
     if ranks.is_first:
         write_json(path, values)
     return values
@@ -233,29 +218,25 @@ def score_before(job: Job) -> dict[str, Any] | None:
 
 def final_metrics(job: Job) -> dict[str, Any]:
     """What ``metrics.json`` holds: of training, and of what was held out."""
-    progress, reporter, held_out, data = job.progress, job.reporter, job.feed.held_out, job.config.data
+    progress, logger, held_out, data = job.progress, job.logger, job.feed.held_out, job.config.data
     fault_injection.at("evaluation", step=progress.step)
-    train_metrics = {"step": progress.step, "epoch": progress.epoch, **reporter.training_metrics()}
-    reporter.write("final", train_metrics, progress)
+    train_metrics = {"step": progress.step, "epoch": progress.epoch, **logger.training_metrics()}
+    logger.write("final", train_metrics, progress)
     final: dict[str, Any] = {"train": train_metrics}
     if "valid" in held_out:
-        final["valid"] = job.evaluator.evaluate(progress)
+        final["valid"] = loop.evaluate(progress, job.evaluator, job.early_stopping, job.checkpoints)
     selected = restore_best(job) if job.config.checkpoint.restore_best else None
     if selected is not None:
         progress = Progress()
         progress.load_state_dict(selected.pop("progress"))
         final["selected"] = selected
         if progress != job.progress and "valid" in held_out:
-            keep = partial(job.record.scores, "valid", progress.step)
-            final["valid"] = evaluate(
-                job.built.pipeline, held_out["valid"], job.config.evaluation, job.ranks, keep=keep
-            )
+            final["valid"] = job.evaluator.score("valid", held_out["valid"], progress.step)
     if (wide := wide_weights(job.built.task, job.ranks)) is not None:
         final["wide"] = wide
     if "test" in held_out:
-        keep = partial(job.record.scores, "test", progress.step)
-        final["test"] = evaluate(job.built.pipeline, held_out["test"], job.config.evaluation, job.ranks, keep=keep)
-        reporter.write("test", final["test"], progress, held_out["test"])
+        final["test"] = job.evaluator.score("test", held_out["test"], progress.step)
+        logger.write("test", final["test"], progress, held_out["test"])
     if data.probability and job.ranks.is_first:
         columns = (data.schema.label, data.probability)
         final["best"] = {
@@ -275,14 +256,13 @@ def restore_best(job: Job) -> dict[str, Any] | None:
     state = ModelState(job.built.task, job.built.optimizer)
     checkpoints = Checkpoints(folder, job.config.checkpoint, state, {}, job.ranks)
     facts = checkpoints.load(folder / f"step-{best['step']}")
-    told = {"best_step": best["step"], "metric": best["metric"], "value": best["value"], "stopped": job.judge.stopped}
+    told = {
+        "best_step": best["step"],
+        "metric": best["metric"],
+        "value": best["value"],
+        "stopped": job.early_stopping.stopped,
+    }
     return told | {"progress": facts["progress"]}
-
-
-def once(action: Any) -> Any:
-    """A function that acts the first time it is called."""
-    pending = [action]
-    return lambda: pending.pop()() if pending else None
 
 
 if __name__ == "__main__":

@@ -97,11 +97,14 @@ def trained(rank, world_size, root, folder, overrides):
     ranks = ranks_of(rank, world_size)
     config, layout, loader, built = built_job(root, rank, world_size, overrides)
     alerts = make_alerts(config, layout, ranks)
-    built.task.register_forward_pre_hook(alerts.look)
     reporter = Reporter(folder, loader, STEPS, EVERY, ranks, alerts)
     progress, batches = Progress(), loop.batches_from(loader, Progress(), STEPS)
     for _ in range(STEPS):
-        outputs = built.pipeline.progress(batches)
+        batch = built.pipeline.next_batch(batches)
+        loss, outputs = built.pipeline.forward()
+        built.pipeline.backward(loss)
+        built.pipeline.update()
+        alerts.coverage.look(batch)
         progress.advance(outputs.cursor)
         reporter.update(outputs, progress)
         reporter.maybe_report(progress)
@@ -129,7 +132,7 @@ def told_of_cases(rank, world_size, root, folder):
         (Path(folder) / case).mkdir(exist_ok=True)
         reporter = trained(rank, world_size, Path(root) / log, Path(folder) / case, (*COMMON, *overrides))
         told[case] = reporter.alerts.told
-    sums = reporter.alerts.seen.sums
+    sums = reporter.alerts.coverage.sums
     assert not sums.any(), "switched off, nothing is looked at"
     return told
 
@@ -137,14 +140,14 @@ def told_of_cases(rank, world_size, root, folder):
 def seen_and_restored(rank, world_size, root, folder):
     """What was seen, and what a run that goes on from there has seen."""
     reporter = trained(rank, world_size, root, Path(folder), COMMON)
-    seen = reporter.alerts.seen.compute(all_reduce_sum)
+    seen = reporter.alerts.coverage.compute(all_reduce_sum)
     pieces, facts = reporter.snapshot(), json.loads(json.dumps(reporter.facts()))
     config, layout, loader, _ = built_job(root, rank, world_size, COMMON)
     ranks = ranks_of(rank, world_size)
     again = Reporter(Path(folder), loader, STEPS, EVERY, ranks, make_alerts(config, layout, ranks))
-    again.alerts.seen.sums.fill_(7)
+    again.alerts.coverage.sums.fill_(7)
     again.restore(facts, Pieces(pieces))
-    assert again.alerts.seen.compute(all_reduce_sum) == seen
+    assert again.alerts.coverage.compute(all_reduce_sum) == seen
     return seen
 
 

@@ -17,7 +17,7 @@ from trainer.run import build, loop
 from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.progress import Progress
-from trainer.sharding import initialize, shard
+from trainer.sharding import initialize
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 
@@ -54,7 +54,7 @@ def train_curve(rank, world_size, root, overrides, steps):
     _, _, loader, built = built_job(root, rank, world_size, overrides)
     batches = loop.batches_from(loader, Progress(), steps)
     losses = curve(built, batches, steps)
-    shard.check_pipelined(built.pipeline, built.task)
+    built.pipeline.check_pipelined()
     batches.close()
     return losses
 

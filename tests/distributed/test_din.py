@@ -49,7 +49,7 @@ def _like_the_whole(rank: int, world_size: int) -> int:
     whole, part, mine = build(), build(), parts(world_size)[rank]
     assert len(dices(part)) == 4  # two in the activation unit, two in the network
     for dice in dices(part):
-        dice.all_reduce = sum_with_gradient
+        dice.reduce_by(sum_with_gradient)
     for _ in range(2):  # moving averages go from the first batch to the second
         whole.zero_grad(), part.zero_grad()
         expected, found = run(whole, range(TOTAL)), run(part, mine)

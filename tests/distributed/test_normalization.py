@@ -21,7 +21,7 @@ def built(normalization, dropout=0.0):
                 parameter.copy_(torch.rand(parameter.shape) + 0.5)
     for child in module.modules():
         if isinstance(child, BatchStatistics):
-            child.all_reduce = sum_with_gradient
+            child.reduce_by(sum_with_gradient)
     return module
 
 

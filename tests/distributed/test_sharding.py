@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -25,8 +24,9 @@ from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.sharding.initialize import gather_table, initialize_tables
+from trainer.sharding.pipeline import StepPipeline
 from trainer.sharding.planner import GB, make_plan, plan_summary
-from trainer.sharding.shard import SequenceSharder, ShardedBags, _settle_buckets, check_pipelined, shard
+from trainer.sharding.shard import SequenceSharder, ShardedBags, _settle_buckets, shard
 
 CPU = torch.device("cpu")
 # In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.
@@ -234,10 +234,10 @@ def _pipeline_errors(rank: int, world_size: int) -> list[str]:
     for model in (TinyModel(sequence=True), Untraceable()):
         sharded, plan = build(world_size, ShardingConfig(), SGD, model=model)
         optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=3)
-        pipeline = TrainPipelineSparseDist(sharded, optimizer, CPU, execute_all_batches=True)
+        pipeline = StepPipeline(sharded, optimizer, CPU, execute_all_batches=True)
         pipeline.progress(iter([make_batch(rank, world_size, step) for step in range(3)]))
         try:
-            check_pipelined(pipeline, sharded)
+            pipeline.check_pipelined()
             messages.append("")
         except ValueError as error:
             messages.append(str(error))

@@ -9,7 +9,7 @@ from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 from trainer.config.monitoring import AlertsConfig
 from trainer.metrics.click_metrics import ClickMetrics
 from trainer.monitoring.alerts import CHANCE_LINES, Alerts, absent, constant, crowded, is_chance, leaking, say
-from trainer.monitoring.feature_coverage import Hashed
+from trainer.monitoring.feature_coverage import Hashed, Sightings
 
 HEALTHY = {
     "auc": 0.72,
@@ -33,7 +33,9 @@ SCHEMA = Schema(
 
 def alerts(after_rows=1000, after_steps=100, warmup_steps=0, enabled=True):
     config = AlertsConfig(enabled, after_rows, after_steps)
-    return Alerts(config, SCHEMA, Layout(("user", "item", "both")), warmup_steps, torch.device("cpu"))
+    return Alerts(
+        config, SCHEMA, warmup_steps, Sightings(SCHEMA, Layout(("user", "item", "both")), torch.device("cpu"))
+    )
 
 
 def names(judge, step=200, split="train", epoch=0, counters=None, **values):
@@ -127,10 +129,10 @@ def test_a_feature_that_is_always_missing_is_told_with_its_cause(name, counters,
 
 def test_what_batches_never_held_is_told_after_enough_rows():
     judge = alerts()
-    judge.seen.sums[0] = 999
+    judge.coverage.sums[0] = 999
     assert names(judge) == []
-    judge.seen.sums[0] = 1000
-    judge.seen.sums[2] = 1  # an item
+    judge.coverage.sums[0] = 1000
+    judge.coverage.sums[2] = 1  # an item
     assert names(judge) == ["always_missing:user", "always_missing:both", "always_missing:price"]
 
 
@@ -142,9 +144,8 @@ def test_a_table_with_more_values_than_rows_is_told():
     assert "many times more" in crowded(Hashed("user", 100, 100, 100))[1]
 
 
-def test_switched_off_nothing_is_looked_at_or_told():
+def test_switched_off_nothing_is_told():
     judge = alerts(enabled=False)
-    judge.look(torch.nn.Linear(1, 1), (None,))
     assert names(judge, auc=1.0) == []
 
 

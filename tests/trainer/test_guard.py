@@ -29,7 +29,6 @@ def guarded_job(root, rank, world_size, folder, asked):
     ranks = ranks_of(rank, world_size)
     manifest = build.scan(config.data, "train", layout)
     guard = Guard(ranks, asked, Watchdog(folder, ranks, 60), Attempts(folder), manifest)
-    guard.attach(built.task)
     return built, loop.batches_from(loader, Progress(), 9), guard
 
 
@@ -43,16 +42,21 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None):
     try:
         with contextlib.closing(batches):
             loop.run(
-                built.pipeline,
-                batches,
-                progress,
-                hears("record"),
-                hears("update", "maybe_report", "outside"),
-                SimpleNamespace(seconds=0.0, maybe_save=lambda *_: seen("maybe_save", progress)),
-                hears("maybe_evaluate"),
-                guard,
-                lambda step: None,
-                lambda: None,
+                batches=batches,
+                pipeline=built.pipeline,
+                progress=progress,
+                guard=guard,
+                watchdog=guard.watchdog,
+                row_log=hears("record"),
+                coverage=hears("look"),
+                logger=hears("update", "maybe_report", "outside"),
+                evaluator=hears("is_due"),
+                early_stopping=SimpleNamespace(stopped=None),
+                checkpoints=SimpleNamespace(seconds=0.0, maybe_save=lambda *_: seen("maybe_save", progress)),
+                grace=SimpleNamespace(look=lambda: None),
+                profile=lambda step: None,
+                seed=1,
+                ranks=guard.ranks,
             )
     except ValueError as error:
         return progress.step, str(error)
@@ -72,7 +76,7 @@ def check_guard(rank, world_size, root, folder):
     after = {}
 
     def remember(name, progress):
-        if name == "maybe_evaluate":
+        if name == "is_due":
             after[progress.step] = everything(built)
 
     stopped = run_loop(built, batches, guard, remember)
@@ -99,8 +103,10 @@ def test_two_ranks_stop_together_for_a_loss_or_a_signal_of_one(click_log, tmp_pa
         assert "optim.tables.lr" in message
         assert changed == [] and len(trained) > 3, "two steps did change tables and layers, the third none"
         assert ended == (3, None) and stop_signal == SIGTERM
-        assert events[-3:] == [("record", 3), ("update", 3), ("maybe_report", 3)], "neither saved nor evaluated"
-        assert ("maybe_evaluate", 2) in events
+        assert events[-4:] == [("record", 3), ("look", 3), ("update", 3), ("maybe_report", 3)], (
+            "neither saved nor evaluated"
+        )
+        assert ("is_due", 2) in events
     assert results[0][0] == results[1][0], "one message, so that it is printed once"
 
 

@@ -7,6 +7,7 @@ from data_loaders.magnitudes import LOOKED_AT, Magnitudes
 from data_loaders.schema import Feature, Layout, Schema, Table
 from trainer.config.monitoring import AlertsConfig
 from trainer.monitoring.alerts import Alerts
+from trainer.monitoring.feature_coverage import Sightings
 from trainer.monitoring.magnitudes import constants, heavy, judged, loss_large, magnitudes, names_of_large
 
 SCHEMA = Schema(
@@ -130,7 +131,9 @@ def test_a_huge_loss_names_the_features():
 
 def alerts(enabled=True, **watched):
     config = AlertsConfig(enabled, 1000, 100)
-    return Alerts(config, SCHEMA, Layout(("user",)), 0, "cpu", {f"valid.{k}": v for k, v in watched.items()})
+    return Alerts(
+        config, SCHEMA, 0, Sightings(SCHEMA, Layout(("user",)), "cpu"), {f"valid.{k}": v for k, v in watched.items()}
+    )
 
 
 def consider(judge, split, values, numbers=None):

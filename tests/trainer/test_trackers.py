@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.config.monitoring import LoggingConfig
 from trainer.monitoring import trackers
-from trainer.monitoring.trackers import Trackers, check_installed, numbers, opened
+from trainer.monitoring.trackers import Trackers, check_installed, make_trackers, numbers
 
 TREE = {"model": {"name": "deepfm"}, "seed": 3, "data": {"name": "tiny", "schema": {"features": {"x": {"table": "t"}}}}}
 LINE = {
@@ -55,7 +55,7 @@ def fakes(monkeypatch):
 
 def run(folder, step=0, failure=None, here=True, **which):
     folder.mkdir(parents=True, exist_ok=True)
-    with opened(LoggingConfig(**which), folder, TREE, step, here=here) as told:
+    with make_trackers(LoggingConfig(**which), folder, TREE, step, here=here) as told:
         told.log("train", LINE, step + 10)
         if failure is not None:
             raise failure
@@ -117,8 +117,8 @@ def test_a_tracker_that_hangs_holds_a_run_up_for_a_bounded_time(monkeypatch, cap
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.2)
     answered = threading.Event()
     told = Trackers({"slow": answered.wait})
-    told.log("train", LINE, 1)
-    told.close()
+    with told:
+        told.log("train", LINE, 1)
     assert not answered.is_set() and "slow did not take everything" in capsys.readouterr().err
     answered.set()
 

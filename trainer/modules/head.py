@@ -20,6 +20,9 @@ class Head(nn.Module, ABC):
         with torch.autocast(dense.device.type, dtype=self.autocast_dtype, enabled=enabled):
             return self.logits(dense, *others).float()  # [B]
 
+    def autocast_to(self, dtype: torch.dtype | None) -> None:
+        self.autocast_dtype = dtype
+
     @abstractmethod
     def logits(self, dense: Tensor, *others: object) -> Tensor: ...
 
@@ -28,4 +31,4 @@ def set_autocast(module: nn.Module, dtype: torch.dtype | None) -> None:
     """The type of the matrix products of every ``Head`` in ``module``, e.g. ``torch.bfloat16``; None: float32."""
     for child in module.modules():
         if isinstance(child, Head):
-            child.autocast_dtype = dtype
+            child.autocast_to(dtype)

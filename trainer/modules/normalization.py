@@ -26,8 +26,8 @@ class BatchStatistics(nn.Module):
     1 / momentum batches, so that a short run is not held to the initial values).
 
     ``all_reduce`` is called once a training forward with a flat float32 tensor [2C + 1] (count, sums, sums of squares, of
-    values shifted by the moving mean, which keeps float32 accurate). A differentiable sum over ranks in its place makes the
-    statistics those of the global batch. Every rank must then call it equally often, so one without any rows does too.
+    values shifted by the moving mean, which keeps float32 accurate). With a differentiable sum over ranks (``reduce_by``) the
+    statistics are those of the global batch. Every rank must then call it equally often, so one without any rows does too.
     """
 
     def __init__(self, channels: int, *, eps: float, momentum: float) -> None:
@@ -37,6 +37,9 @@ class BatchStatistics(nn.Module):
         self.register_buffer("moving_variance", torch.ones(channels))
         self.register_buffer("batches", torch.zeros(()))
         self.all_reduce: Callable[[Tensor], Tensor] = identity
+
+    def reduce_by(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        self.all_reduce = all_reduce
 
     def statistics(self, inputs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and variance, [C] each, to normalise ``inputs`` [N, C] by; rows where ``valid`` [N] is not positive stay

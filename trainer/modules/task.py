@@ -32,17 +32,16 @@ class TaskOutput(NamedTuple):
 class WeightedLogLoss(nn.Module):
     """``sum(weights * binary cross-entropy) / normalizer`` in float32.
 
-    ``mean_over_ranks`` is put in where normalizers differ between ranks (see ``Batch.normalizer``). A global batch
-    without any row that counts has loss 0.
+    ``mean_over_ranks`` is given where normalizers differ between ranks (see ``Batch.normalizer``). A global batch without
+    any row that counts has loss 0.
 
     ``label_smoothing`` ε: a click counts as 1 - ε / 2, none as ε / 2 (Szegedy et al., 2016, "Rethinking the Inception
     Architecture", section 7, with two classes).
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, mean_over_ranks: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
-        self.mean_over_ranks: Callable[[Tensor], Tensor] | None = None
+        self.label_smoothing, self.mean_over_ranks = label_smoothing, mean_over_ranks
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
         labels = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -81,34 +80,24 @@ class LogitsCheck(nn.Module):
         return logits
 
 
-class StepGuard(nn.Module):
-    """A look at each training step between forward and backward.
-
-    ``check(loss, logits, cursor)`` is put in from outside. What it raises ends the step before any table is touched.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.check: Callable[[Tensor, Tensor, Cursor], None] | None = None
-
-    def forward(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
-        if self.training and self.check is not None:
-            self.check(loss.detach(), logits.detach(), cursor)
-
-
 class ClickTask(nn.Module):
-    """A model (``forward(batch) -> logits [B]``), its loss, and what guards a step and tells of it."""
+    """A model (``forward(batch) -> logits [B]``), its loss, and what a step leaves for metrics."""
 
-    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0, negative_sampling_rate: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        label_smoothing: float = 0.0,
+        negative_sampling_rate: float = 1.0,
+        mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.logits_check = LogitsCheck(type(model))
-        self.loss = WeightedLogLoss(label_smoothing)
-        self.guard = StepGuard()
+        self.loss = WeightedLogLoss(label_smoothing, mean_over_ranks)
         self.outcome = Outcome(negative_sampling_rate)
 
     def forward(self, batch: Batch) -> tuple[Tensor, TaskOutput]:
         logits = self.logits_check(self.model(batch), batch.labels)  # [B]
         loss = self.loss(logits, batch.labels, batch.weights, batch.normalizer)
-        self.guard(loss, logits, batch.cursor)
         return loss, self.outcome(loss, logits, batch)

@@ -7,7 +7,7 @@ once. Each warning comes once in a run, resumed or not: on stderr, in its line o
 ``metrics.json``.
 
 Elsewhere: a slow rank (``trainer.monitoring.stragglers``), a loss that is not finite (``trainer.runtime.step_guard``,
-which ends the run), modules that the pipeline does not overlap (``trainer.sharding.shard.check_pipelined``, which ends it too).
+which ends the run), modules that the pipeline does not overlap (``trainer.sharding.pipeline``, which ends it too).
 """
 
 import math
@@ -17,13 +17,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from data_loaders.batch import Batch
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.config.monitoring import AlertsConfig
 from trainer.monitoring.feature_coverage import Hashed, Seen, Sightings
 from trainer.monitoring.magnitudes import (
@@ -65,13 +63,12 @@ class Alerts:
         self,
         config: AlertsConfig,
         schema: Schema,
-        layout: Layout,
         warmup_steps: int,
-        device: torch.device,
+        coverage: Sightings,
         watched: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config, self.schema = config, schema
-        self.seen = Sightings(schema, layout, device)
+        self.coverage = coverage
         self.watched = watched or {}
         self.told: list[dict[str, Any]] = []  # name, step and message
         self._numbers: NDArray[np.float64] | None = None  # of the training rows of all ranks, in this process
@@ -80,11 +77,6 @@ class Alerts:
         self._first_step = config.after_steps + warmup_steps
         self._one_label_rows = 0
         self._chance_lines = 0
-
-    def look(self, module: torch.nn.Module, arguments: tuple[Batch, ...]) -> None:
-        """A forward pre-hook of the task."""
-        if self.config.enabled and module.training:
-            self.seen.look(arguments[0])
 
     def consider(
         self,
@@ -104,7 +96,7 @@ class Alerts:
                 found.append(leaking(split, values))
             if split == "train":
                 found += self._of_window(values, step, counters)
-                found += self._of_batches(self.seen.compute(all_reduce), counters)
+                found += self._of_batches(self.coverage.compute(all_reduce), counters)
             if numbers is not None:
                 found += self._of_numbers(split, values, step, numbers, all_reduce)
         return self._new(found, step)

@@ -63,9 +63,10 @@ class Seen:
 
 
 class Sightings:
-    """The sums of all looks. ``layout`` is that of the batches."""
+    """The sums of all looks; none unless ``enabled``. ``layout`` is that of the batches."""
 
-    def __init__(self, schema: Schema, layout: Layout, device: torch.device) -> None:
+    def __init__(self, schema: Schema, layout: Layout, device: torch.device, *, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._hashed = _hashed_tables(schema, layout)
         self._dense = [name for name in schema.dense if schema.features[name].fill is not None]
         self._columns = torch.tensor([schema.dense.index(name) for name in self._dense], device=device)
@@ -91,7 +92,7 @@ class Sightings:
     @torch.no_grad()
     def look(self, batch: Batch) -> None:
         """Adds a batch, where its turn is. Never waits for a GPU."""
-        if batch.cursor.step % LOOK_EVERY:
+        if not self._enabled or batch.cursor.step % LOOK_EVERY:
             return
         counts = batch.weights > 0  # [B]
         self._sums[0] += counts.sum()

@@ -1,7 +1,7 @@
 """What a run says while it goes: a progress line, ``metrics.jsonl`` (and trackers), warnings, the final table."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trainer.monitoring.alerts import FACTS as ALERTS_FACTS
 from trainer.monitoring.alerts import Alerts, say
 from trainer.monitoring.feature_coverage import Sightings
 from trainer.monitoring.progress_bar import ProgressLine
+from trainer.monitoring.stragglers import Pace
 from trainer.monitoring.trackers import Trackers
 from trainer.runtime.checked_json import Whole, check_form
 from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
@@ -33,7 +34,8 @@ SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
 class Reporter:
     """Collects the training metrics of the window since the last report and of the current epoch.
 
-    All ranks take part in a report (metrics are reduced); rank 0 writes and draws. ``alerts`` looks at each line.
+    All ranks take part in a report (metrics are reduced); rank 0 writes and draws. ``alerts`` looks at each line, and
+    ``trackers`` get it too; those of training tell of ``stragglers``.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Reporter:
         every_steps: int,
         ranks: Ranks,
         alerts: Alerts | None = None,
+        stragglers: Pace | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.path = folder / LINES
         self.loader, self.every_steps, self.ranks = loader, every_steps, ranks
@@ -56,12 +60,8 @@ class Reporter:
         self._outside = 0.0
         self._window_wait = 0.0
         self._line = ProgressLine(total_steps, quiet=not ranks.is_first)
-        self.alerts = alerts
+        self.alerts, self.stragglers, self.trackers = alerts, stragglers, trackers
         self._early: list[dict[str, Any]] | None = None  # what the first step has told; None before it
-        self.trackers = Trackers({})
-        self.further: Callable[[], Mapping[str, Any]] = (
-            dict  # what else a line of training metrics tells; all ranks call it
-        )
 
     def begin(self) -> None:
         """Training begins: the time before, of building and loading, is none of it."""
@@ -100,7 +100,7 @@ class Reporter:
 
     def _metrics(self) -> dict[str, ClickMetrics | Sightings]:
         metrics: dict[str, ClickMetrics | Sightings] = {"window": self.window, "epoch": self.epoch}
-        return metrics if self.alerts is None else metrics | {"seen": self.alerts.seen}
+        return metrics if self.alerts is None else metrics | {"seen": self.alerts.coverage}
 
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
         if outputs.cursor.epoch != self._epoch_number:
@@ -134,7 +134,8 @@ class Reporter:
         elapsed = time.perf_counter() - self._window_started
         wait = self.loader.wait_seconds - self._window_wait
         values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
-        values.update(self.further())
+        if self.stragglers is not None:
+            values.update(self.stragglers.report())
         self.write("train", values, progress)
         self._line.report(progress, values, elapsed / max(self._window_steps, 1))
         self.window.reset()
@@ -147,7 +148,8 @@ class Reporter:
         self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}
         values = {**values, **self._judge(split, values, progress, loader or self.loader)}
         if self.ranks.is_first:
-            self.trackers.log(split, values, progress.step)
+            if self.trackers is not None:
+                self.trackers.log(split, values, progress.step)
             line = {
                 "step": progress.step,
                 "epoch": progress.epoch,

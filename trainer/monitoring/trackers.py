@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import yaml
@@ -110,15 +111,23 @@ KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
 
 
 class Trackers:
-    """Tells trackers, made from ``kinds`` by name, in a thread of its own; without any, nothing."""
+    """Logs to trackers, made by ``makers`` in a thread of its own while entered; without any, nothing."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tracker]]) -> None:
         self._makers = makers
         self._waiting: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         self._failed = False
-        if makers:
+
+    def __enter__(self) -> "Trackers":
+        if self._makers:
             self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
 
     def log(self, split: str, values: Mapping[str, Any], step: int) -> None:
         """Every number of a line of metrics, as ``split/name``."""
@@ -159,19 +168,10 @@ class Trackers:
                 tracker.close(self._failed)
 
 
-@contextlib.contextmanager
-def opened(
-    config: LoggingConfig, folder: Path, tree: Mapping[str, Any], step: int, *, here: bool
-) -> Iterator[Trackers]:
-    """The trackers of the configuration where ``here`` (rank 0), closed at the end. ``step``: made so far."""
+def make_trackers(config: LoggingConfig, folder: Path, tree: Mapping[str, Any], step: int, *, here: bool) -> Trackers:
+    """The trackers of the configuration where ``here`` (rank 0). ``step``: made so far."""
     names = chosen(config) if here else []
-    found = Trackers({name: lambda kind=KINDS[name]: kind(folder, tree, step) for name in names})
-    try:
-        yield found
-    except BaseException:
-        found.close(failed=True)
-        raise
-    found.close()
+    return Trackers({name: lambda kind=KINDS[name]: kind(folder, tree, step) for name in names})
 
 
 def check_installed(config: LoggingConfig) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders import synthetic
 from data_loaders.errors import UserError
@@ -30,6 +29,7 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.sharding import initialize, planner, shard
+from trainer.sharding.pipeline import StepPipeline
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 
@@ -40,7 +40,7 @@ class Built:
 
     task: DistributedModelParallel
     optimizer: CombinedOptimizer
-    pipeline: TrainPipelineSparseDist
+    pipeline: StepPipeline
     plan_rows: list[dict[str, Any]]
 
 
@@ -61,13 +61,16 @@ def build_task(
     """Model + loss. Dense arithmetic in bf16 where asked for; statistics of activations over all ranks, and, where rows may be
     dropped, the number of rows a loss is the mean of."""
     loss = loss or LossConfig()
-    task = ClickTask(model, label_smoothing=loss.label_smoothing, negative_sampling_rate=loss.negative_sampling_rate)
-    if may_drop:
-        task.loss.mean_over_ranks = mean_over_ranks
+    task = ClickTask(
+        model,
+        label_smoothing=loss.label_smoothing,
+        negative_sampling_rate=loss.negative_sampling_rate,
+        mean_over_ranks=mean_over_ranks if may_drop else None,
+    )
     set_autocast(task, autocast_dtype(precision, device))
     for module in task.modules():
         if isinstance(module, BatchStatistics):
-            module.all_reduce = sum_with_gradient
+            module.reduce_by(sum_with_gradient)
     return task
 
 
@@ -88,7 +91,7 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     sharded = shard.shard(task, plan, ranks.device)
     initialize.initialize_tables(sharded, config.seed, initial_values_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
-    pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+    pipeline = StepPipeline(sharded, optimizer, ranks.device, execute_all_batches=True)
     return Built(sharded, optimizer, pipeline, planner.plan_summary(plan, sharded, config.optim))
 
 

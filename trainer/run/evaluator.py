@@ -1,12 +1,12 @@
 """Scoring held-out rows with the model in training: metrics over all ranks, without holding predictions."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
@@ -16,39 +16,35 @@ from trainer.metrics.click_metrics import ClickMetrics
 from trainer.metrics.evaluation_metrics import HeldOutMetrics
 from trainer.modules.task import TaskOutput
 from trainer.monitoring.metrics_logger import Reporter
+from trainer.report.record import Record
 from trainer.runtime.distributed import Ranks, from_first, sum_counters
 from trainer.runtime.progress import Progress
+from trainer.sharding.pipeline import StepPipeline
 
 
-def score(pipeline: TrainPipelineSparseDist, loader: Loader) -> Iterator[TaskOutput]:
-    """Yields the outputs of every batch of ``loader`` in order, in evaluation mode, through a pipeline of its own."""
-    model = pipeline._model
-    training = model.training
-    model.eval()
-    scoring = TrainPipelineSparseDist(model, pipeline._optimizer, pipeline._device, execute_all_batches=True)
-    batches = loader.epoch(0)
-    try:
-        with pipeline._optimizer.averaged():
-            while True:
+def score(pipeline: StepPipeline, loader: Loader, alive: Callable[[], None] = lambda: None) -> Iterator[TaskOutput]:
+    """Yields the outputs of every batch of ``loader`` in order, in evaluation mode. ``alive`` is called for each: scoring may
+    take its time."""
+    with contextlib.closing(loader.epoch(0)) as batches, pipeline.evaluation() as scoring:
+        while True:
+            alive()
+            try:
                 with torch.no_grad():
                     outputs = scoring.progress(batches)
-                yield outputs
-    except StopIteration:
-        return
-    finally:
-        batches.close()
-        scoring.detach()
-        model.train(training)
+            except StopIteration:
+                return
+            yield outputs
 
 
 def evaluate(
-    pipeline: TrainPipelineSparseDist,
+    pipeline: StepPipeline,
     loader: Loader,
     options: EvaluationConfig,
     ranks: Ranks,
     *,
     under_way: bool = True,
     keep: Callable[[dict[str, Any]], None] = lambda distribution: None,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Metrics and speed on all rows of ``loader``, which has the group ids of ``options.columns``; the same on every rank.
     ``keep`` is given the distribution of the scores (``trainer.metrics.histograms``).
@@ -63,7 +59,7 @@ def evaluate(
     started = time.perf_counter()
     if under_way:
         pipeline.detach()
-    for outputs in score(pipeline, loader):
+    for outputs in score(pipeline, loader, alive):
         metrics.update(outputs)
     if under_way:
         # The batches in flight keep their input distribution. (To start it anew, attach's default, breaks sequence tables.)
@@ -84,40 +80,39 @@ class Evaluator:
 
     def __init__(
         self,
-        pipeline: TrainPipelineSparseDist,
+        *,
+        pipeline: StepPipeline,
         valid: Loader | None,
         options: EvaluationConfig,
         epoch_steps: int,
-        reporter: Reporter,
+        logger: Reporter,
+        record: Record,
         ranks: Ranks,
+        alive: Callable[[], None],
     ) -> None:
         self.pipeline, self.valid, self.options, self.epoch_steps = pipeline, valid, options, epoch_steps
-        self.reporter, self.ranks = reporter, ranks
+        self.logger, self.record, self.ranks, self.alive = logger, record, ranks, alive
         self.last: tuple[int, dict[str, Any]] | None = None
-        # Whether training is to end.
-        self.on_result: Callable[[Progress, str, dict[str, Any]], bool] = lambda progress, split, values: False
-        self.keep: Callable[[int, dict[str, Any]], None] = lambda step, distribution: None
-        self.over = False
 
-    def maybe_evaluate(self, progress: Progress) -> bool:
-        """Whether training is to end, the same on all ranks."""
+    def is_due(self, progress: Progress) -> bool:
         every = self.options.every_steps
         due = progress.step % every == 0 if every else progress.epoch_step == self.epoch_steps
-        if due and self.valid is not None:
-            self.evaluate(progress)
-        return self.over
+        return due and self.valid is not None
 
     def evaluate(self, progress: Progress) -> dict[str, Any]:
-        """Metrics of ``valid`` at this step, computed once."""
+        """Metrics of ``valid`` at this step, computed and logged once."""
         assert self.valid is not None
         if self.last is None or self.last[0] != progress.step:
-            keep = partial(self.keep, progress.step)
-            values = evaluate(self.pipeline, self.valid, self.options, self.ranks, keep=keep)
-            self.reporter.outside(values["seconds"])
-            self.reporter.write("valid", values, progress, self.valid)
+            values = self.score("valid", self.valid, progress.step)
+            self.logger.outside(values["seconds"])
+            self.logger.write("valid", values, progress, self.valid)
             self.last = (progress.step, values)
-            self.over = self.on_result(progress, "valid", values)
         return self.last[1]
+
+    def score(self, split: str, loader: Loader, step: int) -> dict[str, Any]:
+        """Metrics of a split with the weights of ``step``; the distribution of the scores is kept for the report."""
+        keep = partial(self.record.scores, split, step)
+        return evaluate(self.pipeline, loader, self.options, self.ranks, keep=keep, alive=self.alive)
 
 
 def best_possible(manifest: Manifest, label: str, probability: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A job, ready to train: the sharded model and what goes with it, put together from the configuration and a feed."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,11 @@ from data_loaders.state_files import write_json
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.job import TrainConfig
 from trainer.monitoring.alerts import Alerts
+from trainer.monitoring.feature_coverage import Sightings
 from trainer.monitoring.metrics_logger import Reporter, print_plan
 from trainer.monitoring.row_log import Ledger
+from trainer.monitoring.stragglers import Pace
+from trainer.monitoring.trackers import Trackers, make_trackers
 from trainer.report.record import Record
 from trainer.run import build, training_files
 from trainer.run.data import Feed
@@ -25,10 +27,11 @@ from trainer.run.training_state import TrainingState
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
+from trainer.runtime.watchdog import Watchdog
 from trainer.warm_start.start import warm_start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that the loop needs."""
 
@@ -38,13 +41,16 @@ class Job:
     ranks: Ranks
     feed: Feed
     built: build.Built
-    ledger: Ledger
-    reporter: Reporter
+    row_log: Ledger
+    alerts: Alerts
+    stragglers: Pace
+    trackers: Trackers
+    logger: Reporter
+    early_stopping: Judge
     state: TrainingState
     checkpoints: Checkpoints
-    evaluator: Evaluator
-    judge: Judge
     record: Record
+    evaluator: Evaluator
 
     @property
     def progress(self) -> Progress:
@@ -52,57 +58,98 @@ class Job:
 
     def close(self) -> None:
         self.feed.batches.close()
-        self.reporter.close()
+        self.logger.close()
 
 
 def make_job(
-    config: TrainConfig, tree: dict[str, Any], model: nn.Module, feed: Feed, folder: Path, ranks: Ranks
+    config: TrainConfig,
+    tree: dict[str, Any],
+    model: nn.Module,
+    feed: Feed,
+    folder: Path,
+    ranks: Ranks,
+    watchdog: Watchdog,
 ) -> Job:
-    """Plans, shards and initialises the model, tells the plan, and makes what goes with it."""
+    """Plans, shards and initialises the model, prints the plan, and makes what goes with it."""
     fault_injection.at("build")
     built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
     if ranks.is_first:
         write_json(folder / run_folder.PLAN, built.plan_rows)
         print_plan(built.plan_rows)
-    ledger = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
+    row_log = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)
-    built.task.register_forward_pre_hook(alerts.look)
+    stragglers = Pace(watchdog, feed.loader, ranks)
+    trackers = make_trackers(config.logging, folder, tree, feed.progress.step, here=ranks.is_first)
     every_steps = config.log_every_steps or max(1, min(50, feed.total_steps // 20))
-    reporter = Reporter(folder, feed.loader, feed.total_steps, every_steps, ranks, alerts)
-    judge = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
-    state = TrainingState(built.task, built.optimizer, reporter, built.plan_rows, judge)
-    checkpoints = Checkpoints(
-        checkpoints_folder(config, folder),
-        config.checkpoint,
-        state,
-        feed.identity,
-        ranks,
-        texts={
-            training_files.DATA: feed.chosen.dumps(),
-            run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
-        },
-        before_commit=ledger.flush,
-    )
-    valid, epoch_steps = feed.held_out.get("valid"), feed.loader.steps_per_epoch
-    evaluator = Evaluator(built.pipeline, valid, config.evaluation, epoch_steps, reporter, ranks)
+    logger = Reporter(folder, feed.loader, feed.total_steps, every_steps, ranks, alerts, stragglers, trackers)
+    early_stopping = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
+    state = TrainingState(built.task, built.optimizer, logger, built.plan_rows, early_stopping)
     record = Record(folder, ranks)
-    evaluator.keep = partial(record.scores, "valid")
+    return Job(
+        config=config,
+        layout=model.layout,
+        folder=folder,
+        ranks=ranks,
+        feed=feed,
+        built=built,
+        row_log=row_log,
+        alerts=alerts,
+        stragglers=stragglers,
+        trackers=trackers,
+        logger=logger,
+        early_stopping=early_stopping,
+        state=state,
+        checkpoints=make_checkpoints(config, tree, feed, folder, ranks, state, row_log),
+        record=record,
+        evaluator=make_evaluator(config, feed, built, logger, record, ranks, watchdog),
+    )
 
-    def on_result(progress: Progress, split: str, values: dict[str, Any]) -> bool:
-        judge.consider(progress, split, values)  # first: a checkpoint of this step holds what it counts
-        checkpoints.consider(progress, split, values)
-        return judge.stopped is not None
 
-    evaluator.on_result = on_result
-    told = (ledger, reporter, state, checkpoints, evaluator, judge, record)
-    return Job(config, model.layout, folder, ranks, feed, built, *told)
+def make_checkpoints(
+    config: TrainConfig,
+    tree: dict[str, Any],
+    feed: Feed,
+    folder: Path,
+    ranks: Ranks,
+    state: TrainingState,
+    row_log: Ledger,
+) -> Checkpoints:
+    texts = {
+        training_files.DATA: feed.chosen.dumps(),
+        run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
+    }
+    place = checkpoints_folder(config, folder)
+    return Checkpoints(place, config.checkpoint, state, feed.identity, ranks, texts=texts, before_commit=row_log.flush)
+
+
+def make_evaluator(
+    config: TrainConfig,
+    feed: Feed,
+    built: build.Built,
+    logger: Reporter,
+    record: Record,
+    ranks: Ranks,
+    watchdog: Watchdog,
+) -> Evaluator:
+    return Evaluator(
+        pipeline=built.pipeline,
+        valid=feed.held_out.get("valid"),
+        options=config.evaluation,
+        epoch_steps=feed.loader.steps_per_epoch,
+        logger=logger,
+        record=record,
+        ranks=ranks,
+        alive=watchdog.alive,
+    )
 
 
 def make_alerts(config: TrainConfig, layout: Layout, ranks: Ranks) -> Alerts:
     """What learns nothing yet because its rate warms up is not warned of."""
     tables = (config.optim.tables, config.optim.wide, *config.optim.by_table.values())
     warmup = max(part.schedule.warmup_steps for part in (config.optim.dense, *tables))
-    return Alerts(config.alerts, config.data.schema, layout, warmup, ranks.device, watched_metrics(config))
+    schema = config.data.schema
+    coverage = Sightings(schema, layout, ranks.device, enabled=config.alerts.enabled)
+    return Alerts(config.alerts, schema, warmup, coverage, watched_metrics(config))
 
 
 def watched_metrics(config: TrainConfig) -> dict[str, list[str]]:
@@ -123,10 +170,9 @@ def watched_metrics(config: TrainConfig) -> dict[str, list[str]]:
 def begin(job: Job) -> None:
     """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
     config, feed, ranks = job.config, job.feed, job.ranks
-    resume(feed.saved, job.checkpoints, job.ledger.folder, recording=config.debug.ledger, ranks=ranks)
+    resume(feed.saved, job.checkpoints, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
     if feed.warm is not None:
         pieces, plan_rows = job.state.pieces, job.built.plan_rows
         begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
         job.built.optimizer.restore(0, begun.table_steps)
-        if job.reporter.alerts is not None:
-            job.reporter.alerts.compare_with(begun.numbers)
+        job.alerts.compare_with(begun.numbers)

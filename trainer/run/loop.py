@@ -1,69 +1,95 @@
 """The order of events in a step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import record_function
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint.saving import Checkpoints
+from trainer.monitoring.feature_coverage import Sightings
+from trainer.monitoring.grace_period import GraceCheck
 from trainer.monitoring.metrics_logger import Reporter
 from trainer.monitoring.row_log import Ledger
+from trainer.run.early_stopping import Judge
 from trainer.run.evaluator import Evaluator
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
 from trainer.runtime.step_guard import Guard
+from trainer.runtime.watchdog import Watchdog
+from trainer.sharding.pipeline import StepPipeline
 
 
 def run(
-    pipeline: TrainPipelineSparseDist,
+    *,
     batches: Iterator[Batch],
+    pipeline: StepPipeline,
     progress: Progress,
-    ledger: Ledger,
-    reporter: Reporter,
-    checkpoints: Checkpoints,
-    evaluator: Evaluator,
     guard: Guard,
-    before_step: Callable[[int], None],
-    on_first_step: Callable[[], None],
+    watchdog: Watchdog,
+    row_log: Ledger,
+    coverage: Sightings,
+    logger: Reporter,
+    evaluator: Evaluator,
+    early_stopping: Judge,
+    checkpoints: Checkpoints,
+    grace: GraceCheck,
+    profile: Callable[[int], None],
+    seed: int,
+    ranks: Ranks,
 ) -> None:
-    """Trains until ``batches`` end, or ``evaluator`` says so, or ``guard`` says that a rank was asked to stop: then all ranks
-    return after the same step, without saving or evaluating. Every event keeps its own cadence. A checkpoint comes after
-    the evaluation of its step, since it holds what that one has decided.
-
-    ``before_step`` gets the number of steps made so far; ``on_first_step`` runs after the first step, when the pipeline
-    has rewritten the model.
-    """
+    """Trains until ``batches`` end, ``early_stopping`` has stopped, or ``guard`` has seen that a rank was asked to stop: then
+    all ranks return after the same step, without saving or evaluating. Every event keeps its own cadence; all ranks take
+    part in each."""
     incoming = _read(batches, progress.step + 1)
     while True:
         guard.begin(progress.step + 1)
-        before_step(progress.step)
+        profile(progress.step)
+        grace.look()
+        seed_dropout(seed, ranks, progress.step)
         try:
-            outputs = pipeline.progress(incoming)
+            batch = pipeline.next_batch(incoming)
         except StopIteration:
-            guard.over(progress.step)
-            return
-        on_first_step()
-        with record_function("## metrics ##"):  # a name in traces (trainer/monitoring/profiling)
+            return guard.over(progress.step)
+        watchdog.alive()
+        loss, outputs = pipeline.forward()
+        with record_function("## guard ##"):  # such names are read in traces (trainer/monitoring/profiling)
+            guard.check(outputs.loss, outputs.logits, outputs.cursor)
+        pipeline.backward(loss)  # with the optimizers of the tables
+        pipeline.update()  # the dense optimizer
+        with record_function("## metrics ##"):
             progress.advance(outputs.cursor)
-            ledger.record(outputs.cursor, progress.step)
-            reporter.update(outputs, progress)
-            reporter.maybe_report(progress)
+            row_log.record(outputs.cursor, progress.step)
+            coverage.look(batch)
+            logger.update(outputs, progress)
+            logger.maybe_report(progress)  # when a line is due: with stragglers and alerts, to trackers too
         guard.end()
         if guard.stop_requested:
             return
-        with guard.watchdog.paused(), record_function("## evaluation and checkpoint ##"):
+        del batch, loss  # memory that the next step needs
+        with watchdog.paused(), record_function("## evaluation and checkpoint ##"):
             waited = checkpoints.seconds
-            over = evaluator.maybe_evaluate(progress)
+            if evaluator.is_due(progress):
+                evaluate(progress, evaluator, early_stopping, checkpoints)
             checkpoints.maybe_save(progress)
-            reporter.outside(checkpoints.seconds - waited)
-        if over:
-            guard.over(progress.step)
-            return
+            logger.outside(checkpoints.seconds - waited)
+        if early_stopping.stopped is not None:
+            return guard.over(progress.step)
+
+
+def evaluate(
+    progress: Progress, evaluator: Evaluator, early_stopping: Judge, checkpoints: Checkpoints
+) -> Mapping[str, Any]:
+    """Metrics of ``valid`` at this step, and what follows from them. A second call at the same step computes and changes
+    nothing."""
+    values = evaluator.evaluate(progress)  # logs them and keeps the distribution of the scores
+    early_stopping.consider(progress, "valid", values)  # before the checkpoint of this step, which holds its counts
+    checkpoints.consider(progress, "valid", values)
+    return values
 
 
 def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:

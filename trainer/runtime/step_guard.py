@@ -12,13 +12,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_loaders.batch import Cursor
 from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
 from data_loaders.messages import note
-from trainer.modules.task import ClickTask
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks, on_all_ranks
 from trainer.runtime.restart_history import Attempts
@@ -28,7 +27,7 @@ NAMED_ROWS = 3  # rows that a message names
 
 
 class Guard:
-    """Surrounds each training step: ``begin``, the check between forward and backward (see ``attach``), ``end``.
+    """Surrounds each training step: ``begin``, ``check`` between forward and backward, ``end``.
 
     ``asked``: the number of the signal by which this rank was asked to stop; 0 for none. ``manifest`` is that of the
     training data, to name rows by file where batches have an ``origin``; ``culprits`` names features that may be behind a
@@ -53,12 +52,6 @@ class Guard:
     def stop_requested(self) -> bool:
         """Whether any rank was asked to stop: the same on all ranks, from the check of a step on."""
         return self.stop_signal > 0
-
-    def attach(self, task: nn.Module) -> None:
-        """Has every training step of the ``ClickTask`` within ``task`` checked."""
-        for module in task.modules():
-            if isinstance(module, ClickTask):
-                module.guard.check = self.check
 
     def begin(self, step: int) -> None:
         self.step = step

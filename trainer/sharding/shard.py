@@ -12,14 +12,11 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, Sha
 from torchrec.distributed.model_parallel import (
     DefaultDataParallelWrapper,
     DistributedModelParallel,
-    get_unwrapped_module,
 )
 from torchrec.distributed.sharding.rw_sharding import RwSparseFeaturesDist
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import (
     ModuleSharder,
     ParameterSharding,
-    ShardedModule,
     ShardingEnv,
     ShardingPlan,
 )
@@ -31,7 +28,6 @@ from torchrec.modules.embedding_modules import (
 )
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from data_loaders.errors import UserError
 from trainer.config.sharding import SHARDING_TYPES
 from trainer.optim.tables import (
     embedding_tables,
@@ -183,22 +179,6 @@ def _settle_buckets(model: nn.Module) -> None:
         del wrapped.module.forward
         for parameter in parameters:
             parameter.grad = None
-
-
-def check_pipelined(pipeline: TrainPipelineSparseDist, model: nn.Module) -> None:
-    """Call after the first step: raises ``UserError`` naming the sharded modules that the pipeline does not overlap
-    with communication. TorchRec only logs it, and is slow from there on."""
-    pipelined = {id(module) for module in pipeline._pipelined_modules}
-    left = [
-        name
-        for name, module in get_unwrapped_module(model).named_modules()
-        if isinstance(module, ShardedModule) and id(module) not in pipelined
-    ]
-    if left:
-        raise UserError(
-            f"the training pipeline does not reach {', '.join(left)}: the model's forward must get to its embedding "
-            "modules by attribute access from the batch, in a straight line (branches belong into a sub-module)"
-        )
 
 
 def _check_dense_is_initialised(model: nn.Module) -> None:

@@ -52,7 +52,7 @@ RULES = (
     ),
     (re.compile(r"^## backward"), "backward"),
     (re.compile(r"^## (optimizer|zero_grad)"), "optimizer"),
-    (re.compile(r"^## forward"), "dense_forward"),
+    (re.compile(r"^## (forward|guard)"), "dense_forward"),
 )
 # What is inside these stays theirs, but for the parts named.
 WHOLE: dict[str | None, tuple[str, ...]] = {"input_wait": (), "input_dist": ("input_wait",), "other": ()}
