@@ -59,19 +59,18 @@ def run(options: argparse.Namespace) -> None:
         data = trained.config.data
         from_first(lambda: check_apart_from_run(options, data))
         if not options.raw:
-            return predict(trained, options)
+            return predict(trained, options, options.input, options.root)
         try:
-            options.input, options.root = [from_first(lambda: str(prepare_raw(data.prepared, options)))], "."
-            predict(trained, options)
+            predict(trained, options, [from_first(lambda: str(prepare_raw(data.prepared, options)))], ".")
         finally:
             if trained.ranks.is_first:
                 shutil.rmtree(prepared_beside(options.output), ignore_errors=True)
 
 
-def predict(trained: Trained, options: argparse.Namespace) -> None:
+def predict(trained: Trained, options: argparse.Namespace, paths: Sequence[str], root: str) -> None:
     """From the Parquet input to the output."""
     columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
-    manifest = from_first(lambda: Manifest.scan(options.input, options.root, columns))
+    manifest = from_first(lambda: Manifest.scan(paths, root, columns))
     part = options.output.with_name(f".{options.output.name}.rank-{trained.ranks.rank}")
     try:
         write_part(trained, manifest, part)

@@ -101,6 +101,14 @@ class _Save:
     written: bool = False
     is_there: bool = False  # whatever happens behind the commit
 
+    def commit(self, work: Callable[[], None] | None) -> None:
+        """All ranks have written; ``work`` is rank 0's."""
+        self.written = True
+        self.committing = _Job(work) if work is not None else None
+
+    def published(self) -> None:
+        self.is_there = True
+
 
 class Checkpoints:
     """Saves at its own cadence and loads the newest whole checkpoint of a folder. All ranks call it at the same steps.
@@ -267,11 +275,12 @@ class Checkpoints:
         needed = sum(on_ranks(sum(map(_bytes, pieces))))
         fault_injection.at("before_snapshot", step=progress.step, rank=self.ranks.rank)
         ready, tensors = self._snapshot(pieces) if self.asynchronous else (lambda: None, None)
-        work = _Writing(attempt, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step)
+        spoilt = None
         try:
             self.before_commit()
         except OSError as error:
-            work.spoilt = error
+            spoilt = error
+        work = _Writing(attempt, self.folder, self.ranks.rank, pieces, tensors, ready, needed, progress.step, spoilt)
         self._save = _Save(progress.step, attempt, facts, _Job(work))
 
     def _begin_or_save(self, progress: Progress) -> None:
@@ -318,9 +327,7 @@ class Checkpoints:
 
     def _start_commit(self, save: _Save) -> None:
         parts = on_ranks(save.writing.result)
-        save.written = True
-        if self.ranks.is_first:
-            save.committing = _Job(lambda: self._commit(save, parts))
+        save.commit((lambda: self._commit(save, parts)) if self.ranks.is_first else None)
 
     def _commit(self, save: _Save, parts: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Rank 0, in a thread."""
@@ -335,7 +342,7 @@ class Checkpoints:
         self.place.publish(save.attempt)
         reached("before_fsync")
         self.place.flush(self.folder)
-        save.is_there = True
+        save.published()
         reached("during_prune")
         folders.prune(self.folder, self.config.keep)
 

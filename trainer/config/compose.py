@@ -120,7 +120,7 @@ def _checked(tree: DictConfig) -> Composed:
     check(plain, TrainConfig)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
     assert isinstance(config, TrainConfig)
-    config.model = check_model(config.model)
+    config = dataclasses.replace(config, model=check_model(config.model))
     recorded = configuration.record(tree)
     model = configuration.keep_asked(dict(config.model), recorded["model"])
     return Composed(config, {**recorded, "model": secrets.redact(model, "model")})

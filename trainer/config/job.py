@@ -5,7 +5,7 @@ process group starts. Every ``UserError`` names the key, the value and the remed
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_loaders.errors import UserError
@@ -193,7 +193,7 @@ class TrainConfig:
                 f"early_stopping.metric is {metric} and checkpoint.best is {best}: the best checkpoint is restored when "
                 "training stops, so give both the same metric, or leave checkpoint.best out"
             )
-        self.checkpoint.best, self.checkpoint.restore_best = metric, True
+        self.checkpoint = replace(self.checkpoint, best=metric, restore_best=True)
 
     def check_addresses(self) -> None:
         """Before anything is started. Raises ``UserError`` for credentials in an address, which would end up in logs."""

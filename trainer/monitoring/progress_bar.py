@@ -33,8 +33,7 @@ class ProgressLine:
                 mininterval=1.0,
                 file=self._file,
             )
-        self._bar.n = progress.step
-        self._bar.update(0)
+        self._bar.update(progress.step - self._bar.n)
 
     def report(self, progress: Progress, values: Mapping[str, Any], seconds_per_step: float) -> None:
         """``values``: of a line of training metrics."""

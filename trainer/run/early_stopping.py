@@ -56,6 +56,9 @@ class Patience:
         else:
             self.without += 1
 
+    def wait_anew(self) -> None:
+        self.without = 0
+
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("metric", "step", "value", "without", "seen")}
 
@@ -82,7 +85,7 @@ class Judge:
             if value is not None:
                 watched.observe(progress.step, value)
         if self.plateau.patience is not None and self._plateau.without >= self.plateau.patience:
-            self._plateau.without = 0
+            self._plateau.wait_anew()
             self._reduce()
 
     @property

@@ -39,6 +39,13 @@ class _Meeting:
     begun: bool = False
     store: dist.Store | None = None
 
+    def begin(self) -> None:
+        self.begun = True
+
+    def through(self, store: dist.Store) -> dist.Store:
+        self.store = store
+        return store
+
 
 _meeting = _Meeting()
 
@@ -75,7 +82,7 @@ def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Stor
     """The store of all ranks, once all of them are there."""
     check_meeting_point()
     where = f"MASTER_ADDR:MASTER_PORT={':'.join(meeting_point())}"
-    _meeting.begun = True
+    _meeting.begin()
     try:
         _await_listener(rank, patience.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", timeout=patience))
@@ -83,7 +90,7 @@ def _meet(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Stor
         raise RendezvousError(_why_not_met(rank, world_size, where, patience, str(error))) from None
     # torchrun keeps one store over all its restarts: without a prefix a rank may find where another one listened the last
     # time, and wait there.
-    store = _meeting.store = dist.PrefixStore(f"attempt-{launch_id()[1]}", store)
+    store = _meeting.through(dist.PrefixStore(f"attempt-{launch_id()[1]}", store))
     arrived = [f"arrived/{other}" for other in range(world_size)]
     store.set(arrived[rank], "")
     try:
