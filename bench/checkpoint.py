@@ -24,7 +24,7 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.run import build
 from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, choose_device, from_first, peak_memory_mb
@@ -66,7 +66,7 @@ def measure(config: TrainConfig, ranks: Ranks, folder: Path, steps: int, repeats
     ours = Ours(config, ranks, steps)
     ours(0)  # warm-up
     before = peak_memory_mb(ranks.device)
-    reporter = Reporter(folder, ours.loader, 1, 10**9, ranks)
+    reporter = MetricsLogger(folder, ours.loader, 1, 10**9, ranks)
     reporter.close()
     state = TrainingState(ours.built.task, ours.built.optimizer, reporter, ours.built.plan_rows)
     checkpoints = Checkpoints(folder, CheckpointConfig(every_minutes=None), state, {}, ranks)

@@ -9,17 +9,17 @@ import sys
 import psutil
 
 from trainer import train
-from trainer.monitoring.metrics_logger import Reporter
-from trainer.monitoring.row_log import Ledger
+from trainer.monitoring.metrics_logger import MetricsLogger
+from trainer.monitoring.row_log import RowLog
 from trainer.run import job
 
 
 def main() -> None:
     step, arguments = int(sys.argv[1]), sys.argv[2:]
     agent = psutil.Process(os.getppid()) if "RANK" in os.environ else None
-    report = Reporter.maybe_report
+    report = MetricsLogger.maybe_report
 
-    def maybe_die(reporter: Reporter, progress) -> None:
+    def maybe_die(reporter: MetricsLogger, progress) -> None:
         report(reporter, progress)
         if progress.step == step and reporter.ranks.is_first:
             others = [p for p in agent.children(recursive=True) if p.pid != os.getpid()] + [agent] if agent else []
@@ -27,8 +27,8 @@ def main() -> None:
                 process.kill()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Reporter.maybe_report = maybe_die
-    job.Ledger = functools.partial(Ledger, flush_rows=150)
+    MetricsLogger.maybe_report = maybe_die
+    job.RowLog = functools.partial(RowLog, flush_rows=150)
     train.main(arguments)
 
 

@@ -16,7 +16,7 @@ from data_loaders.state_files import json_text, read_json, write_json
 from trainer.config import arguments
 from trainer.run import build
 from trainer.run.evaluator import evaluate
-from trainer.run.load import opened
+from trainer.run.load import open_run
 from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.runtime.run_folder import METRICS
 
@@ -37,7 +37,7 @@ def is_result(path: Path) -> bool:
 def run(options: argparse.Namespace, report: TextIO) -> None:
     if options.output:
         check_output("--output", options.output, [".json"], is_result)
-    with opened(options.run, options.checkpoint, options.overrides) as trained:
+    with open_run(options.run, options.checkpoint, options.overrides) as trained:
         config, data, ranks = trained.config, trained.config.data, trained.ranks
         manifest = build.scan(data, options.split, trained.layout)
         batch_size = config.evaluation.batch_size or config.batch_size

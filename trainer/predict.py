@@ -32,7 +32,7 @@ from trainer.config import arguments
 from trainer.config.data import DataConfig
 from trainer.run import build
 from trainer.run.evaluator import score
-from trainer.run.load import Trained, opened
+from trainer.run.load import LoadedRun, open_run
 from trainer.runtime.distributed import from_first
 from trainer.runtime.process import guarded
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     check_apart(options.output, "--input", options.input, "." if options.raw else options.root)
     check_output("--output", options.output, [".parquet"], is_predictions)
-    with opened(options.run, options.checkpoint, options.overrides) as trained:
+    with open_run(options.run, options.checkpoint, options.overrides) as trained:
         data = trained.config.data
         from_first(lambda: check_apart_from_run(options, data))
         if not options.raw:
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
                 shutil.rmtree(prepared_beside(options.output), ignore_errors=True)
 
 
-def predict(trained: Trained, options: argparse.Namespace, paths: Sequence[str], root: str) -> None:
+def predict(trained: LoadedRun, options: argparse.Namespace, paths: Sequence[str], root: str) -> None:
     """From the Parquet input to the output."""
     columns = [*trained.config.data.schema.columns(trained.layout), *options.keep]
     manifest = from_first(lambda: Manifest.scan(paths, root, columns))
@@ -146,7 +146,7 @@ def prepared_beside(output: Path) -> Path:
     return output.absolute().with_name(f".{output.name}.prepared")
 
 
-def write_part(trained: Trained, manifest: Manifest, path: Path) -> None:
+def write_part(trained: LoadedRun, manifest: Manifest, path: Path) -> None:
     """This rank's contiguous part of the rows."""
     config = trained.config
     batch_size = config.evaluation.batch_size or config.batch_size

@@ -30,7 +30,7 @@ from trainer.monitoring.profiling.window import window
 from trainer.monitoring.sparsity import wide_weights
 from trainer.report.drawing import draw_or_warn
 from trainer.run import build, loop
-from trainer.run.data import open_feed
+from trainer.run.data import open_data
 from trainer.run.evaluator import best_possible, evaluate
 from trainer.run.job import Job, begin, make_job
 from trainer.run.training_state import ModelState
@@ -49,7 +49,7 @@ from trainer.runtime.process import guarded, is_lost_peer
 from trainer.runtime.progress import Progress
 from trainer.runtime.rendezvous import process_group
 from trainer.runtime.session import Session
-from trainer.runtime.step_guard import Guard
+from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.watchdog import Watchdog
 
 
@@ -88,7 +88,7 @@ def start(argv: Sequence[str]) -> None:
 
 
 def dry_run(config: TrainConfig, tree: dict[str, Any], model: nn.Module, ranks: Ranks) -> None:
-    """Tells what a warm start would take over, and leaves nothing behind."""
+    """Reports what a warm start would take over, and leaves nothing behind."""
     folder = Path(from_first(lambda: tempfile.mkdtemp(prefix="warm-start-")))
     try:
         (folder / "checkpoints").mkdir(exist_ok=True)
@@ -105,9 +105,9 @@ def train(
     saved."""
     explained = contract.explained(config.model["name"], type(model), is_lost_peer)
     with Watchdog(session.path, ranks, config.hang_timeout_seconds, session.hang) as watchdog, explained:
-        feed = open_feed(config, tree, model.layout, session.path, ranks, watchdog.alive)
+        data = open_data(config, tree, model.layout, session.path, ranks, watchdog.alive)
         watchdog.alive()
-        job = make_job(config, tree, model, feed, session.path, ranks, watchdog)
+        job = make_job(config, tree, model, data, session.path, ranks, watchdog)
         begin(job)
         if config.warm_start.dry_run:
             job.close()
@@ -119,10 +119,8 @@ def train(
 def train_and_evaluate(job: Job, tree: dict[str, Any], session: Session, watchdog: Watchdog) -> dict[str, Any] | None:
     """From the first step to the last evaluation."""
     config, ranks = job.config, job.ranks
-    if job.feed.saved is None:  # a checkpoint has the counts
-        build.count_ids(
-            job.built.optimizer, config.data, job.layout, config.batch_size, job.feed.chosen.manifest, ranks
-        )
+    if job.data.saved is None:  # a checkpoint has the counts
+        build.count_ids(job.built.optimizer, config.data, job.layout, config.batch_size, job.data.files.manifest, ranks)
     if ranks.is_first:  # not before: a folder that refuses this configuration keeps its own
         run_folder.write_yaml(job.folder / run_folder.CONFIG, tree)
         job.record.environment()
@@ -139,26 +137,26 @@ def train_and_evaluate(job: Job, tree: dict[str, Any], session: Session, watchdo
             final = final_metrics(job) | ({"before": before} if before else {})
             if config.report:
                 job.record.tables(job.progress.step, job.built.task, job.state.pieces, config)
-            return final | {"alerts": job.alerts.told}
+            return final | {"alerts": job.alerts.raised}
 
 
 def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
     """Trains, and saves at the end. Returns the number of the signal that ended it early, or 0."""
-    feed, logger, checkpoints = job.feed, job.logger, job.checkpoints
-    guard = Guard(
+    data, logger, checkpoints = job.data, job.logger, job.checkpoints
+    guard = StepGuard(
         job.ranks,
         lambda: session.signals.asked,
         watchdog,
         session.attempts,
-        feed.chosen.manifest,
-        lambda: job.alerts.culprits(feed.loader.magnitudes),
+        data.files.manifest,
+        lambda: job.alerts.culprits(data.loader.magnitudes),
     )
     with job.stragglers, session.signals.deferred(), profiled(job, watchdog) as profile:
         logger.begin()
         try:
             if job.early_stopping.stopped is None:  # else the checkpoint it resumed from was the last one
                 loop.run(
-                    batches=feed.batches,
+                    batches=data.batches,
                     pipeline=job.built.pipeline,
                     progress=job.progress,
                     guard=guard,
@@ -191,7 +189,7 @@ def profiled(job: Job, watchdog: Watchdog) -> AbstractContextManager[Callable[[i
 
 
 def score_before(job: Job, watchdog: Watchdog) -> dict[str, Any] | None:
-    """Metrics of the rows to be trained, by the model as it is before the first step; a run that goes on has them from
+    """Metrics of the rows to be trained, by the model as it is before the first step; a resumed run has them from
     its beginning (``before.json``), or never had them."""
     config, ranks, path = job.config, job.ranks, job.folder / run_folder.BEFORE
     if not config.evaluation.before_training:
@@ -200,7 +198,7 @@ def score_before(job: Job, watchdog: Watchdog) -> dict[str, Any] | None:
         return from_first(lambda: read_json(path, {}) or None)
     data, batch_size = config.data, config.evaluation.batch_size or config.batch_size
     loader = build.build_ordered_loader(
-        job.feed.chosen.manifest,
+        job.data.files.manifest,
         data.schema,
         job.layout,
         batch_size,
@@ -218,7 +216,7 @@ def score_before(job: Job, watchdog: Watchdog) -> dict[str, Any] | None:
 
 def final_metrics(job: Job) -> dict[str, Any]:
     """What ``metrics.json`` holds: of training, and of what was held out."""
-    progress, logger, held_out, data = job.progress, job.logger, job.feed.held_out, job.config.data
+    progress, logger, held_out, data = job.progress, job.logger, job.data.held_out, job.config.data
     fault_injection.at("evaluation", step=progress.step)
     train_metrics = {"step": progress.step, "epoch": progress.epoch, **logger.training_metrics()}
     logger.write("final", train_metrics, progress)
@@ -256,13 +254,13 @@ def restore_best(job: Job) -> dict[str, Any] | None:
     state = ModelState(job.built.task, job.built.optimizer)
     checkpoints = Checkpoints(folder, job.config.checkpoint, state, {}, job.ranks)
     facts = checkpoints.load(folder / f"step-{best['step']}")
-    told = {
+    selected = {
         "best_step": best["step"],
         "metric": best["metric"],
         "value": best["value"],
         "stopped": job.early_stopping.stopped,
     }
-    return told | {"progress": facts["progress"]}
+    return selected | {"progress": facts["progress"]}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
 from trainer.monitoring.feature_coverage import LOOK_EVERY
-from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.run import loop
 from trainer.run.job import make_alerts
 from trainer.runtime.distributed import all_reduce_sum
@@ -97,7 +97,7 @@ def trained(rank, world_size, root, folder, overrides):
     ranks = ranks_of(rank, world_size)
     config, layout, loader, built = built_job(root, rank, world_size, overrides)
     alerts = make_alerts(config, layout, ranks)
-    reporter = Reporter(folder, loader, STEPS, EVERY, ranks, alerts)
+    reporter = MetricsLogger(folder, loader, STEPS, EVERY, ranks, alerts)
     progress, batches = Progress(), loop.batches_from(loader, Progress(), STEPS)
     for _ in range(STEPS):
         batch = built.pipeline.next_batch(batches)
@@ -131,7 +131,7 @@ def told_of_cases(rank, world_size, root, folder):
     for case, (log, overrides, _) in CASES.items():
         (Path(folder) / case).mkdir(exist_ok=True)
         reporter = trained(rank, world_size, Path(root) / log, Path(folder) / case, (*COMMON, *overrides))
-        told[case] = reporter.alerts.told
+        told[case] = reporter.alerts.raised
     sums = reporter.alerts.coverage.sums
     assert not sums.any(), "switched off, nothing is looked at"
     return told
@@ -144,7 +144,7 @@ def seen_and_restored(rank, world_size, root, folder):
     pieces, facts = reporter.snapshot(), json.loads(json.dumps(reporter.facts()))
     config, layout, loader, _ = built_job(root, rank, world_size, COMMON)
     ranks = ranks_of(rank, world_size)
-    again = Reporter(Path(folder), loader, STEPS, EVERY, ranks, make_alerts(config, layout, ranks))
+    again = MetricsLogger(Path(folder), loader, STEPS, EVERY, ranks, make_alerts(config, layout, ranks))
     again.alerts.coverage.sums.fill_(7)
     again.restore(facts, Pieces(pieces))
     assert again.alerts.coverage.compute(all_reduce_sum) == seen

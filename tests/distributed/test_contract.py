@@ -11,7 +11,7 @@ import conf
 from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer.checkpoint.saving import Checkpoints
-from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.optim.tables import embedding_tables
 from trainer.run import build, loop
 from trainer.run.training_state import TrainingState
@@ -36,7 +36,7 @@ def built_job(root, rank, world_size, overrides):
 
 
 def state_of(built, loader, ranks):
-    reporter = Reporter(Path("unused"), loader, 100, 1000, ranks)
+    reporter = MetricsLogger(Path("unused"), loader, 100, 1000, ranks)
     reporter.close()
     return TrainingState(built.task, built.optimizer, reporter, built.plan_rows)
 

@@ -9,7 +9,7 @@ from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 from trainer.config.monitoring import AlertsConfig
 from trainer.metrics.click_metrics import ClickMetrics
 from trainer.monitoring.alerts import CHANCE_LINES, Alerts, absent, constant, crowded, is_chance, leaking, say
-from trainer.monitoring.feature_coverage import Hashed, Sightings
+from trainer.monitoring.feature_coverage import FeatureCoverage, Hashed
 
 HEALTHY = {
     "auc": 0.72,
@@ -34,7 +34,7 @@ SCHEMA = Schema(
 def alerts(after_rows=1000, after_steps=100, warmup_steps=0, enabled=True):
     config = AlertsConfig(enabled, after_rows, after_steps)
     return Alerts(
-        config, SCHEMA, warmup_steps, Sightings(SCHEMA, Layout(("user", "item", "both")), torch.device("cpu"))
+        config, SCHEMA, warmup_steps, FeatureCoverage(SCHEMA, Layout(("user", "item", "both")), torch.device("cpu"))
     )
 
 
@@ -108,7 +108,7 @@ def test_rows_that_are_all_left_out_are_told_with_what_was_wrong():
     judge = alerts()
     nothing = {"rows": 0, "label_mean": None, "auc": None, "auc_error_bound": None}
     assert names(judge, **nothing, counters={"rows.dropped": 90, "item.null": 2, "user.null": 88}) == ["no_rows"]
-    assert "most were left out for user.null" in judge.told[0]["message"]
+    assert "most were left out for user.null" in judge.raised[0]["message"]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_what_was_told_is_not_told_again_by_a_run_that_goes_on(capsys):
     assert names(after, auc=0.5) == ["auc_of_chance"]
     again = alerts()
     again.restore(after.facts())
-    assert names(again, auc=0.5) == [] and [alert["name"] for alert in again.told] == ["auc_of_chance"]
-    say(again.told)
+    assert names(again, auc=0.5) == [] and [alert["name"] for alert in again.raised] == ["auc_of_chance"]
+    say(again.raised)
     assert capsys.readouterr().err.count("warning: after 200 steps the AUC of training is 0.5000") == 1
 
 

@@ -9,13 +9,13 @@ from tests import tiny
 from tests.trainer.test_inputs import commit, log, scan  # noqa: F401  log is a fixture
 from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text, write_commit_files
 from trainer.run.resume import job_identity, resumable, starting_point
-from trainer.run.training_files import Inputs
+from trainer.run.training_files import TrainingFiles
 from trainer.runtime.rendezvous import process_group
 
 
 @pytest.fixture
 def saved(tmp_path, log):  # noqa: F811
-    return commit(tmp_path / "run", Inputs(scan(log), 0, {}), step=5, epoch_step=5)
+    return commit(tmp_path / "run", TrainingFiles(scan(log), 0, {}), step=5, epoch_step=5)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from trainer.run import build, loop
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
 from trainer.runtime.restart_history import Attempts
-from trainer.runtime.step_guard import Guard
+from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.watchdog import Watchdog
 from trainer.sharding import initialize
 
@@ -28,7 +28,7 @@ def guarded_job(root, rank, world_size, folder, asked):
     config, layout, loader, built = built_job(root, rank, world_size, ["model=deepfm", "model.hidden_units=[8]"])
     ranks = ranks_of(rank, world_size)
     manifest = build.scan(config.data, "train", layout)
-    guard = Guard(ranks, asked, Watchdog(folder, ranks, 60), Attempts(folder), manifest)
+    guard = StepGuard(ranks, asked, Watchdog(folder, ranks, 60), Attempts(folder), manifest)
     return built, loop.batches_from(loader, Progress(), 9), guard
 
 
@@ -121,7 +121,7 @@ class Files:
 
 def lone_guard(tmp_path, asked=lambda: 0):
     ranks = ranks_of(0, 1)
-    guard = Guard(ranks, asked, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), Files())
+    guard = StepGuard(ranks, asked, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), Files())
     guard.begin(7)
     return guard
 
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp
     monkeypatch.setattr("trainer.runtime.step_guard.dist.all_reduce", peer_gone)
     ranks = ranks_of(1, 2)
     manifest = SimpleNamespace(files=[], relative=str)
-    guard = Guard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), manifest)
+    guard = StepGuard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), manifest)
     cursor = Cursor(epoch=0, step=3, rows=4, local_rows=2)
     guard.begin(4)
     with pytest.raises(UserError, match="rank 1: the loss of step 4 is nan, in batch 3 of epoch 0"):

@@ -11,7 +11,7 @@ import pytest
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import write_json
 from trainer.checkpoint import MANIFEST, write_commit_files
-from trainer.run.training_files import DATA, Inputs, Saved, continued, find, incremental
+from trainer.run.training_files import DATA, Saved, TrainingFiles, continued, find, incremental
 from trainer.runtime.progress import Progress
 
 BATCH = 4
@@ -51,7 +51,7 @@ def log(tmp_path):
 
 
 def saved_at(tmp_path, log, *paths, **position):
-    inputs = Inputs(scan(log, *paths), 0, {})
+    inputs = TrainingFiles(scan(log, *paths), 0, {})
     return Saved.at(commit(tmp_path / "run", inputs, **{"step": 2, "epoch_step": 2, **position}), str(log))
 
 
@@ -154,8 +154,8 @@ def test_rows_that_a_predecessor_left_untrained_are_told(tmp_path, log):
 
 
 def test_a_run_a_checkpoint_or_neither(tmp_path, log):
-    old = commit(tmp_path / "run", Inputs(scan(log), 0, {}), step=2)
-    new = commit(tmp_path / "run", Inputs(scan(log), 0, {}), step=10)
+    old = commit(tmp_path / "run", TrainingFiles(scan(log), 0, {}), step=2)
+    new = commit(tmp_path / "run", TrainingFiles(scan(log), 0, {}), step=10)
     assert find(str(tmp_path / "run")) == new and find(str(old)) == old
     with pytest.raises(ValueError, match="neither a checkpoint nor the folder of a run"):
         find(str(log))

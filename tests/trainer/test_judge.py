@@ -9,7 +9,7 @@ import torch.distributed as dist
 from trainer.config.evaluation import EarlyStoppingConfig
 from trainer.config.job import TrainConfig
 from trainer.config.optim import PlateauConfig
-from trainer.run.early_stopping import Judge
+from trainer.run.early_stopping import EarlyStopping
 from trainer.runtime.progress import Progress
 
 VALUES = [0.6, 0.7, 0.69, 0.705, 0.7049, None, 0.72, 0.71, 0.715, 0.71, 0.7, 0.7, 0.7]
@@ -39,12 +39,12 @@ OFF = EarlyStoppingConfig(), PlateauConfig()
 def judge(values, early=OFF[0], plateau=OFF[1], resume_after=None):
     """(reductions, the evaluation after which training stopped, the judge)"""
     held = rates()
-    found = Judge(early, plateau, held)
+    found = EarlyStopping(early, plateau, held)
     for number, value in enumerate(values):
         found.consider(Progress(step=10 * (number + 1)), "test", {"auc": 1.0, "logloss": 0.0})  # not watched
         found.consider(Progress(step=10 * (number + 1)), "valid", {"auc": value, "logloss": value})
         if number == resume_after:
-            facts, found = found.facts(), Judge(early, plateau, held)
+            facts, found = found.facts(), EarlyStopping(early, plateau, held)
             found.restore(facts)
         if found.stopped:
             return held.history, number, found
@@ -71,7 +71,7 @@ def test_an_evaluation_counts_once_and_a_patience_raised_afterwards_goes_on():
     for _ in range(3):
         found.consider(Progress(step=30), "valid", {"auc": 0.5})
     assert "in 2 evaluations" in found.stopped
-    longer = Judge(EarlyStoppingConfig(patience=3), PlateauConfig(), rates())
+    longer = EarlyStopping(EarlyStoppingConfig(patience=3), PlateauConfig(), rates())
     longer.restore(found.facts())
     assert longer.stopped is None
     longer.consider(Progress(step=40), "valid", {"auc": 0.6})

@@ -10,7 +10,7 @@ import pytest
 from data_loaders.batch import Cursor
 from data_loaders.manifest import Manifest
 from trainer.monitoring import row_log
-from trainer.monitoring.row_log import Ledger, cut
+from trainer.monitoring.row_log import RowLog, cut
 
 FILES = {"day=1/a.parquet": 5, "day=1/b.parquet": 0, "day=2/c d.parquet": 4, "é.parquet": 3}
 PLACES = [(name, row) for name, rows in FILES.items() for row in range(rows)]  # by number in the manifest
@@ -40,7 +40,7 @@ def test_all_that_was_recorded_is_read_back_from_any_number_of_ranks(manifest, t
     folder, random = tmp_path / "ledger", np.random.default_rng(0)
     expected = Counter()
     for rank, flush_rows in ((0, 1000), (1, 3), (2, 1)):
-        one = Ledger(folder, manifest, rank, flush_rows)
+        one = RowLog(folder, manifest, rank, flush_rows)
         for step in range(1, 8):
             origin = random.permutation(len(PLACES))[: 0 if rank == step else 3]
             dropped = None if step % 2 else origin % 4 == 0
@@ -56,7 +56,7 @@ def test_all_that_was_recorded_is_read_back_from_any_number_of_ranks(manifest, t
 
 
 def test_nothing_is_written_without_a_record(manifest, tmp_path):
-    one = Ledger(tmp_path / "ledger", manifest, 0, flush_rows=1)
+    one = RowLog(tmp_path / "ledger", manifest, 0, flush_rows=1)
     one.record(Cursor(0, 1, 3, 3), 1)
     one.record(cursor([]), 2)
     one.flush()
@@ -65,7 +65,7 @@ def test_nothing_is_written_without_a_record(manifest, tmp_path):
 
 
 def test_memory_is_bounded_by_rows(manifest, tmp_path):
-    one = Ledger(tmp_path / "ledger", manifest, 0, flush_rows=10)
+    one = RowLog(tmp_path / "ledger", manifest, 0, flush_rows=10)
     for step in range(1, 21):
         one.record(cursor([0, 1, 2]), step)
         assert one._pending_rows < 10
@@ -77,7 +77,7 @@ def test_a_cut_leaves_exactly_the_steps_up_to_it(manifest, tmp_path, step):
     """Also where a piece reaches over the cut, and where a crash left an unfinished one; twice is the same as once."""
     folder = tmp_path / "ledger"
     for rank, flush_rows in ((0, 6), (1, 4)):
-        one = Ledger(folder, manifest, rank, flush_rows)
+        one = RowLog(folder, manifest, rank, flush_rows)
         for number in range(1, 11):
             one.record(cursor([number, (number + rank) % 12]), number)
         one.flush()
@@ -95,7 +95,7 @@ def test_a_cut_leaves_exactly_the_steps_up_to_it(manifest, tmp_path, step):
 
 def test_a_failed_write_keeps_what_was_recorded(manifest, tmp_path):
     (tmp_path / "ledger").write_text("a file where the folder should be")
-    one = Ledger(tmp_path / "ledger", manifest, 0)
+    one = RowLog(tmp_path / "ledger", manifest, 0)
     one.record(cursor([3, 4]), 1)
     with pytest.raises(OSError):
         one.flush()

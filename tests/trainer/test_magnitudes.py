@@ -7,8 +7,8 @@ from data_loaders.magnitudes import LOOKED_AT, Magnitudes
 from data_loaders.schema import Feature, Layout, Schema, Table
 from trainer.config.monitoring import AlertsConfig
 from trainer.monitoring.alerts import Alerts
-from trainer.monitoring.feature_coverage import Sightings
-from trainer.monitoring.magnitudes import constants, heavy, judged, loss_large, magnitudes, names_of_large
+from trainer.monitoring.feature_coverage import FeatureCoverage
+from trainer.monitoring.magnitudes import constants, heavy, loss_large, magnitudes, names_of_large, of_distribution
 
 SCHEMA = Schema(
     embedding_dim=4,
@@ -65,13 +65,13 @@ def test_magnitudes_of_all_ranks_are_those_of_all_rows():
 
 def test_healthy_numbers_are_not_warned_of():
     it = found()
-    assert judged(SCHEMA, "train", it, it) == [] and constants(SCHEMA, it, 1000) == []
+    assert of_distribution(SCHEMA, "train", it, it) == [] and constants(SCHEMA, it, 1000) == []
     assert loss_large("train", {"logloss": 0.9}, 1, it, SCHEMA) is None and names_of_large(SCHEMA, it) == ""
 
 
 def test_raw_nanoseconds_are_told_with_the_offset_and_scale_to_set():
     at = 1_627_776_000e9 + CHANCE.random(1000) * 2.6e15
-    ((name, message),) = judged(SCHEMA, "train", found(at=at), {})
+    ((name, message),) = of_distribution(SCHEMA, "train", found(at=at), {})
     assert name == "large:at" and "feature 'at' (column 'at')" in message and "about 1.63e+18" in message
     offset, scale = (
         float(message.partition(f"features.at.{key}=")[2].split()[0].rstrip(",")) for key in ("offset", "scale")
@@ -83,13 +83,13 @@ def test_raw_nanoseconds_are_told_with_the_offset_and_scale_to_set():
 def test_the_remedy_is_in_terms_of_the_column_as_it_is():
     """A feature that has an offset and a scale already: x = raw · 0.5 - 50."""
     raw = 4e6 + 1e5 * CHANCE.random(1000)
-    ((_, message),) = judged(SCHEMA, "train", found(cents=(raw - 100.0) * 0.5), {})
+    ((_, message),) = of_distribution(SCHEMA, "train", found(cents=(raw - 100.0) * 0.5), {})
     offset = float(message.partition("features.cents.offset=")[2].split()[0])
     assert offset == pytest.approx(raw.mean(), rel=1e-3)
 
 
 def test_incomes_are_told_with_log1p():
-    ((name, message),) = judged(SCHEMA, "train", found(at=CHANCE.lognormal(12, 2, 1000)), {})
+    ((name, message),) = of_distribution(SCHEMA, "train", found(at=CHANCE.lognormal(12, 2, 1000)), {})
     assert name == "large:at" and "data.schema.features.at.log1p=true" in message
 
 
@@ -103,14 +103,14 @@ def test_what_never_varies_is_told_but_for_what_is_missing():
 )
 def test_other_units_in_another_part_of_the_data(factor, expected):
     values = CHANCE.random(1000)
-    assert names(judged(SCHEMA, "valid", found(at=factor * values), found(at=values))) == expected
+    assert names(of_distribution(SCHEMA, "valid", found(at=factor * values), found(at=values))) == expected
 
 
 def test_other_units_of_a_logarithm():
     values = CHANCE.lognormal(1, 1, 1000)
     now, before = found(price=np.log1p(1000 * values)), found(price=np.log1p(values))
-    assert names(judged(SCHEMA, "valid", now, before)) == ["jumped:price:valid"]
-    assert judged(SCHEMA, "valid", found(price=np.log1p(5 * values)), before) == []
+    assert names(of_distribution(SCHEMA, "valid", now, before)) == ["jumped:price:valid"]
+    assert of_distribution(SCHEMA, "valid", found(price=np.log1p(5 * values)), before) == []
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1e6, True), (1e-4, True), (3.0, False), (0.0, False)])
@@ -132,7 +132,11 @@ def test_a_huge_loss_names_the_features():
 def alerts(enabled=True, **watched):
     config = AlertsConfig(enabled, 1000, 100)
     return Alerts(
-        config, SCHEMA, 0, Sightings(SCHEMA, Layout(("user",)), "cpu"), {f"valid.{k}": v for k, v in watched.items()}
+        config,
+        SCHEMA,
+        0,
+        FeatureCoverage(SCHEMA, Layout(("user",)), "cpu"),
+        {f"valid.{k}": v for k, v in watched.items()},
     )
 
 
@@ -166,17 +170,17 @@ NO_CLICK = {"auc": None, "ne": None, "label_mean": 0.0}
 def test_a_watched_metric_that_is_not_defined_is_told_at_the_first_evaluation():
     judge = alerts(auc=["early_stopping", "optim.plateau"], enabled=False)
     assert consider(judge, "valid", NO_CLICK) == ["undefined:valid.auc"] and consider(judge, "valid", NO_CLICK) == []
-    message = judge.told[0]["message"]
+    message = judge.raised[0]["message"]
     for part in ("all 500 rows of valid have the label 0", "early_stopping and optim.plateau", "watch valid.logloss"):
         assert part in message
     assert consider(alerts(auc=["early_stopping"]), "train", {**NO_CLICK, "label_mean": 0.5}) == []
     assert consider(alerts(logloss=["checkpoint.best"]), "valid", NO_CLICK) == []
     group = alerts(gauc=["checkpoint.best"])
     assert consider(group, "valid", {"gauc": None}) == ["undefined:valid.gauc"]
-    assert "no group of valid (evaluation.group_by) has both" in group.told[0]["message"]
+    assert "no group of valid (evaluation.group_by) has both" in group.raised[0]["message"]
     empty = alerts(auc=["early_stopping"])
     consider(empty, "valid", {"auc": None, "rows": 0, "label_mean": None, "logloss": None})
-    assert "no row of valid counts" in empty.told[0]["message"]
+    assert "no row of valid counts" in empty.raised[0]["message"]
 
 
 def test_the_rows_of_all_ranks_add_up_line_by_line():

@@ -7,7 +7,7 @@ import torch
 
 from tests.distributed.test_contract import ranks_of
 from trainer.monitoring import stragglers
-from trainer.monitoring.stragglers import ENOUGH_SAMPLES, REPORTS, Pace
+from trainer.monitoring.stragglers import ENOUGH_SAMPLES, REPORTS, StragglerMeter
 
 STEPS = 10
 
@@ -18,7 +18,7 @@ def reports(monkeypatch):
 
     def make(*tables, samples=ENOUGH_SAMPLES):
         watchdog, loader = SimpleNamespace(steps=0), SimpleNamespace(wait_seconds=0.0)
-        meter = Pace(watchdog, loader, ranks_of(0, len(tables[0])))
+        meter = StragglerMeter(watchdog, loader, ranks_of(0, len(tables[0])))
         told = []
         for table in tables:
             watchdog.steps += STEPS
@@ -78,5 +78,5 @@ def test_it_is_said_once_of_a_rank_that_stays_slow(reports, capsys, tables, warn
 
 
 def test_one_rank_has_nobody_to_wait_for():
-    with Pace(SimpleNamespace(steps=3), SimpleNamespace(wait_seconds=0.0), ranks_of(0, 1)) as meter:
+    with StragglerMeter(SimpleNamespace(steps=3), SimpleNamespace(wait_seconds=0.0), ranks_of(0, 1)) as meter:
         assert meter.report() == {} and not meter._thread.is_alive()

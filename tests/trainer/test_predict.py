@@ -94,10 +94,10 @@ def reads_everything(tmp_path, monkeypatch):
     config = SimpleNamespace(data=data)
 
     @contextlib.contextmanager
-    def opened(*_):
+    def open_run(*_):
         yield SimpleNamespace(config=config, layout=None, ranks=SimpleNamespace(rank=0, world_size=1, is_first=True))
 
-    monkeypatch.setattr(predict, "opened", opened)
+    monkeypatch.setattr(predict, "open_run", open_run)
     monkeypatch.setattr(predict, "from_first", lambda work: work())
     monkeypatch.setattr(predict.Manifest, "scan", lambda *_: pytest.fail("it would have begun"))
     monkeypatch.chdir(tmp_path)
@@ -194,6 +194,6 @@ def test_a_trained_run_is_scored_in_one_order_where_it_was_trained_so(tmp_path, 
     monkeypatch.setattr(load, "make_deterministic", lambda: called.append("one order"))
     monkeypatch.setattr(load, "choose_device", lambda _: called.append("device"))
     monkeypatch.setattr(load, "process_group", process_group)
-    with pytest.raises(OSError, match="enough"), load.opened(tmp_path, None, []):
+    with pytest.raises(OSError, match="enough"), load.open_run(tmp_path, None, []):
         pass
     assert called == (["one order"] if wanted else []) + ["device"]

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from trainer.monitoring import progress_bar
-from trainer.monitoring.progress_bar import ProgressLine
+from trainer.monitoring.progress_bar import ProgressBar
 from trainer.runtime.progress import Progress
 
 VALUES = {"samples_per_second": 12_345.6, "logloss": 0.45678, "auc": 0.71234, "input_wait_fraction": 0.034}
@@ -26,7 +26,7 @@ def clock(monkeypatch):
 
 def test_a_log_gets_a_line_now_and_then_and_at_the_end(clock):
     file = io.StringIO()
-    line = ProgressLine(1000, quiet=False, file=file)
+    line = ProgressBar(1000, quiet=False, file=file)
     for step, seconds in ((50, 100.0), (100, 105.0), (150, 111.0), (1000, 112.0)):
         clock[0] = seconds
         line.step(Progress(step=step, rows=step * 4096))
@@ -42,7 +42,7 @@ def test_a_log_gets_a_line_now_and_then_and_at_the_end(clock):
 
 def test_a_terminal_gets_a_bar_from_the_first_step_on():
     file = Terminal()
-    line = ProgressLine(100, quiet=False, file=file)
+    line = ProgressBar(100, quiet=False, file=file)
     assert file.getvalue() == ""
     line.step(Progress(step=11))
     line.report(Progress(step=11, rows=500), {**VALUES, "auc": None, "logloss": None}, 1.0)
@@ -55,7 +55,7 @@ def test_a_terminal_gets_a_bar_from_the_first_step_on():
 
 def test_other_ranks_are_quiet(clock):
     for file in (io.StringIO(), Terminal()):
-        line = ProgressLine(100, quiet=True, file=file)
+        line = ProgressBar(100, quiet=True, file=file)
         line.step(Progress(step=1))
         line.report(Progress(step=100), VALUES, 1.0)
         line.close()

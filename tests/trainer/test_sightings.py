@@ -13,17 +13,17 @@ from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Layout, Schema, Table
 from tests import tiny
-from trainer.monitoring.feature_coverage import LOOK_EVERY, ROWS_WATCHED, Hashed, Sightings
+from trainer.monitoring.feature_coverage import LOOK_EVERY, ROWS_WATCHED, FeatureCoverage, Hashed
 
 CPU = torch.device("cpu")
 
 
 def looked_at(root, schema, layout):
-    """Sightings of one epoch, and the batches that were looked at."""
+    """FeatureCoverage of one epoch, and the batches that were looked at."""
     manifest = Manifest.scan(["train"], str(root), [])
     options = {"batch_size": 240, "shards": 4, "shuffle": True, "shuffle_rows": 3000, "threads": 1, "seed": 1}
     loader = Loader(manifest, schema, layout, **options, prefetch_batches=2, rank=0, world_size=1)
-    seen, batches = Sightings(schema, layout, CPU), []
+    seen, batches = FeatureCoverage(schema, layout, CPU), []
     for batch in loader.epoch(0):
         seen.look(batch)
         if batch.cursor.step % LOOK_EVERY == 0:
@@ -72,7 +72,7 @@ def test_the_number_of_values_follows_from_the_rows_they_fill(share):
     sqrt((e^t - 1) / 1024) of t."""
     rows = 100_001
     schema = Schema("label", embedding_dim=4, tables={"t": Table(rows)}, features={"f": _hash("t")})
-    seen = Sightings(schema, Layout(("f",)), CPU)
+    seen = FeatureCoverage(schema, Layout(("f",)), CPU)
     values = rows_from_hashes(mix(np.arange(int(share * rows), dtype=np.uint64)), rows)
     occupied = len(np.unique(values[values <= ROWS_WATCHED]))
     seen.sums[seen._first + torch.arange(occupied)] = 1
@@ -88,5 +88,5 @@ def _hash(table):
 def test_a_table_that_plain_ids_share_is_not_taken_for_hashed():
     tables, both = {"t": Table(10), "u": Table(10)}, {"a": _hash("t"), "b": Feature("sparse", table="t")}
     schema = Schema(embedding_dim=4, tables=tables, features={**both, "c": _hash("u"), "d": _hash("u")})
-    seen = Sightings(schema, Layout(("a", "b", "c", "d")), CPU)
+    seen = FeatureCoverage(schema, Layout(("a", "b", "c", "d")), CPU)
     assert [table.name for table in seen.compute(lambda sums: sums).hashed] == ["u"]

@@ -17,7 +17,7 @@ from trainer.runtime.distributed import all_reduce_sum
 Texts = Callable[[str, list[int]], Mapping[int, str | None]]
 
 
-class HeldOutMetrics:
+class EvaluationMetrics:
     """``update`` with the outputs of each batch, whose ``keys`` are those of ``options.columns``; then ``compute``, on all
     ranks together. ``texts(column, keys)``: the values that keys stand for, the same on every rank."""
 

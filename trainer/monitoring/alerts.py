@@ -2,7 +2,7 @@
 
 Rules look at what is computed anyway: the metrics of each line of training and of ``valid``, the same on all ranks; and at
 ``trainer.monitoring.feature_coverage`` and ``trainer.monitoring.magnitudes``, sums over batches and rows that one more
-all-reduce each a line adds up. Nothing is done at every step but the first, after which numbers and loss are judged at
+all-reduce each a line adds up. Nothing is done at every step but the first, after which numbers and loss are checked at
 once. Each warning comes once in a run, resumed or not: on stderr, in its line of ``metrics.jsonl`` (``alerts``) and in
 ``metrics.json``.
 
@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from data_loaders.schema import Schema
 from trainer.config.monitoring import AlertsConfig
-from trainer.monitoring.feature_coverage import Hashed, Seen, Sightings
+from trainer.monitoring.feature_coverage import FeatureCoverage, Hashed, Seen
 from trainer.monitoring.magnitudes import (
+    Finding,
     Magnitude,
-    Told,
     constants,
-    judged,
     loss_large,
     magnitudes,
     names_of_large,
+    of_distribution,
     since,
 )
 from trainer.runtime.checked_json import Listed, Mapped, Number, Whole, get_form
@@ -64,15 +64,15 @@ class Alerts:
         config: AlertsConfig,
         schema: Schema,
         warmup_steps: int,
-        coverage: Sightings,
+        coverage: FeatureCoverage,
         watched: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.config, self.schema = config, schema
         self.coverage = coverage
         self.watched = watched or {}
-        self.told: list[dict[str, Any]] = []  # name, step and message
+        self.raised: list[dict[str, Any]] = []  # name, step and message
         self._numbers: NDArray[np.float64] | None = None  # of the training rows of all ranks, in this process
-        self._then: NDArray[np.float64] | None = None  # of this rank, when they were last judged
+        self._then: NDArray[np.float64] | None = None  # of this rank, when they were last checked
         self._earlier: dict[str, Magnitude] = {}  # of the training data before this process
         self._first_step = config.after_steps + warmup_steps
         self._one_label_rows = 0
@@ -88,9 +88,9 @@ class Alerts:
         all_reduce: Callable[[Tensor], object],
         numbers: NDArray[np.float64] | None = None,
     ) -> list[dict[str, Any]]:
-        """What is new to tell about a line of metrics. ``counters``: the training loader's own. ``numbers``: the magnitudes
+        """New warnings about a line of metrics. ``counters``: the training loader's own. ``numbers``: the magnitudes
         that the loader of ``split`` has seen on this rank. All ranks call it together."""
-        found: list[Told | None] = [*self._of_watched(split, values)]
+        found: list[Finding | None] = [*self._of_watched(split, values)]
         if self.config.enabled and split in SPLITS:
             if split == "valid" or (split == "train" and epoch == 0):
                 found.append(leaking(split, values))
@@ -104,7 +104,7 @@ class Alerts:
     def first_look(
         self, values: Values, step: int, numbers: NDArray[np.float64], all_reduce: Callable[[Tensor], object]
     ) -> list[dict[str, Any]]:
-        """What the numbers and the loss of the first step tell already, whatever the cadence of lines. All ranks together."""
+        """Warnings of the numbers and the loss of the first step, whatever the cadence of lines. All ranks together."""
         if not self.config.enabled:
             return []
         return self._new(self._of_numbers("train", values, step, numbers, all_reduce), step)
@@ -119,26 +119,26 @@ class Alerts:
         numbers = get_form({"numbers": numbers}, "numbers", Mapped(NUMBERS)) or {}
         self._earlier = {name: Magnitude(**it) for name, it in numbers.items() if set(it) == set(NUMBERS)}
 
-    def _new(self, found: Iterable[Told | None], step: int) -> list[dict[str, Any]]:
-        known = {alert["name"] for alert in self.told}
+    def _new(self, found: Iterable[Finding | None], step: int) -> list[dict[str, Any]]:
+        known = {alert["name"] for alert in self.raised}
         new = [{"name": n, "step": step, "message": m} for n, m in filter(None, found) if n not in known]
-        self.told += new
+        self.raised += new
         return new
 
     def facts(self) -> dict[str, Any]:
         return {
-            "told": list(self.told),
+            "told": list(self.raised),
             "one_label_rows": self._one_label_rows,
             "chance_lines": self._chance_lines,
             "numbers": {name: asdict(it) for name, it in self._before().items()},
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        self.told = list(facts["told"])
+        self.raised = list(facts["told"])
         self._one_label_rows, self._chance_lines = facts["one_label_rows"], facts["chance_lines"]
         self.compare_with(facts.get("numbers", {}))  # earlier versions have none
 
-    def _of_window(self, values: Values, step: int, counters: Mapping[str, int]) -> list[Told | None]:
+    def _of_window(self, values: Values, step: int, counters: Mapping[str, int]) -> list[Finding | None]:
         if not values["rows"]:
             return [no_rows(counters)]
         one_label = values["label_mean"] in (0.0, 1.0)
@@ -146,13 +146,13 @@ class Alerts:
         if self._one_label_rows >= self.config.after_rows:
             return [one_valued(self._one_label_rows, values["label_mean"])]
         late = step >= self._first_step
-        if late and (told := constant(values, self.config.after_rows)):
-            return [told]
+        if late and (finding := constant(values, self.config.after_rows)):
+            return [finding]
         by_chance = late and is_chance(values)
         self._chance_lines = self._chance_lines + 1 if by_chance else 0
         return [chance(values, step)] if self._chance_lines >= CHANCE_LINES else []
 
-    def _of_watched(self, split: str, values: Values) -> Iterator[Told | None]:
+    def _of_watched(self, split: str, values: Values) -> Iterator[Finding | None]:
         """Whatever else is switched off: what a run was asked to do does not happen."""
         for metric, keys in self.watched.items():
             where, _, name = metric.partition(".")
@@ -166,7 +166,7 @@ class Alerts:
         step: int,
         numbers: NDArray[np.float64],
         all_reduce: Callable[[Tensor], object],
-    ) -> list[Told | None]:
+    ) -> list[Finding | None]:
         before = self._before()
         if split == "train":
             sums = since(numbers, self._then)
@@ -175,23 +175,23 @@ class Alerts:
             self._numbers = sums if self._numbers is None else self._numbers + sums
         else:
             found = magnitudes(self.schema, numbers.copy(), all_reduce)
-        told: list[Told | None] = [*judged(self.schema, split, found, before)]
-        told += constants(self.schema, self._before(), self.config.after_rows) if split == "train" else []
-        return [*told, loss_large(split, values, step, found or before, self.schema)]
+        findings: list[Finding | None] = [*of_distribution(self.schema, split, found, before)]
+        findings += constants(self.schema, self._before(), self.config.after_rows) if split == "train" else []
+        return [*findings, loss_large(split, values, step, found or before, self.schema)]
 
     def _before(self) -> dict[str, Magnitude]:
         """Of the training data so far; of earlier runs where there are none yet."""
         mine = {} if self._numbers is None else magnitudes(self.schema, self._numbers)
         return {**self._earlier, **mine}
 
-    def _of_batches(self, seen: Seen, counters: Mapping[str, int]) -> Iterator[Told | None]:
+    def _of_batches(self, seen: Seen, counters: Mapping[str, int]) -> Iterator[Finding | None]:
         if seen.rows >= self.config.after_rows:
             for name, present in seen.present.items():
                 yield None if present else absent(name, seen.rows, self.schema, counters)
         yield from (crowded(table) for table in seen.hashed)
 
 
-def undefined(metric: str, keys: Sequence[str], values: Values) -> Told:
+def undefined(metric: str, keys: Sequence[str], values: Values) -> Finding:
     """Why a metric of ``valid`` has no value, which depends on the rows alone and so stays as it is."""
     rows, clicks = values.get("rows", 0), values.get("label_mean")
     if not rows or clicks is None:
@@ -207,7 +207,7 @@ def undefined(metric: str, keys: Sequence[str], values: Values) -> Told:
     )
 
 
-def leaking(split: str, values: Values) -> Told | None:
+def leaking(split: str, values: Values) -> Finding | None:
     auc = values.get("auc")
     if auc is None or auc < LEAK or min(_classes(values)) < LEAK_ROWS:
         return None
@@ -218,7 +218,7 @@ def leaking(split: str, values: Values) -> Told | None:
     )
 
 
-def one_valued(rows: int, label: float) -> Told:
+def one_valued(rows: int, label: float) -> Finding:
     return "labels_one_valued", (
         f"the labels of the last {rows:,} rows are all {label:.0f}: the label column is probably not the click "
         "(data.schema.label), the preparation has lost the other class, or the rows lie sorted by label "
@@ -226,7 +226,7 @@ def one_valued(rows: int, label: float) -> Told:
     )
 
 
-def constant(values: Values, after_rows: int) -> Told | None:
+def constant(values: Values, after_rows: int) -> Finding | None:
     """All logits of the line within one bin of the histogram, 0.002 wide."""
     bound = values["auc_error_bound"]
     if bound is None or bound < CONSTANT or values["rows"] < after_rows:
@@ -248,7 +248,7 @@ def is_chance(values: Values) -> bool:
     return values["auc"] < CHANCE and error < CHANCE_ERROR
 
 
-def chance(values: Values, step: int) -> Told:
+def chance(values: Values, step: int) -> Finding:
     return "auc_of_chance", (
         f"after {step:,} steps the AUC of training is {values['auc']:.4f}, no better than chance: labels and features may not "
         "belong to the same rows (a join or a shuffle of one column), the features may say nothing, or the learning rates "
@@ -256,7 +256,7 @@ def chance(values: Values, step: int) -> Told:
     )
 
 
-def absent(name: str, rows: int, schema: Schema, counters: Mapping[str, int]) -> Told:
+def absent(name: str, rows: int, schema: Schema, counters: Mapping[str, int]) -> Finding:
     """The cause as this rank's loader has counted it."""
     feature = schema.features.get(name)
     found = {what: counters.get(f"{name}.{what}", 0) for what in ("out_of_range", "null", "non_finite")}
@@ -275,7 +275,7 @@ def absent(name: str, rows: int, schema: Schema, counters: Mapping[str, int]) ->
     return f"always_missing:{name}", f"feature '{name}' was missing in all of {rows:,} rows looked at: {cause}"
 
 
-def no_rows(counters: Mapping[str, int]) -> Told:
+def no_rows(counters: Mapping[str, int]) -> Finding:
     reasons = {name: count for name, count in counters.items() if name != "rows.dropped"}
     most = max(reasons, key=lambda name: reasons[name], default="a sample weight of 0")
     return "no_rows", (
@@ -284,7 +284,7 @@ def no_rows(counters: Mapping[str, int]) -> Told:
     )
 
 
-def crowded(table: Hashed) -> Told | None:
+def crowded(table: Hashed) -> Finding | None:
     if not table.occupied or table.colliding < CROWDED:
         return None
     known = math.isfinite(table.values)

@@ -62,7 +62,7 @@ class Seen:
     hashed: list[Hashed]
 
 
-class Sightings:
+class FeatureCoverage:
     """The sums of all looks; none unless ``enabled``. ``layout`` is that of the batches."""
 
     def __init__(self, schema: Schema, layout: Layout, device: torch.device, *, enabled: bool = True) -> None:

@@ -8,12 +8,12 @@ from trainer.runtime.distributed import Ranks
 
 
 class GraceCheck:
-    """Measures each save, and warns once of one that took longer than ``grace`` seconds (None: nobody has said). It hears
-    of saves by looking between steps, so one that is written beside training counts until the step that notices its end."""
+    """Measures each save, and warns once of one that took longer than ``grace`` seconds (None: nobody has said). It notices
+    saves by looking between steps, so one that is written beside training counts until the step that notices its end."""
 
     def __init__(self, checkpoints: Checkpoints, grace: float | None, ranks: Ranks) -> None:
         self.checkpoints, self.grace, self.ranks = checkpoints, grace, ranks
-        self.told = False
+        self.warned = False
         self._waited = checkpoints.seconds
         self._began: float | None = None
 
@@ -25,12 +25,12 @@ class GraceCheck:
         else:
             beside = 0.0 if self._began is None else time.monotonic() - self._began
             self._began = None
-            self._judge(max(waited, beside))
+            self._check(max(waited, beside))
 
-    def _judge(self, seconds: float) -> None:
-        if self.grace is None or self.told or seconds <= self.grace:
+    def _check(self, seconds: float) -> None:
+        if self.grace is None or self.warned or seconds <= self.grace:
             return
-        self.told = True
+        self.warned = True
         if self.ranks.is_first:
             warn(
                 f"the last checkpoint took {seconds:.0f} s, but a run that is asked to stop gets {self.grace:g} s to "

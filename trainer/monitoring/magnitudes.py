@@ -1,7 +1,7 @@
 """Warnings of numbers that a model cannot learn from: dense features that are huge, constant or in other units than before,
 sample weights far from 1, and the loss that follows. Each names the feature and what to set.
 
-The loader sums up what it decodes (``data_loaders.magnitudes``); here ranks add these sums up and judge them.
+The loader sums up what it decodes (``data_loaders.magnitudes``); here ranks add these sums up and check them.
 """
 
 import math
@@ -18,14 +18,14 @@ from data_loaders.magnitudes import SUMS
 from data_loaders.schema import Feature, Schema
 
 LARGE = 1000.0  # root mean square of a dense feature
-CONSTANT = 1e-6  # standard deviation over root mean square: float32 tells little more apart
+CONSTANT = 1e-6  # standard deviation over root mean square: float32 resolves little more
 JUMP = 100.0  # from one part of the data to another
 JUDGED = 200  # rows looked at, at least, to compare parts of the data
 HEAVY = 100.0  # mean of the sample weights; and one over it
 LOSS = 10.0  # log loss; the mean click rate alone has 0.7 at most
 NAMED = 5
 
-Told = tuple[str, str]  # a warning's name, told once, and its message
+Finding = tuple[str, str]  # a warning's name, shown once, and its message
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def magnitudes(
         all_reduce(totals)
     rows, looked_at, *rest = totals.tolist()
     lines = [rest[begin : begin + SUMS] for begin in range(0, len(rest), SUMS)]
-    names = [*schema.dense, None, *([schema.weight] if schema.weight else [])]  # the label is judged elsewhere
+    names = [*schema.dense, None, *([schema.weight] if schema.weight else [])]  # the label is checked elsewhere
     return {
         name: Magnitude(int(rows), int(looked_at), total / looked_at, size / looked_at, math.sqrt(squares / looked_at))
         for name, (total, size, squares) in zip(names, lines)
@@ -62,31 +62,33 @@ def magnitudes(
     }
 
 
-def judged(schema: Schema, split: str, found: Mapping[str, Magnitude], before: Mapping[str, Magnitude]) -> list[Told]:
+def of_distribution(
+    schema: Schema, split: str, found: Mapping[str, Magnitude], before: Mapping[str, Magnitude]
+) -> list[Finding]:
     """What there is to say of numbers of ``split``; ``before``: of the training data until then."""
-    told: list[Told | None] = []
+    findings: list[Finding | None] = []
     for name, it in found.items():
         if name not in schema.dense:
-            told.append(heavy(name, it))
+            findings.append(heavy(name, it))
             continue
         feature, column = schema.features[name], schema.column(name)
-        told.append(large(name, column, feature, it))
+        findings.append(large(name, column, feature, it))
         if name in before:
-            told.append(jumped(name, column, feature, split, it, before[name]))
-    return [it for it in told if it is not None]
+            findings.append(jumped(name, column, feature, split, it, before[name]))
+    return [it for it in findings if it is not None]
 
 
-def constants(schema: Schema, found: Mapping[str, Magnitude], after_rows: int) -> list[Told]:
+def constants(schema: Schema, found: Mapping[str, Magnitude], after_rows: int) -> list[Finding]:
     """What there is to say of features that have not varied in all of the training data so far."""
-    told = (
+    findings = (
         constant(name, schema.column(name), schema.features[name], it, after_rows)
         for name, it in found.items()
         if name in schema.dense
     )
-    return [it for it in told if it is not None]
+    return [it for it in findings if it is not None]
 
 
-def large(name: str, column: str, feature: Feature, it: Magnitude) -> Told | None:
+def large(name: str, column: str, feature: Feature, it: Magnitude) -> Finding | None:
     if it.rms < LARGE:
         return None
     return f"large:{name}", (
@@ -110,8 +112,8 @@ def remedy(name: str, feature: Feature, it: Magnitude) -> str:
     return f"Set {key}.offset={offset:.12g} and {key}.scale={scale:.3g}, which makes it (x - mean) / standard deviation"
 
 
-def constant(name: str, column: str, feature: Feature, it: Magnitude, after_rows: int) -> Told | None:
-    """Where all values are missing, that is told elsewhere (``alerts.absent``)."""
+def constant(name: str, column: str, feature: Feature, it: Magnitude, after_rows: int) -> Finding | None:
+    """Where all values are missing, there is a warning elsewhere (``alerts.absent``)."""
     missing = feature.fill is not None and math.isclose(it.mean, filled(feature), rel_tol=1e-5, abs_tol=1e-7)
     if it.rows < after_rows or it.deviation > CONSTANT * it.rms or missing:
         return None
@@ -121,7 +123,7 @@ def constant(name: str, column: str, feature: Feature, it: Magnitude, after_rows
     )
 
 
-def jumped(name: str, column: str, feature: Feature, split: str, it: Magnitude, before: Magnitude) -> Told | None:
+def jumped(name: str, column: str, feature: Feature, split: str, it: Magnitude, before: Magnitude) -> Finding | None:
     """By a factor of ``JUMP`` or more, either way; of logarithms, by its logarithm."""
     if min(it.looked_at, before.looked_at) < JUDGED or not it.size or not before.size:
         return None
@@ -134,7 +136,7 @@ def jumped(name: str, column: str, feature: Feature, split: str, it: Magnitude, 
     )
 
 
-def heavy(column: str, it: Magnitude) -> Told | None:
+def heavy(column: str, it: Magnitude) -> Finding | None:
     if not it.size or 1 / HEAVY < it.mean < HEAVY:
         return None
     return "weights_far_from_1", (
@@ -145,7 +147,7 @@ def heavy(column: str, it: Magnitude) -> Told | None:
 
 def loss_large(
     split: str, values: Mapping[str, Any], step: int, found: Mapping[str, Magnitude], schema: Schema
-) -> Told | None:
+) -> Finding | None:
     loss = values.get("logloss")
     if loss is None or loss < LOSS:
         return None

@@ -17,9 +17,9 @@ from trainer.metrics.click_metrics import ClickMetrics
 from trainer.modules.task import TaskOutput
 from trainer.monitoring.alerts import FACTS as ALERTS_FACTS
 from trainer.monitoring.alerts import Alerts, say
-from trainer.monitoring.feature_coverage import Sightings
-from trainer.monitoring.progress_bar import ProgressLine
-from trainer.monitoring.stragglers import Pace
+from trainer.monitoring.feature_coverage import FeatureCoverage
+from trainer.monitoring.progress_bar import ProgressBar
+from trainer.monitoring.stragglers import StragglerMeter
 from trainer.monitoring.trackers import Trackers
 from trainer.runtime.checked_json import Whole, check_form
 from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, peak_memory_mb, sum_counters
@@ -31,11 +31,11 @@ FACTS = {"epoch": Whole(-1), "last": dict, "alerts": dict}
 SHOWN = ("auc", "logloss", "ne", "calibration")  # in a checkpoint's facts
 
 
-class Reporter:
+class MetricsLogger:
     """Collects the training metrics of the window since the last report and of the current epoch.
 
     All ranks take part in a report (metrics are reduced); rank 0 writes and draws. ``alerts`` looks at each line, and
-    ``trackers`` get it too; those of training tell of ``stragglers``.
+    ``trackers`` get it too; those of training name ``stragglers``.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Reporter:
         every_steps: int,
         ranks: Ranks,
         alerts: Alerts | None = None,
-        stragglers: Pace | None = None,
+        stragglers: StragglerMeter | None = None,
         trackers: Trackers | None = None,
     ) -> None:
         self.path = folder / LINES
@@ -59,9 +59,9 @@ class Reporter:
         self._trained = self._window_rows = self._window_steps = 0
         self._outside = 0.0
         self._window_wait = 0.0
-        self._line = ProgressLine(total_steps, quiet=not ranks.is_first)
+        self._line = ProgressBar(total_steps, quiet=not ranks.is_first)
         self.alerts, self.stragglers, self.trackers = alerts, stragglers, trackers
-        self._early: list[dict[str, Any]] | None = None  # what the first step has told; None before it
+        self._early: list[dict[str, Any]] | None = None  # warnings of the first step; None before it
 
     def begin(self) -> None:
         """Training begins: the time before, of building and loading, is none of it."""
@@ -98,8 +98,8 @@ class Reporter:
             if not (torch.isfinite(values).all() and (values >= 0).all()):
                 raise UserError(f"checkpoint {reader.path}: {name} holds what no sum of counts can be")
 
-    def _metrics(self) -> dict[str, ClickMetrics | Sightings]:
-        metrics: dict[str, ClickMetrics | Sightings] = {"window": self.window, "epoch": self.epoch}
+    def _metrics(self) -> dict[str, ClickMetrics | FeatureCoverage]:
+        metrics: dict[str, ClickMetrics | FeatureCoverage] = {"window": self.window, "epoch": self.epoch}
         return metrics if self.alerts is None else metrics | {"seen": self.alerts.coverage}
 
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
@@ -146,7 +146,7 @@ class Reporter:
         """A line of ``metrics.jsonl``, and what it gives reason to warn of. ``loader``: of the rows that ``values`` are of,
         where they are not those trained. All ranks call it together."""
         self._last[split] = {"step": progress.step, **{name: values.get(name) for name in SHOWN}}
-        values = {**values, **self._judge(split, values, progress, loader or self.loader)}
+        values = {**values, **self._new_alerts(split, values, progress, loader or self.loader)}
         if self.ranks.is_first:
             if self.trackers is not None:
                 self.trackers.log(split, values, progress.step)
@@ -159,7 +159,7 @@ class Reporter:
             }
             append_json_line(self.path, line)
 
-    def _judge(self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader) -> dict[str, Any]:
+    def _new_alerts(self, split: str, values: Mapping[str, Any], progress: Progress, loader: Loader) -> dict[str, Any]:
         if self.alerts is None:
             return {}
         place = (progress.step, progress.epoch)

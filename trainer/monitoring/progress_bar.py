@@ -12,7 +12,7 @@ from trainer.runtime.progress import Progress
 LOG_SECONDS = 10.0  # between two lines of a log
 
 
-class ProgressLine:
+class ProgressBar:
     """Step, rows, samples/s, loss, AUC and input wait of the last line of metrics, and the time left. Begins at the first
     step: whatever is told before that has lines of its own."""
 

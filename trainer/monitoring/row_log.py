@@ -1,4 +1,4 @@
-"""The ledger: which rows each step trained, written by the run itself, so that anyone can check the accounting.
+"""The row log: which rows each step trained, written by the run itself, so that anyone can check the accounting.
 
 ``ledger/<first step>-<last step>-rank-<rank>.parquet`` in the run folder, one row for each row trained:
 
@@ -9,8 +9,8 @@
     dropped  bool        left out by a policy of the schema: it kept its place in the batch, with weight 0
 
 ``pyarrow.parquet.read_table(run / "ledger")`` reads all of it. Only trained batches are recorded, and all of them before a
-checkpoint commits; what lies beyond the checkpoint that a run goes on from is taken away, as those steps come again.
-So at each commit the ledger is that checkpoint's own history, whatever the number of ranks was on the way.
+checkpoint commits; what lies beyond the checkpoint that a run resumes from is removed, as those steps come again.
+So at each commit the row log is that checkpoint's own history, whatever the number of ranks was on the way.
 """
 
 import re
@@ -38,7 +38,7 @@ NAME = re.compile(r"(\d{12})-(\d{12})-(rank-\d{5})\.parquet")
 FLUSH_ROWS = 1 << 20  # of one rank, about 10 MB
 
 
-class Ledger:
+class RowLog:
     """Records the batches that one rank has trained. Batches without ``cursor.origin`` are not recorded: a loader that
     records none costs nothing here, and makes no folder."""
 
@@ -85,7 +85,7 @@ class Ledger:
 
 
 def cut(folder: Path, step: int) -> int:
-    """Takes away what the ledger in ``folder`` holds beyond ``step``, and what a crash left unfinished; returns the last
+    """Removes what the row log in ``folder`` holds beyond ``step``, and what a crash left unfinished; returns the last
     step that it holds then (0: none). Files of other names are left alone. Only one rank may call it."""
     last_kept = 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -27,7 +27,7 @@ WORTH_TELLING = 0.1  # of a step, that a slow rank costs
 REPORTS = 3  # in a row that name the same rank
 
 
-class Pace:
+class StragglerMeter:
     """Looks while entered. One rank alone has nobody to wait for: nothing is looked at or reported."""
 
     def __init__(self, watchdog: Watchdog, loader: Loader, ranks: Ranks) -> None:
@@ -36,11 +36,11 @@ class Pace:
         self._samples = 0
         self._lock = threading.Lock()
         self._steps, self._input_wait = 0, 0.0  # at the last report
-        self._suspect, self._times, self._told = -1, 0, False
+        self._suspect, self._times, self._warned = -1, 0, False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="pace", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="stragglers", daemon=True)
 
-    def __enter__(self) -> "Pace":
+    def __enter__(self) -> "StragglerMeter":
         if self.ranks.world_size > 1:
             self._thread.start()
         return self
@@ -104,9 +104,9 @@ class Pace:
         slow = facts["ratio"] > SLOW and cost > WORTH_TELLING
         self._times = self._times + 1 if slow and facts["slowest"] == self._suspect else int(slow)
         self._suspect = facts["slowest"]
-        if self._times < REPORTS or self._told:
+        if self._times < REPORTS or self._warned:
             return
-        self._told = True
+        self._warned = True
         if self.ranks.is_first:
             warn(
                 f"rank {facts['slowest']} of {self.ranks.world_size} holds the others up: {REPORTS} reports in a "

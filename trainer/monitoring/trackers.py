@@ -1,7 +1,7 @@
 """Where else the metrics of a run are seen: TensorBoard, MLflow, Weights & Biases.
 
-``metrics.jsonl`` has every line, whatever becomes of these. They are told by a thread of rank 0's own, so that a slow server
-holds no training up, and one that fails is given up with a warning. A resumed run goes on in the same MLflow and
+``metrics.jsonl`` has every line, whatever becomes of these. A thread of rank 0's own logs to them, so that a slow server
+holds no training up, and one that fails is given up with a warning. A resumed run continues the same MLflow and
 Weights & Biases run, by its id in ``trackers.json`` of the run folder. Servers, projects and keys are these programs' own
 environment variables (``MLFLOW_TRACKING_URI``, ``MLFLOW_EXPERIMENT_NAME``, ``WANDB_PROJECT``, ``WANDB_API_KEY`` …): no key
 stands in a configuration.
@@ -47,7 +47,7 @@ class TensorBoard:
     def __init__(self, folder: Path, tree: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second
 
-        # What a run that goes on will train again is left out of the curves.
+        # What a resumed run will train again is left out of the curves.
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
         self.writer.add_text("config", f"```\n{_yaml(tree)}```", step)
 
@@ -70,7 +70,7 @@ class MLflow:
         self.run_id = self.mlflow.start_run(**named).info.run_id
         _remember(folder, "mlflow", self.run_id)
         self.mlflow.log_dict(dict(tree), "config.yaml")
-        if not run_id:  # they are for good, and a run that goes on may have a few of another value
+        if not run_id:  # they are for good, and a resumed run may have a few of another value
             given = list(_parameters(tree).items())
             for first in range(0, len(given), PARAMETERS_AT_ONCE):
                 self.mlflow.log_params(dict(given[first : first + PARAMETERS_AT_ONCE]))
@@ -147,20 +147,20 @@ class Trackers:
         if self._thread.is_alive():
             _warn(f"{' and '.join(self._makers)} did not take everything within {CLOSE_SECONDS:.0f} s")
 
-    def _put(self, tell: Callable[[Tracker], None]) -> None:
+    def _put(self, log: Callable[[Tracker], None]) -> None:
         if self._makers:
-            self._waiting.put(tell)
+            self._waiting.put(log)
 
     def _work(self) -> None:
         made: dict[str, Tracker] = {}
         for name, make in self._makers.items():
             with _given_up(name):
                 made[name] = make()
-        while (tell := self._waiting.get()) is not None:
+        while (log := self._waiting.get()) is not None:
             for name in list(made):
                 tracker = made.pop(name)
                 with _given_up(name):
-                    tell(tracker)
+                    log(tracker)
                     made[name] = tracker
             made = {name: made[name] for name in self._makers if name in made}
         for name, tracker in made.items():
@@ -199,7 +199,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 @contextlib.contextmanager
 def _given_up(name: str) -> Iterator[None]:
-    """A tracker that fails is not told anything any more; no run ends by it."""
+    """A tracker that fails gets nothing any more; no run ends by it."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - whatever a server or its client raises

@@ -116,8 +116,8 @@ def build_train_loader(
 def count_ids(
     optimizer: CombinedOptimizer, data: DataConfig, layout: Layout, batch_size: int, manifest: Manifest, ranks: Ranks
 ) -> None:
-    """Before the first step of a run: tells mini-batch aware regularisation, where a table has it, how often each id
-    occurs in the training data. Reads these tables' features alone, unless a row may be left out for another one."""
+    """Before the first step of a run: counts how often each id occurs in the training data, for tables with mini-batch aware
+    regularisation. Reads these tables' features alone, unless a row may be left out for another one."""
     regularised = optimizer.mini_batch_aware
     if not regularised.tables:
         return

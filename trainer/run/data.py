@@ -11,22 +11,22 @@ from trainer.checkpoint import AnyPath, note
 from trainer.config.job import TrainConfig
 from trainer.run import build, loop, training_files
 from trainer.run.resume import checkpoints_folder, job_identity, resumable, starting_point
-from trainer.run.training_files import Inputs, Saved
+from trainer.run.training_files import Saved, TrainingFiles
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 from trainer.warm_start.start import whole_checkpoint
 
 
 @dataclass(frozen=True)
-class Feed:
-    """What the run reads, and from where on: ``saved`` is the checkpoint it goes on from, if any; ``identity`` what must be
-    the same in it; ``warm``, where it goes on from none, another run's checkpoint to begin with; ``batches`` are those
+class RunData:
+    """What the run reads, and from where on: ``saved`` is the checkpoint it resumes from, if any; ``identity`` what must be
+    the same in it; ``warm``, where it resumes from none, another run's checkpoint to begin with; ``batches`` are those
     still to train, ``held_out`` the loaders of ``valid`` and ``test``."""
 
     identity: dict[str, Any]
     saved: Saved | None
     warm: AnyPath | None
-    chosen: Inputs
+    files: TrainingFiles
     progress: Progress
     loader: Loader
     held_out: dict[str, Loader]
@@ -34,14 +34,14 @@ class Feed:
     batches: BatchIterator
 
 
-def open_feed(
+def open_data(
     config: TrainConfig,
     tree: dict[str, Any],
     layout: Layout,
     folder: Path,
     ranks: Ranks,
     alive: Callable[[], None] = lambda: None,
-) -> Feed:
+) -> RunData:
     """Finds the checkpoint to resume from and the files to read, and begins to read them. ``alive`` is called now and then
     while checkpoints are hashed."""
     build.ensure_synthetic(config.data)
@@ -49,23 +49,23 @@ def open_feed(
     place = checkpoints_folder(config, folder)
     saved = resumable(config, place, identity, ranks, alive)
     from_first(lambda: note(folder, place))
-    source = config.warm_start.path if saved is None else None  # a run that goes on has its own state
+    source = config.warm_start.path if saved is None else None  # a resumed run has its own state
     warm = whole_checkpoint(source, ranks, alive) if source is not None else None
-    chosen = training_files.choose(config, layout, saved, ranks)
-    progress = starting_point(saved, chosen)
+    files = training_files.choose(config, layout, saved, ranks)
+    progress = starting_point(saved, files)
     loader, _ = build.build_train_loader(
         config.data,
         layout,
         config.batch_size,
         config.seed,
         ranks,
-        chosen.manifest,
+        files.manifest,
         record_origin=config.debug.ledger,
     )
     total_steps = progress.total_steps(config.epochs, loader.steps_per_epoch, config.steps)
     held_out = held_out_loaders(config, layout, ranks)
     batches = loop.batches_from(loader, progress, total_steps)  # reading begins, while the model is built
-    return Feed(identity, saved, warm, chosen, progress, loader, held_out, total_steps, batches)
+    return RunData(identity, saved, warm, files, progress, loader, held_out, total_steps, batches)
 
 
 def held_out_loaders(config: TrainConfig, layout: Any, ranks: Ranks) -> dict[str, Any]:

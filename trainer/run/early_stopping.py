@@ -1,7 +1,7 @@
 """What follows from an evaluation: learning rates fall on a plateau, training ends early.
 
 Both count evaluations in a row without an improvement. The counts are facts of a checkpoint, so a resumed run decides as
-an uninterrupted one; the value they judge is rank 0's, so all ranks decide alike.
+an uninterrupted one; the value they count by is rank 0's, so all ranks decide alike.
 """
 
 from collections.abc import Mapping
@@ -63,13 +63,13 @@ class Patience:
         return {name: getattr(self, name) for name in ("metric", "step", "value", "without", "seen")}
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        """Counts of another metric leave it as it is: a run may go on with other settings."""
+        """Counts of another metric leave it as it is: a run may resume with other settings."""
         if facts["metric"] == self.metric:
             for name in ("step", "value", "without", "seen"):
                 setattr(self, name, facts[name])
 
 
-class Judge:
+class EarlyStopping:
     """Hears of every evaluation. ``rates``: what a plateau reduces."""
 
     def __init__(self, early: EarlyStoppingConfig, plateau: PlateauConfig, rates: Rates) -> None:
@@ -90,7 +90,7 @@ class Judge:
 
     @property
     def stopped(self) -> str | None:
-        """Why training is to end, the same on all ranks; None while it goes on."""
+        """Why training is to end, the same on all ranks; None while training continues."""
         if self.early.patience is None or self._early.without < self.early.patience:
             return None
         return (

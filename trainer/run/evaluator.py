@@ -13,9 +13,9 @@ from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
 from trainer.config.evaluation import EvaluationConfig
 from trainer.metrics.click_metrics import ClickMetrics
-from trainer.metrics.evaluation_metrics import HeldOutMetrics
+from trainer.metrics.evaluation_metrics import EvaluationMetrics
 from trainer.modules.task import TaskOutput
-from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.report.record import Record
 from trainer.runtime.distributed import Ranks, from_first, sum_counters
 from trainer.runtime.progress import Progress
@@ -55,7 +55,7 @@ def evaluate(
     def texts(column: str, keys: list[int]) -> dict[int, str | None]:
         return from_first(lambda: loader.group_texts(column, keys))
 
-    metrics = HeldOutMetrics(options, ranks.device, texts)
+    metrics = EvaluationMetrics(options, ranks.device, texts)
     started = time.perf_counter()
     if under_way:
         pipeline.detach()
@@ -85,7 +85,7 @@ class Evaluator:
         valid: Loader | None,
         options: EvaluationConfig,
         epoch_steps: int,
-        logger: Reporter,
+        logger: MetricsLogger,
         record: Record,
         ranks: Ranks,
         alive: Callable[[], None],

@@ -1,4 +1,4 @@
-"""A job, ready to train: the sharded model and what goes with it, put together from the configuration and a feed."""
+"""A job, ready to train: the sharded model and what goes with it, put together from the configuration and the data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ from data_loaders.state_files import write_json
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.job import TrainConfig
 from trainer.monitoring.alerts import Alerts
-from trainer.monitoring.feature_coverage import Sightings
-from trainer.monitoring.metrics_logger import Reporter, print_plan
-from trainer.monitoring.row_log import Ledger
-from trainer.monitoring.stragglers import Pace
+from trainer.monitoring.feature_coverage import FeatureCoverage
+from trainer.monitoring.metrics_logger import MetricsLogger, print_plan
+from trainer.monitoring.row_log import RowLog
+from trainer.monitoring.stragglers import StragglerMeter
 from trainer.monitoring.trackers import Trackers, make_trackers
 from trainer.report.record import Record
 from trainer.run import build, training_files
-from trainer.run.data import Feed
-from trainer.run.early_stopping import Judge
+from trainer.run.data import RunData
+from trainer.run.early_stopping import EarlyStopping
 from trainer.run.evaluator import Evaluator
 from trainer.run.resume import checkpoints_folder, resume
 from trainer.run.training_state import TrainingState
@@ -39,14 +39,14 @@ class Job:
     layout: Layout
     folder: Path
     ranks: Ranks
-    feed: Feed
+    data: RunData
     built: build.Built
-    row_log: Ledger
+    row_log: RowLog
     alerts: Alerts
-    stragglers: Pace
+    stragglers: StragglerMeter
     trackers: Trackers
-    logger: Reporter
-    early_stopping: Judge
+    logger: MetricsLogger
+    early_stopping: EarlyStopping
     state: TrainingState
     checkpoints: Checkpoints
     record: Record
@@ -54,10 +54,10 @@ class Job:
 
     @property
     def progress(self) -> Progress:
-        return self.feed.progress
+        return self.data.progress
 
     def close(self) -> None:
-        self.feed.batches.close()
+        self.data.batches.close()
         self.logger.close()
 
 
@@ -65,24 +65,24 @@ def make_job(
     config: TrainConfig,
     tree: dict[str, Any],
     model: nn.Module,
-    feed: Feed,
+    data: RunData,
     folder: Path,
     ranks: Ranks,
     watchdog: Watchdog,
 ) -> Job:
     """Plans, shards and initialises the model, prints the plan, and makes what goes with it."""
     fault_injection.at("build")
-    built = build.build(config, model, ranks, feed.loader.local_batch_size, feed.total_steps)
+    built = build.build(config, model, ranks, data.loader.local_batch_size, data.total_steps)
     if ranks.is_first:
         write_json(folder / run_folder.PLAN, built.plan_rows)
         print_plan(built.plan_rows)
-    row_log = Ledger(folder / "ledger", feed.chosen.manifest, ranks.rank)
+    row_log = RowLog(folder / "ledger", data.files.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)
-    stragglers = Pace(watchdog, feed.loader, ranks)
-    trackers = make_trackers(config.logging, folder, tree, feed.progress.step, here=ranks.is_first)
-    every_steps = config.log_every_steps or max(1, min(50, feed.total_steps // 20))
-    logger = Reporter(folder, feed.loader, feed.total_steps, every_steps, ranks, alerts, stragglers, trackers)
-    early_stopping = Judge(config.early_stopping, config.optim.plateau, built.optimizer)
+    stragglers = StragglerMeter(watchdog, data.loader, ranks)
+    trackers = make_trackers(config.logging, folder, tree, data.progress.step, here=ranks.is_first)
+    every_steps = config.log_every_steps or max(1, min(50, data.total_steps // 20))
+    logger = MetricsLogger(folder, data.loader, data.total_steps, every_steps, ranks, alerts, stragglers, trackers)
+    early_stopping = EarlyStopping(config.early_stopping, config.optim.plateau, built.optimizer)
     state = TrainingState(built.task, built.optimizer, logger, built.plan_rows, early_stopping)
     record = Record(folder, ranks)
     return Job(
@@ -90,7 +90,7 @@ def make_job(
         layout=model.layout,
         folder=folder,
         ranks=ranks,
-        feed=feed,
+        data=data,
         built=built,
         row_log=row_log,
         alerts=alerts,
@@ -99,43 +99,43 @@ def make_job(
         logger=logger,
         early_stopping=early_stopping,
         state=state,
-        checkpoints=make_checkpoints(config, tree, feed, folder, ranks, state, row_log),
+        checkpoints=make_checkpoints(config, tree, data, folder, ranks, state, row_log),
         record=record,
-        evaluator=make_evaluator(config, feed, built, logger, record, ranks, watchdog),
+        evaluator=make_evaluator(config, data, built, logger, record, ranks, watchdog),
     )
 
 
 def make_checkpoints(
     config: TrainConfig,
     tree: dict[str, Any],
-    feed: Feed,
+    data: RunData,
     folder: Path,
     ranks: Ranks,
     state: TrainingState,
-    row_log: Ledger,
+    row_log: RowLog,
 ) -> Checkpoints:
     texts = {
-        training_files.DATA: feed.chosen.dumps(),
+        training_files.DATA: data.files.dumps(),
         run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
     }
     place = checkpoints_folder(config, folder)
-    return Checkpoints(place, config.checkpoint, state, feed.identity, ranks, texts=texts, before_commit=row_log.flush)
+    return Checkpoints(place, config.checkpoint, state, data.identity, ranks, texts=texts, before_commit=row_log.flush)
 
 
 def make_evaluator(
     config: TrainConfig,
-    feed: Feed,
+    data: RunData,
     built: build.Built,
-    logger: Reporter,
+    logger: MetricsLogger,
     record: Record,
     ranks: Ranks,
     watchdog: Watchdog,
 ) -> Evaluator:
     return Evaluator(
         pipeline=built.pipeline,
-        valid=feed.held_out.get("valid"),
+        valid=data.held_out.get("valid"),
         options=config.evaluation,
-        epoch_steps=feed.loader.steps_per_epoch,
+        epoch_steps=data.loader.steps_per_epoch,
         logger=logger,
         record=record,
         ranks=ranks,
@@ -148,7 +148,7 @@ def make_alerts(config: TrainConfig, layout: Layout, ranks: Ranks) -> Alerts:
     tables = (config.optim.tables, config.optim.wide, *config.optim.by_table.values())
     warmup = max(part.schedule.warmup_steps for part in (config.optim.dense, *tables))
     schema = config.data.schema
-    coverage = Sightings(schema, layout, ranks.device, enabled=config.alerts.enabled)
+    coverage = FeatureCoverage(schema, layout, ranks.device, enabled=config.alerts.enabled)
     return Alerts(config.alerts, schema, warmup, coverage, watched_metrics(config))
 
 
@@ -169,10 +169,10 @@ def watched_metrics(config: TrainConfig) -> dict[str, list[str]]:
 
 def begin(job: Job) -> None:
     """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
-    config, feed, ranks = job.config, job.feed, job.ranks
-    resume(feed.saved, job.checkpoints, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
-    if feed.warm is not None:
+    config, data, ranks = job.config, job.data, job.ranks
+    resume(data.saved, job.checkpoints, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
+    if data.warm is not None:
         pieces, plan_rows = job.state.pieces, job.built.plan_rows
-        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, feed.warm)
+        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, data.warm)
         job.built.optimizer.restore(0, begun.table_steps)
         job.alerts.compare_with(begun.numbers)

@@ -19,7 +19,7 @@ from trainer.runtime.rendezvous import process_group
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedRun:
     config: TrainConfig
     ranks: Ranks
     built: build.Built
@@ -28,7 +28,7 @@ class Trained:
 
 
 @contextmanager
-def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Iterator[Trained]:
+def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Iterator[LoadedRun]:
     """Opens ``run`` at ``checkpoint`` (a name such as ``step-100``, or ``best``) on however many ranks there are. By default
     it is what the run itself ends with: the best one with ``checkpoint.restore_best`` or ``early_stopping``, else the
     newest. The run is a folder of this machine; its checkpoints may be elsewhere.
@@ -45,7 +45,7 @@ def opened(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Itera
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
         Checkpoints(path.parent, config.checkpoint, ModelState(built.task, built.optimizer), {}, ranks).load(path)
-        yield Trained(config, ranks, built, model.layout, path)
+        yield LoadedRun(config, ranks, built, model.layout, path)
 
 
 def _find(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:

@@ -10,16 +10,16 @@ from torch.profiler import record_function
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint.saving import Checkpoints
-from trainer.monitoring.feature_coverage import Sightings
+from trainer.monitoring.feature_coverage import FeatureCoverage
 from trainer.monitoring.grace_period import GraceCheck
-from trainer.monitoring.metrics_logger import Reporter
-from trainer.monitoring.row_log import Ledger
-from trainer.run.early_stopping import Judge
+from trainer.monitoring.metrics_logger import MetricsLogger
+from trainer.monitoring.row_log import RowLog
+from trainer.run.early_stopping import EarlyStopping
 from trainer.run.evaluator import Evaluator
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
-from trainer.runtime.step_guard import Guard
+from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.watchdog import Watchdog
 from trainer.sharding.pipeline import StepPipeline
 
@@ -29,13 +29,13 @@ def run(
     batches: Iterator[Batch],
     pipeline: StepPipeline,
     progress: Progress,
-    guard: Guard,
+    guard: StepGuard,
     watchdog: Watchdog,
-    row_log: Ledger,
-    coverage: Sightings,
-    logger: Reporter,
+    row_log: RowLog,
+    coverage: FeatureCoverage,
+    logger: MetricsLogger,
     evaluator: Evaluator,
-    early_stopping: Judge,
+    early_stopping: EarlyStopping,
     checkpoints: Checkpoints,
     grace: GraceCheck,
     profile: Callable[[int], None],
@@ -82,7 +82,7 @@ def run(
 
 
 def evaluate(
-    progress: Progress, evaluator: Evaluator, early_stopping: Judge, checkpoints: Checkpoints
+    progress: Progress, evaluator: Evaluator, early_stopping: EarlyStopping, checkpoints: Checkpoints
 ) -> Mapping[str, Any]:
     """Metrics of ``valid`` at this step, and what follows from them. A second call at the same step computes and changes
     nothing."""
@@ -100,7 +100,7 @@ def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:
 
 
 def seed_dropout(seed: int, ranks: Ranks, step: int) -> None:
-    """Makes what a step draws a matter of (seed, rank, step) alone: a run that goes on draws what it would have drawn."""
+    """Makes what a step draws a function of (seed, rank, step) alone, so that a resumed run draws the same."""
     drawn = np.random.SeedSequence((seed, ranks.rank, step)).generate_state(1, np.uint64)
     # Not torch.manual_seed, which is slow: it asks every kind of device.
     on_gpu = ranks.device.type == "cuda"

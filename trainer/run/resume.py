@@ -1,4 +1,4 @@
-"""Whether there is a checkpoint to go on from, and how a run goes on from it."""
+"""Whether there is a checkpoint to resume from, and how a run resumes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole
 from trainer.config.job import TrainConfig
 from trainer.monitoring.row_log import cut
-from trainer.run.training_files import Inputs, Saved
+from trainer.run.training_files import Saved, TrainingFiles
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 
@@ -71,17 +71,17 @@ def _saved_at(path: checkpoint.AnyPath, config: TrainConfig, identity: dict[str,
     return Saved.at(path, config.data.root)
 
 
-def starting_point(saved: Saved | None, chosen: Inputs) -> Progress:
+def starting_point(saved: Saved | None, files: TrainingFiles) -> Progress:
     progress = Progress() if saved is None else replace(saved.progress)
-    if progress.epoch < chosen.first_epoch:  # its files are of this epoch on, so the last one is over
+    if progress.epoch < files.first_epoch:  # its files are of this epoch on, so the last one is over
         progress.begin_epoch()
     return progress
 
 
-def resume(saved: Saved | None, checkpoints: Checkpoints, ledger: Path, *, recording: bool, ranks: Ranks) -> None:
-    """Goes on from ``saved``, if there is one. The ledger loses the steps that will be trained again."""
+def resume(saved: Saved | None, checkpoints: Checkpoints, row_log: Path, *, recording: bool, ranks: Ranks) -> None:
+    """Resumes from ``saved``, if there is one. The row log loses the steps that will be trained again."""
     step = saved.progress.step if saved else 0
-    recorded = from_first(lambda: cut(ledger, step))
+    recorded = from_first(lambda: cut(row_log, step))
     if saved is None:
         return
     checkpoints.load(saved.path, saved.progress, verified=True)

@@ -1,7 +1,7 @@
 """Which files a run trains on: the part of its state that lies outside the run folder.
 
 A run from scratch takes all files that ``data.train`` names, or (``data.new_since``) those that earlier runs have not
-seen. Each checkpoint keeps the list, as ``data.json``. A run that goes on holds it against what is there now: a file
+seen. Each checkpoint keeps the list, as ``data.json``. A resumed run compares it with what is there now: a file
 that is missing or has changed would change the order of rows, and is an error; files added since wait for the end of
 the pass over the data. A run that stopped exactly there takes all that is there into its next one.
 """
@@ -29,7 +29,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Inputs:
+class TrainingFiles:
     """``manifest``: the files, in reading order. ``first_epoch``: the first epoch that reads exactly these. ``before``:
     footers of the files that the runs before this one have seen, by path relative to ``data.root``."""
 
@@ -59,7 +59,7 @@ class Saved:
     path: AnyPath
     identity: Mapping[str, Any]
     progress: Progress
-    inputs: Inputs
+    inputs: TrainingFiles
 
     @classmethod
     def at(cls, path: AnyPath, root: str) -> "Saved":
@@ -74,7 +74,7 @@ class Saved:
             raise UserError(f"checkpoint {path}: {DATA} lists no data files ({error})") from None
         if manifest.fingerprint != data["fingerprint"] or progress.epoch_step > manifest.num_rows:
             raise UserError(f"checkpoint {path}: {DATA} contradicts itself or {FACTS}: another program wrote it")
-        return cls(path, facts["identity"], progress, Inputs(manifest, data["first_epoch"], data["before"]))
+        return cls(path, facts["identity"], progress, TrainingFiles(manifest, data["first_epoch"], data["before"]))
 
     @property
     def rows_left(self) -> int:
@@ -82,9 +82,9 @@ class Saved:
         return max(0, self.inputs.manifest.num_rows - self.progress.epoch_step * self.identity["batch_size"])
 
 
-def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Ranks) -> Inputs:
+def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Ranks) -> TrainingFiles:
     """The files to train on from here, the same on all ranks; rank 0 says what is left out. ``saved`` is the checkpoint to
-    go on from. Raises ``UserError`` on every rank where the data do not fit it, or ``data.new_since``."""
+    resume from. Raises ``UserError`` on every rank where the data do not fit it, or ``data.new_since``."""
     present = build.scan(config.data, "train", layout)
     if saved is not None:
         progress = saved.progress
@@ -94,16 +94,16 @@ def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Rank
         new_since, root = config.data.new_since, config.data.root
         inputs, notes = incremental(present, from_first(lambda: Saved.at(find(new_since), root)))
     else:
-        inputs, notes = Inputs(present, 0, {}), []
+        inputs, notes = TrainingFiles(present, 0, {}), []
     if ranks.is_first:
         for line in notes:
             note(line)
     return inputs
 
 
-def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tuple[Inputs, list[str]]:
+def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tuple[TrainingFiles, list[str]]:
     """The checkpoint's own files in its own order; or, where there are more by now and ``may_begin_epoch``, all that are
-    there. And what to tell about it. Raises ``UserError`` where one of its files is missing or has changed."""
+    there. And notes about it. Raises ``UserError`` where one of its files is missing or has changed."""
     inputs, where = saved.inputs, f"checkpoint {saved.path}"
     present = present.select(_unseen(present, inputs.before, where))
     changes = present.changes(inputs.manifest)
@@ -116,13 +116,15 @@ def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tupl
         )
     added = f"{len(changes.added)} file(s) were added to the data since {where}: {_some(changes.added)}."
     if changes.added and may_begin_epoch:
-        return Inputs(present, saved.progress.epoch + 1, inputs.before), [f"{added} The epoch that begins takes them."]
+        return TrainingFiles(present, saved.progress.epoch + 1, inputs.before), [
+            f"{added} The epoch that begins takes them."
+        ]
     notes = [f"{added} This pass over the data goes on without them."] if changes.added else []
     return replace(inputs, manifest=_in_order_of(present, inputs.manifest)), notes
 
 
-def incremental(present: Manifest, saved: Saved) -> tuple[Inputs, list[str]]:
-    """The files that the run of ``saved`` and those before it have not seen, and what to tell about it. Raises
+def incremental(present: Manifest, saved: Saved) -> tuple[TrainingFiles, list[str]]:
+    """The files that the run of ``saved`` and those before it have not seen, and notes about it. Raises
     ``UserError`` where there is none, or one that they have seen has changed."""
     where = f"data.new_since={saved.path}"
     before = saved.inputs.seen
@@ -139,7 +141,7 @@ def incremental(present: Manifest, saved: Saved) -> tuple[Inputs, list[str]]:
             f"warning: {saved.path} stands within the first pass over its files: {saved.rows_left:,} of their rows are "
             "trained neither there nor here, unless that run goes on"
         )
-    return Inputs(present.select(new), 0, before), notes
+    return TrainingFiles(present.select(new), 0, before), notes
 
 
 def find(new_since: str) -> AnyPath:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a job: all of it, to go on from (``TrainingState``), or the model, to score with."""
+"""What a checkpoint holds of a job: all of it, to resume from (``TrainingState``), or the model, to score with."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -10,11 +10,11 @@ from data_loaders.errors import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
-from trainer.monitoring.metrics_logger import FACTS as REPORTER_FACTS
-from trainer.monitoring.metrics_logger import Reporter
+from trainer.monitoring.metrics_logger import FACTS as LOGGER_FACTS
+from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.optim.combined import CombinedOptimizer
-from trainer.run.early_stopping import FACTS as JUDGE_FACTS
-from trainer.run.early_stopping import Judge
+from trainer.run.early_stopping import FACTS as EARLY_STOPPING_FACTS
+from trainer.run.early_stopping import EarlyStopping
 from trainer.runtime.checked_json import Number, Whole, check_form
 from trainer.sharding.model_state import model_pieces
 
@@ -24,7 +24,7 @@ FACTS = {
     "table_steps": Whole(),
     "rate_reduction": Number(0.0, 1.0),
     "judge": dict,
-    "metrics": REPORTER_FACTS,
+    "metrics": LOGGER_FACTS,
 }
 PACKAGES = ("torch", "torchrec")
 
@@ -55,23 +55,23 @@ class TrainingState(ModelState):
         self,
         model: DistributedModelParallel,
         optimizer: CombinedOptimizer,
-        reporter: Reporter,
+        logger: MetricsLogger,
         plan_rows: Sequence[Mapping[str, Any]],
-        judge: Judge | None = None,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
-        self.optimizer, self.reporter, self.plan_rows, self.judge = optimizer, reporter, plan_rows, judge
+        self.optimizer, self.logger, self.plan_rows, self.early_stopping = optimizer, logger, plan_rows, early_stopping
         self.pieces = [*model_pieces(model), *optimizer.pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
-        return self.reporter.snapshot()
+        return self.logger.snapshot()
 
     def facts(self) -> dict[str, Any]:
         return {
             "optimizer_steps": self.optimizer.steps,
             "table_steps": self.optimizer.table_steps,
             "rate_reduction": self.optimizer.reduction,
-            "judge": self.judge.facts() if self.judge is not None else {},
-            "metrics": self.reporter.facts(),
+            "judge": self.early_stopping.facts() if self.early_stopping is not None else {},
+            "metrics": self.logger.facts(),
             "plan": [
                 {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")}
                 for row in self.plan_rows
@@ -85,7 +85,7 @@ class TrainingState(ModelState):
         except ValueError as error:
             raise UserError(f"checkpoint {reader.path}: {error}: another program wrote it") from None
         self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"], facts["rate_reduction"])
-        if self.judge is not None:
-            check_form(facts["judge"], JUDGE_FACTS, f"checkpoint {reader.path}: {checkpoint.FACTS}: judge")
-            self.judge.restore(facts["judge"])
-        self.reporter.restore(facts["metrics"], reader)
+        if self.early_stopping is not None:
+            check_form(facts["judge"], EARLY_STOPPING_FACTS, f"checkpoint {reader.path}: {checkpoint.FACTS}: judge")
+            self.early_stopping.restore(facts["judge"])
+        self.logger.restore(facts["metrics"], reader)

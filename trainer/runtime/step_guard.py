@@ -26,7 +26,7 @@ from trainer.runtime.watchdog import Watchdog
 NAMED_ROWS = 3  # rows that a message names
 
 
-class Guard:
+class StepGuard:
     """Surrounds each training step: ``begin``, ``check`` between forward and backward, ``end``.
 
     ``asked``: the number of the signal by which this rank was asked to stop; 0 for none. ``manifest`` is that of the

@@ -32,7 +32,7 @@ def window(
     config: ProfilingConfig, folder: Path, ranks: Ranks, watchdog: Watchdog, outside: Callable[[float], None]
 ) -> Iterator[Callable[[int], None]]:
     """What to call before each step, with the number of steps made so far (over restarts); the window counts the steps
-    from here on. ``outside`` is told the seconds that traces take to write."""
+    from here on. ``outside`` gets the seconds that traces take to write."""
     opened = Window(config, folder, ranks, watchdog, outside)
     try:
         yield opened.before_step
@@ -103,10 +103,10 @@ class Window:
                 mine = self._write_trace() if self._profiler is not None else None
             found: list[dict[str, Any] | None] = [None] * self.ranks.world_size
             dist.all_gather_object(found, mine)
-            told = {str(rank): facts for rank, facts in enumerate(found) if facts is not None}
-            if self.ranks.is_first and told:
+            profiled = {str(rank): facts for rank, facts in enumerate(found) if facts is not None}
+            if self.ranks.is_first and profiled:
                 with self._unless_it_fails():
-                    self._tell(step, told)
+                    self._report(step, profiled)
         self._profiler = None
         self._outside(time.perf_counter() - began)
 
@@ -127,10 +127,10 @@ class Window:
         with gzip.open(path, "rt") as file:
             found = analyse(json.load(file)["traceEvents"])
         wall = self._times[-1] - self._times[self.config.after_steps]
-        told = found._asdict() | {"wall_ms": 1e3 * wall / self.config.steps}
-        return {**told, "trace": path.name}
+        facts = found._asdict() | {"wall_ms": 1e3 * wall / self.config.steps}
+        return {**facts, "trace": path.name}
 
-    def _tell(self, step: int, ranks: dict[str, Any]) -> None:
+    def _report(self, step: int, ranks: dict[str, Any]) -> None:
         summary = {
             "first_step": self._first_step,
             "last_step": step,
