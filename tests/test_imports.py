@@ -183,7 +183,7 @@ SET_ON_OTHERS = {
     "data_loaders.packages": {"sys.excepthook"},
     "data_loaders.prepare.spark_engine": {"session.sparkContext.pythonExec"},
     "launch.rank": {"sys.argv"},
-    "launch.run": {"logging.getLogger(name).propagate"},
+    "launch.ranks": {"logging.getLogger(name).propagate"},
     "trainer.checkpoint.host_memory": {
         "weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, address).atexit"
     },
@@ -193,13 +193,11 @@ SET_ON_OTHERS = {
     "trainer.sharding.shard": {"exchange._is_sequence", "parameter.grad", "wrapped.module.forward"},
 }
 OWN = re.compile(r"(self|cls)\.\w+")
-DRAWING = ("plot", "axis", "tool")  # bokeh's objects are styled by their attributes
 # Our own objects, still: to be mended.
 TO_MEND = {
     "bench.loader",
     "bench.loader_peers",
     "bench.prepare",
-    "launch.run",
     "launch.sweep.running",
     "launch.sweep.space",
     "launch.sweep.study",
@@ -215,7 +213,7 @@ def set_on_others(tree):
     attributes = [
         ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and not isinstance(n.ctx, ast.Load)
     ]
-    return {name for name in attributes if name.split(".")[0] not in (*DRAWING, "ctx") and not OWN.fullmatch(name)}
+    return {name for name in attributes if name.split(".")[0] != "ctx" and not OWN.fullmatch(name)}
 
 
 def test_no_attribute_is_set_from_outside_its_class():
