@@ -63,16 +63,6 @@ exec "$bin/python" "$bin/../../launch/rank.py" trainer "$@"
 """
 UNCHECKED, INCOMPLETE = "unchecked", "incomplete"  # in .installed
 MOST_SHOWN = 5
-PROGRAM = """\
-#!/bin/sh
-'''exec' "$(dirname "$0")/python" "$0" "$@"
-' '''
-import sys
-
-from trainer.cli import main
-
-sys.exit(main())
-"""  # as pip writes programs whose interpreter's path is long
 
 
 class InstallError(Exception):
@@ -223,17 +213,6 @@ def install(root: Path, device: str, torch_index: str) -> None:
         code, errors = _run(command, root)
         if code:
             raise InstallError(explain(errors, device))
-    place_program(root)
-
-
-def place_program(root: Path) -> None:
-    """`.venv/bin/clicktrainer`. It and the processes that it starts find our modules from any folder."""
-    for packages in (root / ".venv").glob("lib/python*/site-packages"):
-        (packages / "clicktrainer.pth").write_text(f"{root}\n")
-    program = root / ".venv" / "bin" / "clicktrainer"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(PROGRAM)
-    program.chmod(0o755)
 
 
 def constrain(root: Path, device: str) -> None:

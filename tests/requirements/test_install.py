@@ -72,18 +72,6 @@ def test_a_fresh_machine_gets_torch_first_and_the_engine_without_dependencies(ma
     assert not (environment / ".unfinished").exists()
 
 
-def test_the_program_runs_from_any_folder(tmp_path):
-    installer.place_program(tmp_path)
-    program = tmp_path / ".venv" / "bin" / "clicktrainer"
-    (program.parent / "python").symlink_to(sys.executable)
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "cli.py").write_text("import sys\ndef main():\n    print(*sys.argv[1:])\n    return 3")
-    done = subprocess.run(
-        [program, "a b", "c"], cwd="/", env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (3, "a b c\n"), done.stderr
-
-
 def test_nothing_runs_when_nothing_changed(machine):
     machine.ensure()
     assert machine.ensure() == machine.ensure("cpu") == []
