@@ -68,7 +68,7 @@ def measure(config: TrainConfig, ranks: Ranks, folder: Path, steps: int, repeats
     before = peak_memory_mb(ranks.device)
     reporter = MetricsLogger(folder, ours.loader, 1, 10**9, ranks)
     reporter.close()
-    state = TrainingState(ours.built.task, ours.built.optimizer, reporter, ours.built.plan_rows)
+    state = TrainingState(ours.built, reporter)
     checkpoints = Checkpoints(folder, CheckpointConfig(every_minutes=None), state, {}, ranks)
     window = _Window(ours, checkpoints, steps)
     sides = {"plain": lambda _: window(saves=False), "saving": lambda _: window(saves=True)}

@@ -305,15 +305,12 @@ class Sums:
         sums = cls()
         for batch in batches:
             labels = batch.labels.to(torch.int64)
-            sums.rows += int((batch.weights > 0).sum())
-            sums.labels += int(labels.sum())
-            sums.dense += float(batch.dense.sum(dtype=torch.float64))
+            dense = float(batch.dense.sum(dtype=torch.float64))
+            sums.add_rows(int((batch.weights > 0).sum()), int(labels.sum()), dense)
             for tensor in filter(None, (batch.sparse, batch.sequence)):
                 values, lengths = tensor.values(), tensor.lengths().to(torch.int64)
-                sums.num_ids += len(values)
-                sums.ids += int(values.sum())
                 labels_of_ids = labels.repeat(len(tensor.keys())).repeat_interleave(lengths)
-                sums.labeled_ids += int((values * labels_of_ids).sum())
+                sums.add_ids(len(values), int(values.sum()), int((values * labels_of_ids).sum()))
         return sums
 
     @classmethod
@@ -322,15 +319,24 @@ class Sums:
         for path in data.files:
             for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP):
                 labels = batch.column(data.schema.label).to_numpy(zero_copy_only=False).astype(np.int64)
-                sums.rows += batch.num_rows
-                sums.labels += int(labels.sum())
-                for name in data.schema.dense:
-                    sums.dense += float(np.nansum(batch.column(name).to_numpy(zero_copy_only=False), dtype=np.float64))
+                numbers = (batch.column(name).to_numpy(zero_copy_only=False) for name in data.schema.dense)
+                dense = sum(float(np.nansum(column, dtype=np.float64)) for column in numbers)
+                sums.add_rows(batch.num_rows, int(labels.sum()), dense)
                 for key in (*data.layout.pooled, *data.layout.unpooled):
-                    sums._add_ids(batch.column(key), labels)
+                    sums.add_column(batch.column(key), labels)
         return sums
 
-    def _add_ids(self, column: pa.Array, labels: NDArray[np.int64]) -> None:
+    def add_rows(self, rows: int, labels: int, dense: float) -> None:
+        self.rows, self.labels, self.dense = self.rows + rows, self.labels + labels, self.dense + dense
+
+    def add_ids(self, num_ids: int, ids: int, labeled_ids: int) -> None:
+        self.num_ids, self.ids, self.labeled_ids = (
+            self.num_ids + num_ids,
+            self.ids + ids,
+            self.labeled_ids + labeled_ids,
+        )
+
+    def add_column(self, column: pa.Array, labels: NDArray[np.int64]) -> None:
         if pa.types.is_list(column.type):
             labels = np.repeat(labels, np.diff(column.offsets.to_numpy()))
             column = column.flatten()
@@ -338,9 +344,7 @@ class Sums:
             labels = labels[column.is_valid().to_numpy(zero_copy_only=False)]
             column = column.drop_null()
         ids = column.to_numpy().astype(np.int64)
-        self.num_ids += len(ids)
-        self.ids += int(ids.sum())
-        self.labeled_ids += int((ids * labels).sum())
+        self.add_ids(len(ids), int(ids.sum()), int((ids * labels).sum()))
 
 
 # Memory

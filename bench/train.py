@@ -36,12 +36,12 @@ from data_loaders.batch import Batch
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
 from trainer.modules.task import ClickTask
-from trainer.optim.tables import embedding_tables
 from trainer.run import build, loop
 from trainer.runtime.distributed import Ranks, choose_device, peak_memory_mb
 from trainer.runtime.process import guarded
 from trainer.runtime.progress import Progress
 from trainer.runtime.rendezvous import process_group
+from trainer.sharding.table_plan import embedding_tables
 
 MODELS = ("wide_deep", "deepfm", "din")
 
@@ -138,7 +138,7 @@ def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
     only = ParameterConstraints(sharding_types=["table_wise"])
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=ranks.world_size, compute_device=ranks.device.type),
-        constraints={table.name: only for table in embedding_tables(task)},
+        constraints={table.name: only for table in embedding_tables(task, config.optim)},
     )
     sharders = get_default_sharders()
     plan = planner.collective_plan(task, sharders, dist.group.WORLD)

@@ -136,7 +136,7 @@ def train_and_evaluate(job: Job, tree: dict[str, Any], session: Session, watchdo
         with watchdog.paused():
             final = final_metrics(job) | ({"before": before} if before else {})
             if config.report:
-                job.record.tables(job.progress.step, job.built.task, job.state.pieces, config)
+                job.record.tables(job.progress.step, job.built.tables, job.state.pieces, config.data.schema)
             return final | {"alerts": job.alerts.raised}
 
 
@@ -230,7 +230,7 @@ def final_metrics(job: Job) -> dict[str, Any]:
         final["selected"] = selected
         if progress != job.progress and "valid" in held_out:
             final["valid"] = job.evaluator.score("valid", held_out["valid"], progress.step)
-    if (wide := wide_weights(job.built.task, job.ranks)) is not None:
+    if (wide := wide_weights(job.built.task, job.built.tables, job.ranks)) is not None:
         final["wide"] = wide
     if "test" in held_out:
         final["test"] = job.evaluator.score("test", held_out["test"], progress.step)
@@ -251,7 +251,7 @@ def restore_best(job: Job) -> dict[str, Any] | None:
     best = from_first(lambda: read_best(folder))
     if best is None:
         return None
-    state = ModelState(job.built.task, job.built.optimizer)
+    state = ModelState(job.built)
     checkpoints = Checkpoints(folder, job.config.checkpoint, state, {}, job.ranks)
     facts = checkpoints.load(folder / f"step-{best['step']}")
     selected = {

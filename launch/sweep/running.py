@@ -39,6 +39,16 @@ class Running:
     pruned: bool = False
     course: list[float] = field(default_factory=list)
 
+    def advanced(self, course: list[float]) -> bool:
+        """Whether there are more evaluations than at the last look."""
+        more = len(course) > len(self.course)
+        self.course = course if more else self.course
+        return more
+
+    def prune(self) -> None:
+        self.pruned = True
+        self.process.terminate()
+
 
 class Runner:
     """Runs what ``search`` gives out, on each of ``shares`` one at a time."""
@@ -92,12 +102,10 @@ class Runner:
     def _look(self, running: Running) -> None:
         code = running.process.poll()
         course = evaluations(running.trial.folder, self.metric)
-        if len(course) > len(running.course):
-            running.course = course
+        if running.advanced(course):
             hopeless = self.search.hopeless(running.trial, course)
             if hopeless and code is None and not self.stopped and not running.pruned:
-                running.pruned = True
-                running.process.terminate()
+                running.prune()
         if code is None:
             return
         self.running.remove(running)

@@ -29,7 +29,6 @@ from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
-from trainer.optim.tables import embedding_tables
 from trainer.run import build
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.sharding import initialize
@@ -115,7 +114,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
         record_origin=True,
     )
     built = build.build(config, built_model, ranks, loader.local_batch_size, total_steps=100)
-    before = tables_of(built.task)
+    before = tables_of(built)
     losses, ledger, batches = [], [], loader.epoch(0)
     while True:
         try:
@@ -126,7 +125,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
         ledger.append(outputs.cursor.origin.tolist())
         assert len(outputs.logits) == loader.local_batch_size and outputs.logits.isfinite().all()
     assert len(losses) == loader.steps_per_epoch
-    after = tables_of(built.task)
+    after = tables_of(built)
     dense = [value for value in built.task.state_dict().values() if not isinstance(value, ShardedTensor)]
     assert all(value.isfinite().all() for value in (*dense, *after.values()))
     gathered = [None] * world_size
@@ -141,8 +140,8 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
     return {"losses": losses, "ledgers": ledgers, "steps": steps, "counters": counters, **tables}
 
 
-def tables_of(task):
-    return {table.name: initialize.gather_table(task, table.name) for table in embedding_tables(task)}
+def tables_of(built):
+    return {table.name: initialize.gather_table(built.task, table.name) for table in built.tables}
 
 
 def checked_loss(outputs, world_size):

@@ -12,7 +12,6 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer.checkpoint.saving import Checkpoints
 from trainer.monitoring.metrics_logger import MetricsLogger
-from trainer.optim.tables import embedding_tables
 from trainer.run import build, loop
 from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, all_reduce_sum
@@ -38,7 +37,7 @@ def built_job(root, rank, world_size, overrides):
 def state_of(built, loader, ranks):
     reporter = MetricsLogger(Path("unused"), loader, 100, 1000, ranks)
     reporter.close()
-    return TrainingState(built.task, built.optimizer, reporter, built.plan_rows)
+    return TrainingState(built, reporter)
 
 
 def curve(built, batches, steps):
@@ -73,7 +72,7 @@ def check_against_unsharded(rank, world_size, root, overrides):
     _, sharded = built.task(batch)
     plain = build.build_model(config.model, config.data.schema, config.seed)
     plain.to_empty(device="cpu")
-    tables = {table.parameter.removeprefix("model."): table.name for table in embedding_tables(built.task)}
+    tables = {table.parameter.removeprefix("model."): table.name for table in built.tables}
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}
     whole = {key: initialize.gather_table(built.task, table) for key, table in tables.items()}
     full = {**own, **whole}

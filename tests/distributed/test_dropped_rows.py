@@ -13,7 +13,6 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import ranks_of
 from trainer.modules.task import ClickTask
-from trainer.optim.tables import embedding_tables
 from trainer.run import build, loop
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
@@ -66,7 +65,7 @@ class Plain:
 
     def __init__(self, config, built, ranks, table, folder):
         model = build.build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu")
-        self.tables = {t.parameter.removeprefix("model."): t.name for t in embedding_tables(built.task)}
+        self.tables = {t.parameter.removeprefix("model."): t.name for t in built.tables}
         self.names = set(model.state_dict())
         model.load_state_dict(whole_state(built, self.tables))
         self.task = ClickTask(model).train()
@@ -143,7 +142,7 @@ def check_against_plain(rank, world_size, root, folder, table, bad, *overrides):
 def check_batch_without_rows(rank, world_size, root, *overrides):
     """In time order the third batch has bad rows only: its loss is 0, and no table changes, optimizer's memory or not."""
     _, loader, built = job(rank, world_size, root, IN_ORDER, *overrides)
-    tables = {t.parameter: t.name for t in embedding_tables(built.task)}
+    tables = {t.parameter: t.name for t in built.tables}
     before = None
     for number, (loss, outputs) in enumerate(steps(built, loop.batches_from(loader, Progress(), 4), 4)):
         rows, dropped = whole_batch(outputs.cursor)

@@ -11,7 +11,7 @@ from tests.distributed.test_tables import DENSE, Reference
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.ftrl import ftrl_update
-from trainer.optim.tables import fused_kernels
+from trainer.sharding.kernels import fused_kernels
 
 STEPS = 6
 FTRL = TableOptimizerConfig("ftrl", lr=0.4, beta=0.5, l1=0.06, l2=0.1)
@@ -44,8 +44,8 @@ def _train(rank: int, world_size: int) -> dict[str, object]:
         model, plan = build(world_size, layout, optim, sequence=True)
         reference = Reference(all_tables(model, True), _update(optim), True)
         optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
-        for _, kernel in fused_kernels(model):
-            widths = [table.local_cols for table in kernel.embedding_tables if len(kernel.embedding_tables) > 1]
+        for _, shards in fused_kernels(model):
+            widths = [shard.local_cols for shard in shards if len(shards) > 1]
             found["mixed kernels"] += 4 in widths and 8 in widths
         pipeline = TrainPipelineSparseDist(model, optimizer, CPU, execute_all_batches=True)
         batches = iter([make_batch(rank, world_size, step) for step in range(STEPS)])
@@ -58,7 +58,7 @@ def _train(rank: int, world_size: int) -> dict[str, object]:
                 assert difference < 3e-6, (name, table, difference)
             if step == 2:
                 _evaluate(model, pipeline, rank, world_size, tables)
-                assert not any(kernel.touched for kernel in optimizer._ftrl._kernels)
+                assert not any(kernel.lookups for kernel in optimizer._ftrl._kernels)
         for table in ("wide_user", "wide_item"):
             touched = tables[table][:, 2] > 0
             found["weights"] += int((tables[table][touched, 0] != 0).sum())

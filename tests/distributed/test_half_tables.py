@@ -15,7 +15,7 @@ from tests.distributed.test_tables import DENSE, HALVES, Closed, Reference
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer
-from trainer.optim.tables import fused_kernels
+from trainer.sharding.kernels import fused_kernels
 from trainer.sharding.model_state import model_pieces
 
 SAVED, TOTAL = 3, 5  # steps
@@ -39,7 +39,7 @@ class Job:
         model, world_size = TinyModel(True, data_type=DataType.FP16), dist.get_world_size()
         self.model, sharding = build(world_size, LAYOUTS[plan], self.optim, sequence=True, model=model)
         self.optimizer = CombinedOptimizer(self.model, sharding, self.optim, total_steps=TOTAL)
-        self.pieces = [*model_pieces(self.model), *self.optimizer.pieces()]
+        self.pieces = [*model_pieces(self.model, sharding), *self.optimizer.pieces()]
 
     def train(self, steps: range) -> None:
         rank, world_size = dist.get_rank(), dist.get_world_size()

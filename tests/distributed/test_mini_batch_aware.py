@@ -3,6 +3,7 @@ checkpoint bit by bit, on other plans and numbers of ranks."""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from trainer.run.build import build_train_loader, count_ids
 from trainer.run.loop import batches_from
 from trainer.runtime.progress import Progress
 from trainer.sharding.initialize import gather_table
+from trainer.sharding.kernels import fused_kernels
 
 STEPS = 4
 L2 = 0.9  # with the rates below a row of one occurrence loses nearly half of itself a step
@@ -182,7 +184,7 @@ def _trained(rank: int, world_size: int, root: str, plan: str) -> tuple[dict[str
     batches = batches_from(loader, Progress(), 8)
     curve(built, batches, 8)
     batches.close()
-    return counts, {row["table"]: gather_table(built.task, row["table"]) for row in built.plan_rows}
+    return counts, {table.name: gather_table(built.task, table.name) for table in built.tables}
 
 
 def _goes_on(rank: int, world_size: int, root: str, folder: str, plan: str) -> list[float]:
@@ -264,8 +266,9 @@ def _data_parallel(rank: int, world_size: int) -> str:
     layout = ShardingConfig(["table_wise"], {"item": "data_parallel"})
     model, plan = build(world_size, layout, optim())
     with pytest.raises(ValueError) as caught:
-        MiniBatchAware(model, plan, optim())
-    MiniBatchAware(model, plan, optim(mini_batch_l2=0.0))
+        MiniBatchAware(fused_kernels(model), plan)
+    unregularised = [replace(table, optimizer=replace(table.optimizer, mini_batch_l2=0.0)) for table in plan]
+    MiniBatchAware(fused_kernels(model), unregularised)
     return str(caught.value)
 
 

@@ -87,9 +87,9 @@ class Job:
         model, self.optim = TinyModel(sequence=True), KINDS[kind]
         if kind == "everything":
             model.head.top = Counted(model.head.top)
-        self.model, sharding = build(world_size, LAYOUTS[plan], self.optim, sequence=True, model=model, seed=seed)
-        self.optimizer = CombinedOptimizer(self.model, sharding, self.optim, total_steps=TOTAL)
-        self.pieces = [*model_pieces(self.model), *self.optimizer.pieces()]
+        self.model, self.tables = build(world_size, LAYOUTS[plan], self.optim, sequence=True, model=model, seed=seed)
+        self.optimizer = CombinedOptimizer(self.model, self.tables, self.optim, total_steps=TOTAL)
+        self.pieces = [*model_pieces(self.model, self.tables), *self.optimizer.pieces()]
         self.step = 0
 
     def train(self, steps: int) -> list[Tensor]:
@@ -217,9 +217,9 @@ def trained(world_size: int, kind: str, plan: str) -> tuple[dict[str, Whole], li
     if kind in ("adagrad", "rowwise_adagrad"):
         check_against_closed_form(kind, before, state)
         check_widths(plan, state)
-    check_shares(model_pieces(job.model))
+    check_shares(model_pieces(job.model, job.tables))
     check_shares(job.optimizer.pieces())
-    again = [*model_pieces(job.model), *job.optimizer.pieces()]
+    again = [*model_pieces(job.model, job.tables), *job.optimizer.pieces()]
     assert [(p, p.tensor.data_ptr()) for p in again if p.tensor.numel()] == [
         (p, p.tensor.data_ptr()) for p in job.pieces if p.tensor.numel()
     ]
@@ -312,7 +312,7 @@ def _adam(rank: int, world_size: int) -> list[str]:
     def job(seed: int) -> tuple[CombinedOptimizer, list[Piece], DistributedModelParallel]:
         model, plan = build(world_size, layout("data_parallel"), KINDS["adagrad"], seed=seed)
         optimizer = CombinedOptimizer(model, plan, adam, total_steps=TOTAL)
-        return optimizer, [*model_pieces(model), *optimizer.pieces()], model
+        return optimizer, [*model_pieces(model, plan), *optimizer.pieces()], model
 
     adam = replace(KINDS["adagrad"], tables=TableOptimizerConfig("adam", lr=0.1))
     batches = [make_batch(rank, world_size, step) for step in range(TOTAL)]

@@ -7,12 +7,12 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
-from trainer.optim.tables import embedding_tables, fused_kernels, is_data_parallel
 from trainer.plan.estimate import Planned
 from trainer.run import build
 from trainer.runtime.distributed import Ranks
 from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster, Hardware
+from trainer.sharding.kernels import fused_kernels
 
 MEMORY = {f"{kind}_{place}" for kind in ("weights", "momentum1") for place in ("dev", "host", "uvm")}  # FBGEMM's names
 JOBS = {
@@ -37,7 +37,7 @@ def allocated(rank: int, world_size: int, jobs: dict[str, TrainConfig]) -> dict[
     for name, config in jobs.items():
         model = build.build_model(config.model, config.data.schema, config.seed)
         built = build.build(config, model, ranks, config.batch_size // world_size, total_steps=10)
-        found[name] = (*bytes_of(built), built.plan_rows)
+        found[name] = (*bytes_of(built), [table.summary() for table in built.tables])
     return found
 
 
@@ -50,10 +50,9 @@ def bytes_of(built: build.Built) -> tuple[int, int]:
                 weights + size * name.startswith("weights_"),
                 state + size * (not name.startswith("weights_")),
             )
-    plan = built.task.plan
     parameters = dict(built.task.named_parameters())
-    for table in embedding_tables(built.task):
-        if is_data_parallel(table, plan):
+    for table in built.tables:
+        if table.data_parallel:
             weights += parameters[table.parameter].nbytes
             state += parameters[table.parameter].nbytes  # AdaGrad's, made at the first step
     state += sum(piece.tensor.nbytes for piece in built.optimizer.mini_batch_aware.pieces())

@@ -11,12 +11,12 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_sharding import CPU, LAYOUTS, all_tables, build, everywhere, make_batch
 from tests.distributed.test_tables import DENSE, Reference
-from trainer.config.optim import OptimConfig, PlateauConfig, ScheduleConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.dense import schedule_factor
 from trainer.optim.ftrl import ftrl_update
 from trainer.optim.rates import check_schedules
-from trainer.optim.tables import embedding_tables
+from trainer.sharding.table_plan import embedding_tables
 
 STEPS, REDUCED_AT, REDUCTION = 6, 3, 0.25
 WARM = ScheduleConfig(warmup_steps=2, decay="cosine", final=0.1)
@@ -108,13 +108,15 @@ def test_tables_learn_at_the_rates_of_their_schedules_and_of_a_plateau(world_siz
 def test_tables_that_share_a_kernel_share_a_schedule() -> None:
     from tests.trainer.optim.test_tables import TwoCollections
 
-    tables = embedding_tables(TwoCollections())
+    def check(optim: OptimConfig, *, plateau: bool = False) -> None:
+        check_schedules(embedding_tables(TwoCollections(), optim), plateau=plateau)
+
     same_rate = OptimConfig(tables=SGD, by_table={"item": replace(SGD, schedule=FALLING)})
     with pytest.raises(ValueError, match="'user' and 'item' have the same optimizer and lr=0.5.*such as 0.50005"):
-        check_schedules(tables, same_rate)
-    check_schedules(tables, replace(same_rate, by_table={"item": replace(SGD, lr=0.4, schedule=FALLING)}))
+        check(same_rate)
+    check(replace(same_rate, by_table={"item": replace(SGD, lr=0.4, schedule=FALLING)}))
     # FTRL's tables collect gradients by SGD of rate 1, which no plateau may change.
     ftrl = OptimConfig(tables=TableOptimizerConfig("sgd", lr=1.0), wide=TableOptimizerConfig("ftrl"))
-    check_schedules(tables, ftrl)
+    check(ftrl)
     with pytest.raises(ValueError, match="give one of them another lr"):
-        check_schedules(tables, replace(ftrl, plateau=PlateauConfig(patience=1)))
+        check(ftrl, plateau=True)

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
-from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -25,8 +24,10 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.sharding.initialize import gather_table, initialize_tables
 from trainer.sharding.pipeline import StepPipeline
-from trainer.sharding.planner import GB, make_plan, plan_summary
-from trainer.sharding.shard import SequenceSharder, ShardedBags, _settle_buckets, shard
+from trainer.sharding.planner import GB, make_plan
+from trainer.sharding.shard import _settle_buckets, shard
+from trainer.sharding.table_plan import TablePlan
+from trainer.sharding.torchrec_internals import SequenceSharder, ShardedBags
 
 CPU = torch.device("cpu")
 # In this order, so that tables of other widths lie between and behind wide ones in a kernel's memory.
@@ -153,17 +154,17 @@ def build(
     rows: Mapping[str, int] = ROWS,
     model: nn.Module | None = None,
     seed: int = 3,
-) -> tuple[DistributedModelParallel, ShardingPlan]:
+) -> tuple[DistributedModelParallel, tuple[TablePlan, ...]]:
     """The tiny model, planned, sharded and initialised: deep tables with deviation 0.5, wide ones with 0."""
     model = model or TinyModel(sequence, rows)
     plan = make_plan(
         model, sharding, optim, batch_size=6, device=CPU, world_size=world_size, local_world_size=world_size
     )
-    apply_table_optimizers(model, plan, optim, CPU)
-    sharded = shard(model, plan, CPU)
+    apply_table_optimizers(model, plan.tables, CPU)
+    sharded = shard(model, plan.sharding, CPU)
     deviations = {name: 0.0 if name.startswith("wide_") else 0.5 for name in DIMS}
-    initialize_tables(sharded, seed, {name: InitialValues(std) for name, std in deviations.items()})
-    return sharded, plan
+    initialize_tables(sharded, plan.tables, seed, {name: InitialValues(std) for name, std in deviations.items()})
+    return sharded, plan.tables
 
 
 def all_tables(model: DistributedModelParallel, sequence: bool) -> dict[str, Tensor]:
@@ -199,7 +200,7 @@ def _losses_and_tables(rank: int, world_size: int, rows: Mapping[str, int], layo
     for name, layout in layouts.items():
         sequence = name not in BAG_LAYOUTS
         model, plan = build(world_size, layout, SGD, sequence=sequence, rows=rows)
-        kinds = {row["table"]: row["sharding"] for row in plan_summary(plan, model, SGD)}
+        kinds = {table.name: table.sharding_type for table in plan}
         assert name in ("auto", "mixed") or kinds["user"] == name, kinds
         found[name] = all_tables(model, sequence)
         batch = make_batch(rank, world_size, 0, rows=rows)
@@ -212,8 +213,8 @@ def _losses_and_tables(rank: int, world_size: int, rows: Mapping[str, int], layo
 
 
 def _uniform_tables(world_size: int, layout: ShardingConfig) -> dict[str, Tensor]:
-    sharded, _ = build(world_size, layout, SGD, sequence=True)
-    initialize_tables(sharded, 3, dict.fromkeys(DIMS, InitialValues(0.5, "uniform")))
+    sharded, plan = build(world_size, layout, SGD, sequence=True)
+    initialize_tables(sharded, plan, 3, dict.fromkeys(DIMS, InitialValues(0.5, "uniform")))
     return all_tables(sharded, sequence=True)
 
 
@@ -384,7 +385,7 @@ def plan_alone(
         world_size=world_size,
         local_world_size=min(world_size, 8),
     )
-    return {row["table"]: row for row in plan_summary(plan, model, optim)}
+    return {table.name: table.summary() for table in plan.tables}
 
 
 def test_auto_gives_every_rank_work_and_leaves_the_optimizer_in_backward() -> None:

@@ -63,17 +63,17 @@ def start_new_run(rank, world_size, root, plan, rules, folder):
     if ranks.is_first:
         out.mkdir()
     source = whole_checkpoint(rules.path, ranks)
-    told = warm_start(dry, config, pieces, built.plan_rows, out, ranks, source)
+    told = warm_start(dry, config, pieces, built.tables, out, ranks, source)
     unchanged = assembled(pieces)
     assert not list(out.iterdir()) and told.table_steps == STEPS
     assert all(torch.equal(unchanged[name][0], values) for name, (values, _) in before.items())
 
     unexplained = WarmStartConfig(rules.path, prepared=rules.prepared)
     with pytest.raises(ValueError, match=r"tables/item has 261 rows, had 200, and no vocabulary shows its ids: grow"):
-        warm_start(unexplained, config, pieces, built.plan_rows, out, ranks, source)
+        warm_start(unexplained, config, pieces, built.tables, out, ranks, source)
     assert not list(out.iterdir())
 
-    done = warm_start(rules, config, pieces, built.plan_rows, out, ranks, source)
+    done = warm_start(rules, config, pieces, built.tables, out, ranks, source)
     assert done.report == told.report
     dist.barrier()
     assert json.loads((out / "warm_start.json").read_text()) == json.loads(json.dumps(done.report))

@@ -11,7 +11,6 @@ from tests import tiny
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
 from trainer.monitoring.sparsity import wide_weights
-from trainer.optim.tables import embedding_tables
 from trainer.run import loop
 from trainer.runtime.progress import Progress
 from trainer.sharding import initialize
@@ -30,15 +29,15 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> tuple[
     for _ in range(6):
         built.pipeline.progress(batches)
     batches.close()
-    names = [table.name for table in embedding_tables(built.task) if table.name.startswith("wide_")]
+    names = [table.name for table in built.tables if table.name.startswith("wide_")]
     tables = {name: initialize.gather_table(built.task, name) for name in names}
-    return wide_weights(built.task, ranks_of(rank, world_size)), tables
+    return wide_weights(built.task, built.tables, ranks_of(rank, world_size)), tables
 
 
 def measure(rank: int, world_size: int, root: str) -> dict[str, Any]:
     found = {name: train(root, rank, world_size, ["model=wide_deep", *plan]) for name, plan in PLANS.items()}
     _, _, _, without = built_job(root, rank, world_size, ["model=din"])
-    return {"plans": found, "without": wide_weights(without.task, ranks_of(rank, world_size))}
+    return {"plans": found, "without": wide_weights(without.task, without.tables, ranks_of(rank, world_size))}
 
 
 @pytest.fixture(scope="module")

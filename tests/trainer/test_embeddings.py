@@ -160,7 +160,7 @@ def test_unsharded_columns_are_views():
 def test_wide_lookup_reads_slot_0_and_trains_the_chosen_one(slot):
     module = WideLookup()
     assert module.gradient_slot == 0
-    module.gradient_slot = slot
+    module.collect_gradient(slot)
     rows = torch.arange(24.0).reshape(2, 12).requires_grad_()
     weights = module(rows)
     assert weights.tolist() == [[0.0, 4.0, 8.0], [12.0, 16.0, 20.0]]

@@ -11,7 +11,6 @@ from data_loaders.batch import Cursor
 from data_loaders.errors import UserError
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer.optim.tables import embedding_tables
 from trainer.run import build, loop
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
@@ -65,7 +64,7 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None):
 
 def everything(built):
     """All tables whole, and the dense layers."""
-    tables = {t.name: initialize.gather_table(built.task, t.name).clone() for t in embedding_tables(built.task)}
+    tables = {t.name: initialize.gather_table(built.task, t.name).clone() for t in built.tables}
     dense = {k: v.clone() for k, v in built.task.state_dict().items() if type(v) is torch.Tensor}
     return {**dense, **tables}
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.distributed.helper import run_distributed
 from tests.distributed.test_contract import built_job, ranks_of
-from trainer.optim.tables import embedding_tables
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
 from trainer.run import loop
@@ -56,8 +55,8 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> dict[s
     batches.close()
     every: list[dict[str, set[int]]] = [{}] * world_size
     dist.all_gather_object(every, mine)
-    tables, pieces = embedding_tables(built.task), [*model_pieces(built.task), *built.optimizer.pieces()]
-    parts = (tables, pieces, built.task.plan, config.optim, config.data.schema, ranks_of(rank, world_size))
+    tables, pieces = built.tables, [*model_pieces(built.task, built.tables), *built.optimizer.pieces()]
+    parts = (tables, pieces, config.data.schema, ranks_of(rank, world_size))
     whole = table_statistics(*parts)
     module.CHUNK = 100  # a few rows at a time
     chunked, sampled = table_statistics(*parts), table_statistics(*parts, most_rows=MOST)

@@ -23,13 +23,14 @@ from tests.trainer.samples import make_batch, one_dim_schema, random_rows, rando
 from trainer.checkpoint import read_facts, write_commit_files, write_pieces
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
-from trainer.config.optim import TableOptimizerConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.warm_start import WarmStartConfig
 from trainer.models import load_model_class
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.ftrl import ftrl_update
-from trainer.optim.tables import embedding_tables, state_names
+from trainer.optim.tables import state_names
 from trainer.run.build import build_model
+from trainer.sharding.table_plan import embedding_tables
 from trainer.warm_start import tables
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report
@@ -55,7 +56,7 @@ class Run:
         self.model = build_model({"name": name, **options}, schema, seed=seed)
         self.model.to_empty(device="cpu")
         randomize(self.model, seed=seed)
-        found = {table.parameter: table for table in embedding_tables(self.model)}
+        found = {table.parameter: table for table in embedding_tables(self.model, OptimConfig())}
         self.optimizers = {table.name: optimizers[is_wide_table(table.name)] for table in found.values()}
         self.pieces = []
         for key, value in self.model.state_dict().items():
@@ -116,7 +117,7 @@ class Run:
 def plan_of(old_folder, new, vocabularies=None, **rules):
     reader, model_class = Reader(old_folder), load_model_class(new.name)
     old = old_side(reader, read_facts(old_folder), new.name, model_class)
-    side = new_side(new.pieces, new.schema, new.plan_rows, model_class)
+    side = new_side(new.pieces, new.schema, new.optimizers, model_class)
     return make_plan(WarmStartConfig("run", **rules), old, side, vocabularies or Vocabularies())
 
 

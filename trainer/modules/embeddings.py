@@ -186,12 +186,15 @@ class WideLookup(nn.Module):
     """Linear weights out of the rows of wide tables: ``[B, 4F] -> [B, F]`` (slot 0, a sum for a bag of ids).
 
     ``gradient_slot`` is the slot that receives the weight's gradient in backward. With 0 it is a plain linear model
-    whatever the table optimizer; FTRL sets 3, where the tables' SGD of rate 1 then collects ``-g`` for its own step.
+    whatever the table optimizer; FTRL chooses 3, where the tables' SGD of rate 1 then collects ``-g`` for its own step.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gradient_slot = WIDE_WEIGHT_SLOT
+
+    def collect_gradient(self, slot: int) -> None:
+        self.gradient_slot = slot
 
     def forward(self, rows: Tensor) -> Tensor:
         return _WeightSlot.apply(rows, self.gradient_slot)

@@ -1,26 +1,27 @@
 """How sparse a linear part is: the share of its weights that are not 0, which is what FTRL's L1 is for (McMahan et al., 2013,
 "Ad Click Prediction: a View from the Trenches", section 3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
-from trainer.optim.tables import embedding_tables
+from trainer.modules.embeddings import WIDE_WEIGHT_SLOT
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.read_back import to_host
+from trainer.sharding.table_plan import TablePlan
 
 SQUARES_SLOT = 2  # of a row [w, z, n, g]: n is above 0 once FTRL has trained the row
 
 
 @torch.no_grad()
-def wide_weights(model: nn.Module, ranks: Ranks) -> dict[str, Any] | None:
+def wide_weights(model: nn.Module, tables: Sequence[TablePlan], ranks: Ranks) -> dict[str, Any] | None:
     """``rows`` of all wide tables, how many are ``nonzero``, their ``share``, and that ``by_table``; with FTRL also
     ``trained`` rows and the ``share_of_trained``. None for a model without a linear part. All ranks together: each counts
     its shards where they lie, and one small tensor is summed."""
-    tables = [table for table in embedding_tables(model) if is_wide_table(table.name)]
+    tables = [table for table in tables if table.wide]
     if not tables:
         return None
     state = model.state_dict()

@@ -5,34 +5,28 @@ number of steps.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
-from trainer.config.optim import OptimConfig, TableOptimizerConfig
-from trainer.modules.embeddings import is_wide_table
+from trainer.config.optim import OptimConfig
 from trainer.optim.average import DenseAverage
 from trainer.optim.dense import clip_gradients, make_dense_optimizer, materialise_state, schedule_factor
 from trainer.optim.ftrl import FTRL
 from trainer.optim.mini_batch_aware import MiniBatchAware
 from trainer.optim.rates import TableRates, check_schedules
-from trainer.optim.tables import (
-    EmbeddingTable,
+from trainer.optim.tables import data_parallel_table_optimizers, state_names
+from trainer.sharding.kernels import (
     FusedShard,
     count_training_steps_only,
-    data_parallel_table_optimizers,
-    embedding_tables,
+    fused_kernels,
     fused_shards,
-    is_data_parallel,
-    part_widths,
     set_fused_steps,
-    state_names,
 )
+from trainer.sharding.table_plan import TablePlan
 
 
 class CombinedOptimizer:
@@ -43,15 +37,15 @@ class CombinedOptimizer:
     """
 
     def __init__(
-        self, model: DistributedModelParallel, plan: ShardingPlan, optim: OptimConfig, *, total_steps: int
+        self, model: DistributedModelParallel, tables: Sequence[TablePlan], optim: OptimConfig, *, total_steps: int
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
         self.steps = self.table_steps = 0
         self.reduction = 1.0
-        self._model, self._plan, self._optim = model, plan, optim
-        check_schedules(embedding_tables(model), optim)
-        self._tables, self._table_parameters = data_parallel_table_optimizers(model, plan, optim)
-        for optimizer in self._tables:
+        self._tables, self._wide = tables, optim.wide
+        check_schedules(tables, plateau=optim.plateau.patience is not None)
+        self._data_parallel, self._table_parameters = data_parallel_table_optimizers(model, tables)
+        for optimizer in self._data_parallel:
             materialise_state(optimizer)
         self._dense_parameters = {
             name: parameter
@@ -61,12 +55,13 @@ class CombinedOptimizer:
         self._dense = make_dense_optimizer(self._dense_parameters, optim.dense) if self._dense_parameters else None
         averaged = optim.dense.ema_decay is not None and self._dense_parameters
         self._average = DenseAverage(self._dense_parameters, optim.dense.ema_decay) if averaged else None
-        wide = any(is_wide_table(table.name) for table in embedding_tables(model))
-        self._ftrl = FTRL(model, optim.wide) if wide and optim.wide.name == "ftrl" else None
-        self._table_rates = TableRates(model, self._tables, optim, total_steps)
+        has_ftrl = any(table.optimizer.name == "ftrl" for table in tables)
+        self._kernels = fused_kernels(model)
+        self._ftrl = FTRL(model, self._kernels, optim.wide) if has_ftrl else None
+        self._table_rates = TableRates(self._kernels, self._data_parallel, tables, total_steps)
         self._table_rates.set(self.steps, self.reduction)
-        self.mini_batch_aware = MiniBatchAware(model, plan, optim)
-        count_training_steps_only(model)
+        self.mini_batch_aware = MiniBatchAware(self._kernels, tables)
+        count_training_steps_only(self._kernels)
 
     @property
     def lr(self) -> float:
@@ -76,7 +71,7 @@ class CombinedOptimizer:
     def reduce_rates(self, reduction: float) -> None:
         """From the next step on all learning rates are ``reduction`` times what their schedules say."""
         if self._ftrl is not None:
-            self._ftrl.change_rate(self._optim.wide.lr * reduction)
+            self._ftrl.change_rate(self._wide.lr * reduction)
         self.reduction = reduction
         self._table_rates.set(self.steps, self.reduction)
 
@@ -106,16 +101,15 @@ class CombinedOptimizer:
         """All state but the number of steps: the same names in the same order on every rank. It is the optimizer's own
         memory, which stays where it is from the first step to the last."""
         shards: dict[str, list[FusedShard]] = {}
-        for shard in fused_shards(self._model):
+        for shard in fused_shards(self._kernels):
             shards.setdefault(shard.table, []).append(shard)
         fused: list[Piece] = []
         replicated = self._dense_pieces()
-        for table in embedding_tables(self._model):
-            kind = self._optim.of_table(table.name, wide=is_wide_table(table.name))
-            if is_data_parallel(table, self._plan):
-                replicated += self._data_parallel_pieces(table, kind)
+        for table in self._tables:
+            if table.data_parallel:
+                replicated += self._data_parallel_pieces(table)
             else:
-                fused += _fused_pieces(table, kind, part_widths(table, self._plan), shards.get(table.name, []))
+                fused += _fused_pieces(table, shards.get(table.name, []))
         return in_order([*fused, *self.mini_batch_aware.pieces(), *self.average_pieces(), *written_once(replicated)])
 
     def average_pieces(self) -> list[Piece]:
@@ -131,18 +125,18 @@ class CombinedOptimizer:
         which the ``table_steps`` of earlier runs count, too. The rest of the state is in ``pieces``."""
         self.steps, self.table_steps, self.reduction = steps, table_steps, reduction
         if self._ftrl is not None:
-            self._ftrl.config = replace(self._optim.wide, lr=self._optim.wide.lr * reduction)
+            self._ftrl.restore_rate(self._wide.lr * reduction)
         self._table_rates.set(steps, reduction)
         if self._average is not None and not steps:  # a warm start has changed the parameters
             self._average.restart()
-        set_fused_steps(self._model, table_steps + steps)
-        for optimizer in self._tables:
+        set_fused_steps(self._kernels, table_steps + steps)
+        for optimizer in self._data_parallel:
             for state in optimizer.state.values():
                 if "step" in state:  # of each parameter, equal to ours
                     state["step"].fill_(table_steps + steps)
 
     def _ordinary(self) -> list[torch.optim.Optimizer]:
-        return [*self._tables, *([self._dense] if self._dense is not None else [])]
+        return [*self._data_parallel, *([self._dense] if self._dense is not None else [])]
 
     def _dense_pieces(self) -> list[Piece]:
         found: list[Piece] = []
@@ -153,23 +147,21 @@ class CombinedOptimizer:
                     found.append(whole_piece(f"optimizer/{name}/{key}", value))
         return found
 
-    def _data_parallel_pieces(self, table: EmbeddingTable, kind: TableOptimizerConfig) -> list[Piece]:
+    def _data_parallel_pieces(self, table: TablePlan) -> list[Piece]:
         parameter: nn.Parameter = self._table_parameters[table.parameter]
-        state = next((o.state[parameter] for o in self._tables if parameter in o.state), {})
-        widths = (table.dim,) if kind.name == "rowwise_adagrad" else None
+        state = next((o.state[parameter] for o in self._data_parallel if parameter in o.state), {})
+        widths = (table.dim,) if table.optimizer.name == "rowwise_adagrad" else None
         return [
             whole_piece(f"tables/{table.name}/{key}", state[key].view(table.rows, -1), widths)
-            for key in state_names(kind)
+            for key in state_names(table.optimizer)
         ]
 
 
-def _fused_pieces(
-    table: EmbeddingTable, kind: TableOptimizerConfig, widths: tuple[int, ...], shards: Sequence[FusedShard]
-) -> list[Piece]:
-    """All states of a table, each with at least one piece. ``widths``: columns of the parts of its rows."""
-    by_rows = kind.name == "rowwise_adagrad"
+def _fused_pieces(table: TablePlan, shards: Sequence[FusedShard]) -> list[Piece]:
+    """All states of a table, each with at least one piece."""
+    by_rows, widths = table.optimizer.name == "rowwise_adagrad", table.part_widths
     found: list[Piece] = []
-    for key in state_names(kind):
+    for key in state_names(table.optimizer):
         name, shape = f"tables/{table.name}/{key}", (table.rows, len(widths) if by_rows else table.dim)
         for shard in shards:
             if by_rows:

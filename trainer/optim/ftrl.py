@@ -10,25 +10,20 @@ FBGEMM's plain SGD with rate 1 leaves there -g, summed over the batch and over r
 step looked up are updated where they lie and slot 3 returns to zero. The state is part of the table, so it travels with
 it through every sharding and checkpoint.
 
-Rows are taken from the ids that each kernel was called with, repetitions included: all are gathered before any is
-written and equal ids write equal values, so nothing needs to be made unique (on one core, 160,000 ids: 5 ms to update
-them all, 5 ms for ``unique`` alone).
-
 Shapes: N ids of a kernel's call, F features of the kernel, R rows of 4 floats in the kernel's memory.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 
 from trainer.config.optim import TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, WideLookup, is_wide_table
-from trainer.optim.tables import fused_kernels
+from trainer.optim.touched_rows import Lookup, TouchedRows
+from trainer.sharding.kernels import FusedKernel
 
 GRADIENT_SLOT = 3
 
@@ -40,27 +35,27 @@ class FTRL:
     row-wise).
     """
 
-    def __init__(self, model: nn.Module, config: TableOptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, kernels: Iterable[FusedKernel], config: TableOptimizerConfig) -> None:
         assert config.name == "ftrl", config
         self.config = config
         self._kernels = [
-            _Kernel(kernel, tables)
-            for kernel, tables in fused_kernels(model)
-            if any(is_wide_table(table.name) for table in tables.embedding_tables)
+            _Kernel(TouchedRows(kernel))
+            for kernel in kernels
+            if any(is_wide_table(shard.name) for shard in kernel.shards)
         ]
         for module in model.modules():
             if isinstance(module, WideLookup):
-                module.gradient_slot = GRADIENT_SLOT
+                module.collect_gradient(GRADIENT_SLOT)
 
     @torch.no_grad()
     def step(self) -> None:
         """Updates the rows looked up by training forward passes since the last call. A row whose gradient is exactly 0
         stays as it is."""
         for kernel in self._kernels:
-            for touched in kernel.touched:
-                rows = kernel.rows()
+            for lookup in kernel.lookups:
+                rows, touched = kernel.rows(), kernel.addresses(lookup)
                 rows.index_copy_(0, touched, ftrl_update(rows.index_select(0, touched), self.config))
-            kernel.touched.clear()
+            kernel.lookups.clear()
 
     @torch.no_grad()
     def change_rate(self, lr: float) -> None:
@@ -70,6 +65,10 @@ class FTRL:
         for kernel in self._kernels:
             for rows in kernel.wide_rows():
                 rows[:, 1] -= (self.config.beta + rows[:, 2].sqrt()) * by * rows[:, 0]
+        self.restore_rate(lr)
+
+    def restore_rate(self, lr: float) -> None:
+        """The α that the tables' state has been made with."""
         self.config = replace(self.config, lr=lr)
 
 
@@ -86,58 +85,32 @@ def ftrl_update(rows: Tensor, config: TableOptimizerConfig) -> Tensor:
     return torch.stack((torch.where(g != 0, weight, w), moved, grown, torch.zeros_like(g)), dim=1)
 
 
-@dataclass
 class _Kernel:
-    """An FBGEMM kernel with wide tables, perhaps among others, and the rows it touched."""
+    """A kernel with wide tables, perhaps among others, and the lookups whose rows are still to be updated."""
 
-    kernel: SplitTableBatchedEmbeddingBagsCodegen
-    tables: GroupedEmbeddingConfig
-    touched: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        wide = [is_wide_table(table.name) for table in self.tables.embedding_tables]
-        wide_feature = torch.tensor([wide[table] for table in self.kernel.feature_table_map])
+    def __init__(self, touched: TouchedRows) -> None:
+        wide = [is_wide_table(shard.name) for shard in touched.shards]
+        wide_feature = touched.of_feature(wide)
         # Where a feature's table begins, in rows of 4 floats: all widths are multiples of 4, and so are all offsets.
-        begins = self.kernel.weights_offsets.cpu() // WIDE_DIM  # [F]
+        begins = torch.tensor(touched.begins, device=wide_feature.device) // WIDE_DIM  # [F]
         # An id of another table stands for the first wide row: updating that one too changes nothing (its gradient is 0
         # or it is updated anyway, to the same values), and no mask has to be counted, which would stop a GPU.
-        first = begins[wide_feature][0]
-        device = self.kernel.weights_offsets.device
-        self._begins = torch.where(wide_feature, begins, first).to(device)
-        self._keeps = None if bool(wide_feature.all()) else wide_feature.long().to(device)
-        self.kernel.register_forward_pre_hook(self._record, with_kwargs=True)
+        self._begins = torch.where(wide_feature, begins, begins[wide_feature][0])
+        self._keeps = None if all(wide) else wide_feature.long()
+        self._rows, self.lookups = touched, touched.after_backward()
 
     def rows(self) -> Tensor:
         """The kernel's memory as rows of 4 floats: [R, 4]."""
-        memory = self.kernel.weights_dev if self.kernel.weights_dev.numel() else self.kernel.weights_host
-        return memory.detach().view(-1, WIDE_DIM)
+        return self._rows.memory.view(-1, WIDE_DIM)
 
     def wide_rows(self) -> list[Tensor]:
         """The rows of each wide table's shard, live: [R, 4] each."""
-        found, tables = [], self.tables.embedding_tables
-        begins = dict(zip(self.kernel.feature_table_map, self.kernel.weights_offsets.tolist(), strict=False))
-        for number, table in enumerate(tables):
-            if is_wide_table(table.name):
-                begin = begins[number] // WIDE_DIM
-                found.append(self.rows()[begin : begin + table.local_rows])
-        return found
+        begins = dict(zip(self._rows.kernel.feature_table_map, self._rows.begins, strict=True))
+        places = [(begins[number] // WIDE_DIM, shard) for number, shard in enumerate(self._rows.shards)]
+        rows = self.rows()
+        return [rows[begin : begin + shard.local_rows] for begin, shard in places if is_wide_table(shard.name)]
 
-    def _record(self, kernel: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not (kernel.training and torch.is_grad_enabled()):
-            return
-        indices = named["indices"] if "indices" in named else inputs[0]  # [N], local to the shard
-        offsets = named["offsets"] if "offsets" in named else inputs[1]  # [F * bags + 1]
-        if indices.numel():
-            self.touched.append(self._addresses(indices.long(), offsets.long()))
-
-    def _addresses(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        features = self._begins.numel()
-        bags = (offsets.numel() - 1) // features
-        counts = offsets[::bags].diff()  # [F] ids of a feature
-
-        def spread(values: Tensor) -> Tensor:
-            return values.repeat_interleave(counts, output_size=indices.numel())
-
-        if self._keeps is not None:
-            indices = indices * spread(self._keeps)
-        return indices + spread(self._begins)
+    def addresses(self, lookup: Lookup) -> Tensor:
+        """Of the looked-up rows among ``rows`` [N]."""
+        ids = lookup.rows if self._keeps is None else lookup.rows * lookup.spread(self._keeps)
+        return ids + lookup.spread(self._begins)

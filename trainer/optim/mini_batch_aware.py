@@ -6,13 +6,9 @@ Prediction", section 5.1, equations 4 to 7): of a table only the rows whose ids 
 where n_j is how often id j occurs in all training data, so that λ is what a row is decayed by in an epoch in which each of
 its occurrences has a batch of its own, however frequent the id is.
 
-Where: TorchRec brings every id to the rank that holds its row, so a kernel is called with the ids that the whole global
-batch has for its shard. Which rows occur is known there without asking; the parts of a row that is cut by columns all see
-the same ids.
-
-When: in backward, once the gradient of a kernel's output is complete and before the kernel updates its rows. A row is
-decayed once a step, however often its id occurs. With sgd this is equation 7 to the letter. Other optimizers adapt to the
-gradient alone: the decay is decoupled, as in AdamW (Loshchilov and Hutter, 2019), and goes by their learning rate.
+When: in backward, before a kernel updates its rows (``trainer.optim.touched_rows``). A row is decayed once a step, however
+often its id occurs. With sgd this is equation 7 to the letter. Other optimizers adapt to the gradient alone: the decay is
+decoupled, as in AdamW (Loshchilov and Hutter, 2019), and goes by their learning rate.
 
 ``weight_decay`` (with ``weight_decay_rows: touched``) is the same with n_j = 1: w_j -= lr weight_decay w_j, beside the
 optimizer's own step, on a CPU and a GPU alike. (FBGEMM's weight decay is not used: its CPU kernels ignore it, sgd and adagrad
@@ -23,29 +19,24 @@ shards' owners. They are pieces of the checkpoint, ``counts/<table>``, so a run 
 whatever plan. (Not ``tables/<table>/…``: they are facts of the data, which a warm start has others of.) An id that was not
 counted, in files that came later, is taken to occur once.
 
-Shapes: N ids of a kernel's call, F its features, M the most units a row has (see ``_Kernel``), n distinct ids of a round.
+Shapes: N ids of a kernel's call, M the most units a row has (see ``_Kernel``), n distinct ids of a round.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from math import gcd
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
-from torch import Tensor, nn
-from torchrec.distributed.embedding_types import ShardedEmbeddingTable
-from torchrec.distributed.types import ShardingPlan
+from torch import Tensor
 
 from data_loaders.batch import Batch
 from data_loaders.errors import UserError
 from trainer.checkpoint.piece import Piece, empty_piece
-from trainer.config.optim import OptimConfig
-from trainer.modules.embeddings import is_wide_table
-from trainer.optim.tables import EmbeddingTable, embedding_tables, fused_kernels, is_data_parallel
+from trainer.optim.touched_rows import Lookup, TouchedRows
+from trainer.sharding.kernels import FusedKernel
+from trainer.sharding.table_plan import TablePlan
 
 
 class MiniBatchAware:
@@ -54,26 +45,25 @@ class MiniBatchAware:
 
     Raises ``UserError`` for a data-parallel table."""
 
-    def __init__(self, model: nn.Module, plan: ShardingPlan, optim: OptimConfig) -> None:
-        l2 = {t.name: optim.of_table(t.name, wide=is_wide_table(t.name)).mini_batch_l2 for t in embedding_tables(model)}
-        self.tables = [table for table in embedding_tables(model) if l2[table.name]]
+    def __init__(self, kernels: Iterable[FusedKernel], tables: Sequence[TablePlan]) -> None:
+        self.tables = [table for table in tables if table.optimizer.mini_batch_l2]
         for table in self.tables:
-            _check_sharded(table, plan, l2[table.name])
-        configs = {t.name: optim.of_table(t.name, wide=is_wide_table(t.name)) for t in embedding_tables(model)}
-        touched = {
+            _check_sharded(table)
+        optimizers = {table.name: table.optimizer for table in tables}
+        l2 = {name: config.mini_batch_l2 for name, config in optimizers.items()}
+        weight_decay = {
             name: config.weight_decay if config.weight_decay_rows == "touched" else 0.0
-            for name, config in configs.items()
+            for name, config in optimizers.items()
         }
-        kernels = ((kernel, tables.embedding_tables) for kernel, tables in fused_kernels(model))
         self._kernels = [
-            _Kernel(kernel, shards, l2, touched)
-            for kernel, shards in kernels
-            if any(l2[shard.name] or touched[shard.name] for shard in shards)
+            _Kernel(TouchedRows(kernel), l2, weight_decay)
+            for kernel in kernels
+            if any(l2[shard.name] or weight_decay[shard.name] for shard in kernel.shards)
         ]
         # The rows of all tables, one after the other, are one space of ids.
         begins = accumulate((table.rows for table in self.tables), initial=0)
         self._begins = dict(zip((table.name for table in self.tables), begins))
-        self._owned = _owned(self.tables, plan, self._begins)
+        self._owned = _owned(self.tables, self._begins)
 
     def count(self, batches: Iterable[Batch], *, batches_per_round: int) -> None:
         """Sets the counts to how often ids occur in ``batches``, all ranks' together: each has equally many of them.
@@ -138,96 +128,67 @@ class _Shard:
 
 
 class _Kernel:
-    """An FBGEMM kernel with a table to decay, perhaps among others.
+    """A kernel with a table to decay, perhaps among others.
 
     Its memory is looked at in units of as many floats as divide all its rows and all places where a table begins: where
     tables are equally wide, a row is one unit."""
 
-    def __init__(
-        self,
-        kernel: SplitTableBatchedEmbeddingBagsCodegen,
-        tables: Sequence[ShardedEmbeddingTable],
-        l2: dict[str, float],
-        weight_decay: dict[str, float],
-    ) -> None:
-        self._kernel = kernel
-        device, feature_table = kernel.weights_offsets.device, list(kernel.feature_table_map)
-        counted = [table.local_rows if l2[table.name] else 0 for table in tables]
+    def __init__(self, touched: TouchedRows, l2: dict[str, float], weight_decay: dict[str, float]) -> None:
+        self._rows, shards, of_feature = touched, touched.shards, touched.of_feature
+        device = touched.memory.device
+        counted = [shard.local_rows if l2[shard.name] else 0 for shard in shards]
         ends = list(accumulate(counted))
         self.counts = torch.zeros(ends[-1], dtype=torch.int64, device=device)
         parts = self.counts.split(counted)
         self.shards = [
-            _Shard(table.name, *table.local_metadata.shard_offsets, part)
-            for table, part in zip(tables, parts, strict=True)
-            if l2[table.name]
+            _Shard(shard.name, *shard.local_metadata.shard_offsets, part)
+            for shard, part in zip(shards, parts, strict=True)
+            if l2[shard.name]
         ]
-        begins = kernel.weights_offsets.tolist()  # [F] where a feature's table begins, in floats
-        self._unit = gcd(*(table.local_cols for table in tables), *begins, self._floats().numel())
-
-        def of_feature(values: Sequence[float]) -> Tensor:
-            return torch.tensor([values[table] for table in feature_table], device=device)
-
-        self._l2 = of_feature([l2[table.name] for table in tables])
-        self._weight_decay = of_feature([weight_decay[table.name] for table in tables])
-        self._begins = torch.tensor(begins, device=device) // self._unit
-        self._units = of_feature([table.local_cols for table in tables]) // self._unit
-        self._each_unit = torch.arange(max(table.local_cols for table in tables) // self._unit, device=device)
+        widths = [shard.local_cols for shard in shards]
+        self._unit = gcd(*widths, *touched.begins, touched.memory.numel())
+        self._features = torch.arange(len(touched.begins), device=device)
+        self._l2 = of_feature([l2[shard.name] for shard in shards])
+        self._weight_decay = of_feature([weight_decay[shard.name] for shard in shards])
+        self._begins = torch.tensor(touched.begins, device=device) // self._unit
+        self._units = of_feature(widths) // self._unit
+        self._each_unit = torch.arange(max(widths) // self._unit, device=device)
         # An id of a table without counts stands for the first count, and its λ is 0.
         self._counted = of_feature([int(count > 0) for count in counted])
         self._first_counts = of_feature([end - count if count else 0 for end, count in zip(ends, counted)])
-        kernel.register_forward_hook(self._watch, with_kwargs=True)
-
-    def _watch(self, kernel: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        if not (kernel.training and output.requires_grad):
-            return
-        indices = named["indices"] if "indices" in named else inputs[0]  # [N], local to the shard
-        offsets = named["offsets"] if "offsets" in named else inputs[1]  # [F * bags + 1]
-        if indices.numel():
-            output.register_hook(partial(self._decay, indices.long(), offsets.long()))
+        touched.before_update(self._decay)
 
     @torch.no_grad()
-    def _decay(self, indices: Tensor, offsets: Tensor, gradient: Tensor) -> None:
-        """All rows are read before any is written, and equal ids write equal values: nothing is made unique."""
-        feature = self._features(offsets, indices.numel())  # [N]
+    def _decay(self, lookup: Lookup) -> None:
+        feature, ids = lookup.spread(self._features), lookup.rows  # [N]
         decay = self._weight_decay[feature]  # [N]
         if self.counts.numel():
-            counts = self.counts.index_select(0, self._first_counts[feature] + indices * self._counted[feature])
+            counts = self.counts.index_select(0, self._first_counts[feature] + ids * self._counted[feature])
             decay = decay + self._l2[feature] / counts.clamp(min=1)
         # The kernel's rate, a tensor on the host: nothing waits for a GPU.
-        kept = 1 - self._kernel.learning_rate_tensor * decay
+        kept = 1 - self._rows.kernel.learning_rate_tensor * decay
         units = torch.minimum(self._each_unit, self._units[feature].unsqueeze(1) - 1)  # [N, M]
-        rows = (self._begins[feature] + indices * self._units[feature]).unsqueeze(1) + units
+        rows = (self._begins[feature] + ids * self._units[feature]).unsqueeze(1) + units
         kept = kept.unsqueeze(1).expand_as(rows).reshape(-1, 1)
-        memory, rows = self._floats().view(-1, self._unit), rows.view(-1)  # [N * M]
+        memory, rows = self._rows.memory.view(-1, self._unit), rows.view(-1)  # [N * M]
         memory.index_copy_(0, rows, (memory.index_select(0, rows) * kept).to(memory.dtype))
 
-    def _features(self, offsets: Tensor, num_ids: int) -> Tensor:
-        features = self._l2.numel()
-        bags = (offsets.numel() - 1) // features
-        each = torch.arange(features, device=offsets.device)
-        return each.repeat_interleave(offsets[::bags].diff(), output_size=num_ids)
 
-    def _floats(self) -> Tensor:
-        weights = self._kernel.weights_dev if self._kernel.weights_dev.numel() else self._kernel.weights_host
-        # Not detach(): the kernel's backward, about to write there itself, would complain of the change.
-        return weights.data
-
-
-def _check_sharded(table: EmbeddingTable, plan: ShardingPlan, l2: float) -> None:
-    if is_data_parallel(table, plan):
+def _check_sharded(table: TablePlan) -> None:
+    if table.data_parallel:
         raise UserError(
-            f"table '{table.name}' is data_parallel and has mini_batch_l2={l2}: no rank sees all ids of a batch there; "
-            f"choose another type in sharding.by_table.{table.name}, or set mini_batch_l2 to 0 (optim.by_table)"
+            f"table '{table.name}' is data_parallel and has mini_batch_l2={table.optimizer.mini_batch_l2}: no rank sees all ids "
+            f"of a batch there; choose another type in sharding.by_table.{table.name}, or set mini_batch_l2 to 0 (optim.by_table)"
         )
 
 
-def _owned(tables: Sequence[EmbeddingTable], plan: ShardingPlan, begins: dict[str, int]) -> list[list[tuple[int, int]]]:
+def _owned(tables: Sequence[TablePlan], begins: dict[str, int]) -> list[list[tuple[int, int]]]:
     """For each rank the ranges of ids whose rows it has a part of."""
     found: list[set[tuple[int, int]]] = [set() for _ in range(dist.get_world_size())]
     for table in tables:
-        for shard in plan.plan[table.module][table.name].sharding_spec.shards:
-            first = begins[table.name] + shard.shard_offsets[0]
-            found[shard.placement.rank()].add((first, first + shard.shard_sizes[0]))
+        for part in table.parts:
+            first = begins[table.name] + part.row
+            found[part.rank].add((first, first + part.height))
     return [sorted(ranges) for ranges in found]
 
 

@@ -8,13 +8,13 @@ only (``trainer.optim.ftrl``).
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from data_loaders.errors import UserError
-from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
-from trainer.modules.embeddings import is_wide_table
+from trainer.config.optim import ScheduleConfig, TableOptimizerConfig
 from trainer.optim.dense import schedule_factor
-from trainer.optim.tables import EmbeddingTable, fused_kernels, fused_optimizer
+from trainer.optim.tables import fused_optimizer
+from trainer.sharding.kernels import FusedKernel
+from trainer.sharding.table_plan import EmbeddingTable, TablePlan
 
 
 class TableRates:
@@ -23,16 +23,17 @@ class TableRates:
 
     def __init__(
         self,
-        model: nn.Module,
+        kernels: Sequence[FusedKernel],
         data_parallel: Sequence[torch.optim.Optimizer],
-        optim: OptimConfig,
+        tables: Sequence[TablePlan],
         total_steps: int,
     ) -> None:
         self._total_steps = total_steps
         self._groups = [group for optimizer in data_parallel for group in optimizer.param_groups]
         self._kernels = []
-        for kernel, tables in fused_kernels(model):
-            configs = [_config(optim, table.name) for table in tables.embedding_tables]
+        optimizers = {table.name: table.optimizer for table in tables}
+        for kernel, shards in kernels:
+            configs = [optimizers[shard.name] for shard in shards]
             if all(config.name != "ftrl" for config in configs):
                 self._kernels.append((kernel, configs[0]))
 
@@ -47,22 +48,18 @@ class TableRates:
         return config.lr * schedule_factor(config.schedule, step, self._total_steps) * reduction
 
 
-def check_schedules(tables: Sequence[EmbeddingTable], optim: OptimConfig) -> None:
-    """Raises ``UserError`` for tables that would share a kernel and not its rate."""
+def check_schedules(tables: Sequence[EmbeddingTable], *, plateau: bool) -> None:
+    """Raises ``UserError`` for tables that would share a kernel and not its rate. ``plateau``: rates may be reduced."""
     known: dict[str, tuple[str, str]] = {}
     for table in tables:
-        config = _config(optim, table.name)
+        config = table.optimizer
         arguments = repr(fused_optimizer(config))
         rate = "ftrl" if config.name == "ftrl" else repr(config.schedule)
         other, theirs = known.setdefault(arguments, (table.name, rate))
-        moves = optim.plateau.patience is not None or not {rate, theirs} <= {"ftrl", repr(ScheduleConfig())}
+        moves = plateau or not {rate, theirs} <= {"ftrl", repr(ScheduleConfig())}
         if rate != theirs and moves:
             raise UserError(
                 f"optim: tables '{other}' and '{table.name}' have the same optimizer and lr={config.lr}, so FBGEMM updates "
                 "them with one rate, but their rates change differently: give one of them another lr (such as "
                 f"{1.0001 * config.lr:g}), or both one schedule"
             )
-
-
-def _config(optim: OptimConfig, table: str) -> TableOptimizerConfig:
-    return optim.of_table(table, wide=is_wide_table(table))

@@ -40,11 +40,9 @@ def _half_tables(job: Planned, estimate: Estimate, smallest: Cluster | None) -> 
     names = [
         name
         for name, table in schema.tables.items()
-        if table.dtype == "fp32" and name in job.tables and job.config.optim.of_table(name, wide=False).name != "adam"
+        if table.dtype == "fp32" and name in job.tables and job.tables[name].optimizer.name != "adam"
     ]  # FBGEMM's Adam has no fp16
-    saved = {
-        name: job.bytes_of(job.tables[name], job.tables[name].rows, job.tables[name].dim)[0] // 2 for name in names
-    }
+    saved = {name: job.tables[name].weight_bytes(job.tables[name].rows, job.tables[name].dim) // 2 for name in names}
     large = [name for name in names if 2 * saved[name] > LARGE * job.needed()]
     if not large:
         return []
@@ -62,7 +60,7 @@ def _less_state(job: Planned, estimate: Estimate, smallest: Cluster | None) -> l
     }
     for section, now in sections.items():
         owned = [table for name, table in job.tables.items() if _section(name, optim) == section]
-        saved = sum(job.bytes_of(table, table.rows, table.dim)[1] - 4 * table.rows for table in owned)
+        saved = sum(table.state_bytes(table.rows, table.dim) - 4 * table.rows for table in owned)
         if now.name not in ("adagrad", "adam") or saved < LARGE * job.needed():
             continue
         less = replace(now, name="rowwise_adagrad")
@@ -130,7 +128,7 @@ def _tried(job: Planned, now: Estimate, changed: dict[str, str], table: str) -> 
             continue
         other = replace(sharding, by_table=sharding.by_table | changed | {table: kind})
         try:
-            estimate = job.with_config(replace(job.config, sharding=other)).estimate(now.cluster, thorough=False)
+            estimate = job.with_sharding(other).estimate(now.cluster, thorough=False)
         except UserError:  # impossible for this table
             continue
         found.append((kind, estimate))

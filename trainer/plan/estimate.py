@@ -12,14 +12,14 @@ import torch
 from torchrec.distributed.planner.types import ShardingOption, Topology
 
 from trainer.config.job import TrainConfig
-from trainer.modules.embeddings import is_wide_table
+from trainer.config.sharding import ShardingConfig
 from trainer.modules.task import ClickTask
-from trainer.optim.tables import EmbeddingTable, embedding_tables, state_bytes
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
 from trainer.run import build
 from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster
+from trainer.sharding.table_plan import EmbeddingTable, embedding_tables
 
 UNBOUNDED = 1 << 50  # bytes: more than any cluster has
 HELD = ("tables", "optimizer_state", "buffers", "activations", "dense")
@@ -68,11 +68,15 @@ class Planned:
         task = build.build_task(model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
         lengths = planner.ids_per_row(config.data.schema)
         dense = DensePart(config, lengths, _precision(config, cluster))
-        return cls(config, task, lengths, dense, {table.name: table for table in embedding_tables(task)})
+        tables = {table.name: table for table in embedding_tables(task, config.optim)}
+        return cls(config, task, lengths, dense, tables)
 
-    def with_config(self, config: TrainConfig) -> "Planned":
-        """The same model under other choices of sharding and table optimizers."""
-        return replace(self, config=config)
+    def with_sharding(self, sharding: ShardingConfig) -> "Planned":
+        return replace(self, config=replace(self.config, sharding=sharding))
+
+    @property
+    def dense_bytes(self) -> int:
+        return planner.dense_bytes(self.task, self.tables.values())
 
     def local_batch_size(self, ranks: int) -> int:
         """Rows of a rank's batch, as the loader has it where the ranks may share the stream's shards, else rounded up."""
@@ -83,7 +87,7 @@ class Planned:
 
     def find(self, cluster: Cluster, thorough: bool = True) -> planner.FoundPlan:
         return planner.find_plan(
-            self.task, self.config.sharding, self.config.optim, cluster.hardware,
+            self.task, list(self.tables.values()), self.config.sharding, cluster.hardware,
             batch_size=self.local_batch_size(cluster.ranks), device=torch.device(cluster.hardware.device),
             world_size=cluster.ranks, local_world_size=cluster.local, ids_per_row=self.lengths,
             thorough=thorough,
@@ -91,12 +95,7 @@ class Planned:
 
     def needed(self) -> int:
         """Bytes of all tables and what their optimizers keep, each once."""
-        return sum(sum(self.bytes_of(table, table.rows, table.dim)) for table in self.tables.values())
-
-    def bytes_of(self, table: EmbeddingTable, rows: int, dim: int) -> tuple[int, int]:
-        """Of a shard: its weights, and what is beside them."""
-        optimizer = self.config.optim.of_table(table.name, wide=is_wide_table(table.name))
-        return table.dtype.itemsize * rows * dim, state_bytes(optimizer, rows, dim)
+        return sum(table.all_bytes(table.rows, table.dim) for table in self.tables.values())
 
     def estimate(self, cluster: Cluster, thorough: bool = True) -> Estimate:
         """``thorough``: by the whole search of a run (see ``find_plan``). Raises ``UserError`` for what no memory would
@@ -117,16 +116,16 @@ class Planned:
                 f"{capacity / GIB:.3g}: use a smaller batch_size, or more ranks"
             )
         dense = self.dense.cost(batch_size)
-        parameters = planner.dense_bytes(self.task) // planner.DENSE_COPIES
+        parameters = self.dense_bytes // planner.DENSE_COPIES
         step = step_times(found.chosen, cluster, dense.operations, parameters)
         usable = int(planner.usable_memory(self.config.sharding, cluster.hardware))
-        tables = self._rows(found, usable - planner.dense_bytes(self.task))
+        tables = self._rows(found, usable - self.dense_bytes)
         return Estimate(cluster, batch_size, memory, usable, capacity, step, tables, short)
 
     def _without_limit(self, cluster: Cluster) -> planner.FoundPlan:
-        config = replace(self.config, sharding=replace(self.config.sharding, hbm_gb=None, ddr_gb=None))
+        unlimited = replace(self.config.sharding, hbm_gb=None, ddr_gb=None)
         vast = replace(cluster.hardware, memory=UNBOUNDED, host_memory=UNBOUNDED)
-        return self.with_config(config).find(replace(cluster, hardware=vast), thorough=False)
+        return self.with_sharding(unlimited).find(replace(cluster, hardware=vast), thorough=False)
 
     def _capacity(self, cluster: Cluster) -> float:
         """What is there; as much as configured where more is promised than the table of devices knows."""
@@ -137,7 +136,8 @@ class Planned:
         gpu = cluster.hardware.device == "cuda"
         for option in found.chosen:
             for shard in option.shards:
-                weights, state = self.bytes_of(self.tables[option.name], *shard.size)
+                table = self.tables[option.name]
+                weights, state = table.weight_bytes(*shard.size), table.state_bytes(*shard.size)
                 total = shard.storage.hbm if gpu else shard.storage.ddr
                 rank = held[shard.rank]
                 rank["tables"] += weights
@@ -145,16 +145,16 @@ class Planned:
                 rank["buffers"] += max(0, int(total) - weights - state)
         activations = int(self.dense.cost(batch_size).activations)
         for rank in held:
-            rank |= {"activations": activations, "dense": planner.dense_bytes(self.task)}
+            rank |= {"activations": activations, "dense": self.dense_bytes}
         return held
 
     def _rows(self, found: planner.FoundPlan, room: int) -> list[dict[str, Any]]:
-        """The tables, the largest first: ``sharding.plan_summary``'s rows, and why."""
+        """The tables, the largest first: the rows of ``plan.json``, and why."""
         open_to = defaultdict(list)
         for option in found.open:
             open_to[option.name].append(option)
         chosen = {option.name: option for option in found.chosen}
-        rows = planner.plan_summary(found.plan, self.task, self.config.optim)
+        rows = [table.summary() for table in found.plan.tables]
         for row in rows:
             row["size"] = sum(row["bytes"].values())
             row["step_ms"] = _slowest(chosen[row["table"]])

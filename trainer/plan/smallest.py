@@ -3,11 +3,10 @@
 import torch
 
 from data_loaders.errors import UserError
-from trainer.modules.embeddings import is_wide_table
-from trainer.optim.tables import EmbeddingTable
 from trainer.plan.estimate import Planned
 from trainer.sharding.hardware import GIB, MAX_RANKS, Cluster, cluster
-from trainer.sharding.planner import allowed_types, column_width, dense_bytes, usable_memory
+from trainer.sharding.planner import allowed_types, column_width, usable_memory
+from trainer.sharding.table_plan import EmbeddingTable
 
 WHOLE = ("table_wise", "data_parallel")
 MOST = 1024  # ranks tried
@@ -18,7 +17,7 @@ def smallest_cluster(job: Planned, like: Cluster) -> Cluster:
     stays. Raises ``UserError`` for a table that no number of ranks can hold, or where ``MOST`` ranks are too few."""
     check_holdable(job, like)
     sizes = cluster_sizes(like)
-    room = usable_memory(job.config.sharding, like.hardware) - dense_bytes(job.task)
+    room = usable_memory(job.config.sharding, like.hardware) - job.dense_bytes
     first = next((n for n, size in enumerate(sizes) if size.ranks * room >= job.needed()), len(sizes) - 1)
     if _fits(job, sizes[first]):
         return sizes[first]
@@ -45,13 +44,13 @@ def cluster_sizes(like: Cluster) -> list[Cluster]:
 
 def check_holdable(job: Planned, like: Cluster) -> None:
     """Raises ``UserError`` for a table whose smallest possible part is larger than a device."""
-    room = usable_memory(job.config.sharding, like.hardware) - dense_bytes(job.task)
+    room = usable_memory(job.config.sharding, like.hardware) - job.dense_bytes
     for table in job.tables.values():
         types = _types(job, table, like)
         if not set(types) <= {*WHOLE, "column_wise"}:
             continue
         width = column_width(table.dim, like.ranks) if "column_wise" in types else table.dim
-        size = sum(job.bytes_of(table, table.rows, width))
+        size = table.all_bytes(table.rows, width)
         if size > room:
             raise UserError(
                 f"table '{table.name}' fits nowhere: {', '.join(types)} puts {size / GIB:,.4g} GiB of it on one rank, "
@@ -61,9 +60,8 @@ def check_holdable(job: Planned, like: Cluster) -> None:
 
 
 def _types(job: Planned, table: EmbeddingTable, like: Cluster) -> list[str]:
-    optimizer = job.config.optim.of_table(table.name, wide=is_wide_table(table.name))
     device, ranks = torch.device(like.hardware.device), max(2, like.ranks)
-    return allowed_types(table, job.config.sharding, optimizer, device, ranks, min(like.local, ranks))
+    return allowed_types(table, job.config.sharding, device, ranks, min(like.local, ranks))
 
 
 def _fits(job: Planned, candidate: Cluster) -> bool:

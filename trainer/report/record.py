@@ -12,16 +12,15 @@ from typing import Any
 
 import psutil
 import torch
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from data_loaders.messages import warn
+from data_loaders.schema import Schema
 from data_loaders.state_files import write_json
 from trainer.checkpoint.piece import Piece
-from trainer.config.job import TrainConfig
-from trainer.optim.tables import embedding_tables
 from trainer.report.table_statistics import table_statistics
 from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks
+from trainer.sharding.table_plan import TablePlan
 
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "pyarrow", "hydra-core", "bokeh")
 CPU_MODEL = Path("/proc/cpuinfo")
@@ -43,11 +42,9 @@ class Record:
         self._scores[split] = {"step": step, **distribution}
         self._write(run_folder.SCORES, self._scores)
 
-    def tables(self, step: int, model: DistributedModelParallel, pieces: Sequence[Piece], config: TrainConfig) -> None:
+    def tables(self, step: int, tables: Sequence[TablePlan], pieces: Sequence[Piece], schema: Schema) -> None:
         """A pass over all tables. ``pieces``: of the model and its optimizers. All ranks together."""
-        statistics = table_statistics(
-            embedding_tables(model), pieces, model.plan, config.optim, config.data.schema, self.ranks
-        )
+        statistics = table_statistics(tables, pieces, schema, self.ranks)
         self._write(run_folder.TABLES, {"step": step, "tables": statistics})
 
     def _write(self, name: str, facts: Any) -> None:

@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.distributed.types import ShardingPlan
 
 from data_loaders.schema import Schema
 from trainer.checkpoint.piece import Piece
-from trainer.config.optim import OptimConfig
-from trainer.modules.embeddings import WIDE_WEIGHT_SLOT, is_wide_table
+from trainer.modules.embeddings import WIDE_WEIGHT_SLOT
 from trainer.monitoring.sparsity import SQUARES_SLOT
-from trainer.optim.tables import EmbeddingTable, is_data_parallel
 from trainer.runtime.distributed import Ranks, all_reduce_sum
+from trainer.sharding.table_plan import TablePlan
 
 MOST_ROWS = 1 << 20  # S
 CHUNK = 1 << 22  # numbers that are looked at at a time
@@ -40,10 +38,8 @@ Measure = Callable[[Tensor], Tensor]  # of rows [C, columns]: a number each [C]
 
 @torch.no_grad()
 def table_statistics(
-    tables: Sequence[EmbeddingTable],
+    tables: Sequence[TablePlan],
     pieces: Sequence[Piece],
-    plan: ShardingPlan,
-    optim: OptimConfig,
     schema: Schema,
     ranks: Ranks,
     most_rows: int = MOST_ROWS,
@@ -56,10 +52,10 @@ def table_statistics(
     for table in sorted(tables, key=lambda table: (-table.rows * table.dim, table.name)):
         sampled = sampled_rows(table.rows, most_rows).to(ranks.device)
         sums = torch.zeros(2, len(sampled), device=ranks.device)  # squared length, state
-        state = _state_of(table, plan, optim)
+        state = _state_of(table)
         for piece in pieces:
             if piece.written and piece.name == f"tables/{table.name}/weight":
-                _add(sums[0], piece, sampled, _weight if is_wide_table(table.name) else _squares)
+                _add(sums[0], piece, sampled, _weight if table.wide else _squares)
             if piece.written and state is not None and piece.name == f"tables/{table.name}/{state[0]}":
                 _add(sums[1], piece, sampled, state[1])
         all_reduce_sum(sums)
@@ -67,7 +63,7 @@ def table_statistics(
             squares, touched = sums.cpu().numpy()
             trained = touched > 0 if state is not None else None
             rows = sampled.cpu().numpy()
-            found.append(_facts(table, optim, schema) | _numbers(rows, np.sqrt(squares), trained, schema, table))
+            found.append(_facts(table, schema) | _numbers(rows, np.sqrt(squares), trained, schema, table))
     return found
 
 
@@ -83,12 +79,12 @@ def sampled_rows(rows: int, most: int = MOST_ROWS) -> Tensor:
     return (firsts + places).clamp_(max=rows - 1)
 
 
-def _state_of(table: EmbeddingTable, plan: ShardingPlan, optim: OptimConfig) -> tuple[str, Measure] | None:
+def _state_of(table: TablePlan) -> tuple[str, Measure] | None:
     """The piece, and the number of a row in it, that is above 0 of trained rows."""
-    config = optim.of_table(table.name, wide=is_wide_table(table.name))
+    config = table.optimizer
     if config.name == "ftrl":
         return "weight", lambda rows: rows[:, SQUARES_SLOT]
-    if config.name not in STATE or (is_data_parallel(table, plan) and config.weight_decay):
+    if config.name not in STATE or (table.data_parallel and config.weight_decay):
         return None
     return STATE[config.name], lambda rows: rows.sum(1)
 
@@ -114,18 +110,17 @@ def _add(sums: Tensor, piece: Piece, sampled: Tensor, measure: Measure) -> None:
         sums[low:high] += measure(rows).to(sums.device)
 
 
-def _facts(table: EmbeddingTable, optim: OptimConfig, schema: Schema) -> dict[str, Any]:
-    wide = is_wide_table(table.name)
+def _facts(table: TablePlan, schema: Schema) -> dict[str, Any]:
     return {
         "table": table.name,
         "rows": table.rows,
-        "dim": 1 if wide else table.dim,
-        "optimizer": optim.of_table(table.name, wide=wide).name,
+        "dim": 1 if table.wide else table.dim,
+        "optimizer": table.optimizer.name,
         "missing_row": _missing_row(table, schema),
     }
 
 
-def _missing_row(table: EmbeddingTable, schema: Schema) -> int | None:
+def _missing_row(table: TablePlan, schema: Schema) -> int | None:
     """Of its features' the first; in a table of hashed ones row 0, which no value is hashed to."""
     rows = [0 if name in schema.crosses else schema.missing_id(name) for name in table.features]
     return next((row for row in rows if row is not None), None)
@@ -136,7 +131,7 @@ def _numbers(
     norms: NDArray[np.float32],
     trained: NDArray[np.bool_] | None,
     schema: Schema,
-    table: EmbeddingTable,
+    table: TablePlan,
 ) -> dict[str, Any]:
     if trained is None:
         return {"sampled": len(rows), "trained": None, "missing_row_trained": None, "norms": {"all": _spread(norms)}}

@@ -30,18 +30,19 @@ from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.sharding import initialize, planner, shard
 from trainer.sharding.pipeline import StepPipeline
+from trainer.sharding.table_plan import TablePlan
 
 COUNTED_AT_ONCE = 1 << 16  # rows of a rank whose ids are held until they are counted
 
 
 @dataclass(frozen=True)
 class Built:
-    """The sharded, steppable model. ``plan_rows`` describe where each table lies."""
+    """The sharded, steppable model, and the record of each of its tables."""
 
     task: DistributedModelParallel
     optimizer: CombinedOptimizer
     pipeline: StepPipeline
-    plan_rows: list[dict[str, Any]]
+    tables: tuple[TablePlan, ...]
 
 
 def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Module:
@@ -87,12 +88,12 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
         local_world_size=ranks.local_world_size,
         ids_per_row=planner.ids_per_row(config.data.schema),
     )
-    apply_table_optimizers(task, plan, config.optim, ranks.device)
-    sharded = shard.shard(task, plan, ranks.device)
-    initialize.initialize_tables(sharded, config.seed, initial_values_of_tables(config.data.schema))
-    optimizer = CombinedOptimizer(sharded, plan, config.optim, total_steps=total_steps)
+    apply_table_optimizers(task, plan.tables, ranks.device)
+    sharded = shard.shard(task, plan.sharding, ranks.device)
+    initialize.initialize_tables(sharded, plan.tables, config.seed, initial_values_of_tables(config.data.schema))
+    optimizer = CombinedOptimizer(sharded, plan.tables, config.optim, total_steps=total_steps)
     pipeline = StepPipeline(sharded, optimizer, ranks.device, execute_all_batches=True)
-    return Built(sharded, optimizer, pipeline, planner.plan_summary(plan, sharded, config.optim))
+    return Built(sharded, optimizer, pipeline, plan.tables)
 
 
 def build_train_loader(

@@ -74,8 +74,9 @@ def make_job(
     fault_injection.at("build")
     built = build.build(config, model, ranks, data.loader.local_batch_size, data.total_steps)
     if ranks.is_first:
-        write_json(folder / run_folder.PLAN, built.plan_rows)
-        print_plan(built.plan_rows)
+        rows = [table.summary() for table in built.tables]
+        write_json(folder / run_folder.PLAN, rows)
+        print_plan(rows)
     row_log = RowLog(folder / "ledger", data.files.manifest, ranks.rank)
     alerts = make_alerts(config, model.layout, ranks)
     stragglers = StragglerMeter(watchdog, data.loader, ranks)
@@ -83,7 +84,7 @@ def make_job(
     every_steps = config.log_every_steps or max(1, min(50, data.total_steps // 20))
     logger = MetricsLogger(folder, data.loader, data.total_steps, every_steps, ranks, alerts, stragglers, trackers)
     early_stopping = EarlyStopping(config.early_stopping, config.optim.plateau, built.optimizer)
-    state = TrainingState(built.task, built.optimizer, logger, built.plan_rows, early_stopping)
+    state = TrainingState(built, logger, early_stopping)
     record = Record(folder, ranks)
     return Job(
         config=config,
@@ -172,7 +173,7 @@ def begin(job: Job) -> None:
     config, data, ranks = job.config, job.data, job.ranks
     resume(data.saved, job.checkpoints, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
     if data.warm is not None:
-        pieces, plan_rows = job.state.pieces, job.built.plan_rows
-        begun = warm_start(config.warm_start, config, pieces, plan_rows, job.folder, ranks, data.warm)
+        pieces, tables = job.state.pieces, job.built.tables
+        begun = warm_start(config.warm_start, config, pieces, tables, job.folder, ranks, data.warm)
         job.built.optimizer.restore(0, begun.table_steps)
         job.alerts.compare_with(begun.numbers)

@@ -44,7 +44,7 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
     with process_group(choose_device(config.device), *limits) as ranks, unordered_operation_named():
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
-        Checkpoints(path.parent, config.checkpoint, ModelState(built.task, built.optimizer), {}, ranks).load(path)
+        Checkpoints(path.parent, config.checkpoint, ModelState(built), {}, ranks).load(path)
         yield LoadedRun(config, ranks, built, model.layout, path)
 
 

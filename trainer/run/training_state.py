@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from torchrec.distributed.model_parallel import DistributedModelParallel
-
 from data_loaders.errors import UserError
 from trainer import checkpoint
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.monitoring.metrics_logger import FACTS as LOGGER_FACTS
 from trainer.monitoring.metrics_logger import MetricsLogger
-from trainer.optim.combined import CombinedOptimizer
+from trainer.run.build import Built
 from trainer.run.early_stopping import FACTS as EARLY_STOPPING_FACTS
 from trainer.run.early_stopping import EarlyStopping
 from trainer.runtime.checked_json import Number, Whole, check_form
@@ -26,14 +24,15 @@ FACTS = {
     "judge": dict,
     "metrics": LOGGER_FACTS,
 }
+PLAN = ("table", "sharding", "kernel", "optimizer", "ranks")
 PACKAGES = ("torch", "torchrec")
 
 
 class ModelState:
     """Tables and dense layers, and the averages that stand for these in scoring, where there are any."""
 
-    def __init__(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
-        self.pieces: Sequence[Piece] = [*model_pieces(model), *optimizer.average_pieces()]
+    def __init__(self, built: Built) -> None:
+        self.pieces: Sequence[Piece] = [*model_pieces(built.task, built.tables), *built.optimizer.average_pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
         return ()
@@ -51,16 +50,14 @@ class TrainingState(ModelState):
     Random numbers need no state: what a step draws depends on (seed, rank, step) alone (``trainer.run.loop``).
     """
 
-    def __init__(
-        self,
-        model: DistributedModelParallel,
-        optimizer: CombinedOptimizer,
-        logger: MetricsLogger,
-        plan_rows: Sequence[Mapping[str, Any]],
-        early_stopping: EarlyStopping | None = None,
-    ) -> None:
-        self.optimizer, self.logger, self.plan_rows, self.early_stopping = optimizer, logger, plan_rows, early_stopping
-        self.pieces = [*model_pieces(model), *optimizer.pieces()]
+    def __init__(self, built: Built, logger: MetricsLogger, early_stopping: EarlyStopping | None = None) -> None:
+        self.optimizer, self.tables, self.logger, self.early_stopping = (
+            built.optimizer,
+            built.tables,
+            logger,
+            early_stopping,
+        )
+        self.pieces = [*model_pieces(built.task, built.tables), *built.optimizer.pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
         return self.logger.snapshot()
@@ -72,10 +69,7 @@ class TrainingState(ModelState):
             "rate_reduction": self.optimizer.reduction,
             "judge": self.early_stopping.facts() if self.early_stopping is not None else {},
             "metrics": self.logger.facts(),
-            "plan": [
-                {key: row[key] for key in ("table", "sharding", "kernel", "optimizer", "ranks")}
-                for row in self.plan_rows
-            ],
+            "plan": [{key: table.summary()[key] for key in PLAN} for table in self.tables],
             "versions": {name: version(name) for name in PACKAGES},
         }
 

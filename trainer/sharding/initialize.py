@@ -1,7 +1,7 @@
 """Initial values of tables: a function of seed, table, row and column alone, whatever the plan."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,22 +10,21 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from trainer.modules.embeddings import InitialValues
-from trainer.optim.tables import (
-    EmbeddingTable,
-    embedding_tables,
-)
+from trainer.sharding.table_plan import TablePlan
 
 INITIAL_CHUNK = 1 << 16  # values drawn from one seed
 
 
-def initialize_tables(model: nn.Module, seed: int, initial: Mapping[str, InitialValues]) -> None:
+def initialize_tables(
+    model: nn.Module, tables: Sequence[TablePlan], seed: int, initial: Mapping[str, InitialValues]
+) -> None:
     """Fills all tables of a sharded model with their ``initial`` values.
 
     A value depends on (seed, table, row, column, D) and the kind of device alone, neither on the plan nor on the number
     of ranks: rows are drawn in chunks, each from its own seed, and a shard keeps its part.
     """
     state = model.state_dict()
-    for table in embedding_tables(model):
+    for table in tables:
         for values, row, column in _local_shards(state[table.parameter]):
             _fill(values, row, column, table, seed, initial[table.name])
 
@@ -33,12 +32,12 @@ def initialize_tables(model: nn.Module, seed: int, initial: Mapping[str, Initial
 def gather_table(model: nn.Module, name: str) -> Tensor:
     """The whole table [rows, D] on the CPU of every rank; all ranks together. For tests and small tables: each rank
     receives every shard."""
-    table = next(table for table in embedding_tables(model) if table.name == name)
-    weight = model.state_dict()[table.parameter]
+    ends = tuple(f"{kind}.{name}.weight" for kind in ("embedding_bags", "embeddings"))
+    weight = next(value for key, value in model.state_dict().items() if key.endswith(ends))
     parts: list[Any] = [None] * dist.get_world_size()
     shards = [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)]
     dist.all_gather_object(parts, shards)
-    whole = torch.full((table.rows, table.dim), float("nan"))
+    whole = torch.full(tuple(weight.size()), float("nan"))
     for values, row, column in (shard for part in parts for shard in part):
         whole[row : row + values.shape[0], column : column + values.shape[1]] = values
     return whole
@@ -51,7 +50,7 @@ def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int
     return [(weight.detach(), 0, 0)]
 
 
-def _fill(values: Tensor, row: int, column: int, table: EmbeddingTable, seed: int, initial: InitialValues) -> None:
+def _fill(values: Tensor, row: int, column: int, table: TablePlan, seed: int, initial: InitialValues) -> None:
     if initial.std == 0:
         values.zero_()
         return

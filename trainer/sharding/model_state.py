@@ -16,32 +16,34 @@ A rank holds rectangular pieces of a tensor, or, so that every rank names the sa
 hold alike is written by one of them.
 """
 
+from collections.abc import Sequence
+
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
-from trainer.optim.tables import EmbeddingTable, embedding_tables
+from trainer.sharding.table_plan import TablePlan
 
 
-def model_pieces(model: DistributedModelParallel) -> list[Piece]:
+def model_pieces(model: DistributedModelParallel, tables: Sequence[TablePlan]) -> list[Piece]:
     """Weights of tables, dense parameters and buffers of a sharded model: the same names in the same order on every rank.
 
     A buffer must be alike on all ranks, as Dice's statistics are: what one rank holds is saved.
     """
-    tables = {table.parameter: table for table in embedding_tables(model)}
+    by_parameter = {table.parameter: table for table in tables}
     sharded: list[Piece] = []
     replicated: list[Piece] = []
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            sharded += _weight_pieces(tables[name], value)
-        elif name in tables:  # data-parallel
-            replicated.append(whole_piece(f"tables/{tables[name].name}/weight", value))
+            sharded += _weight_pieces(by_parameter[name], value)
+        elif name in by_parameter:  # data-parallel
+            replicated.append(whole_piece(f"tables/{by_parameter[name].name}/weight", value))
         else:
             replicated.append(whole_piece(f"dense/{name}", value))
     return in_order([*sharded, *written_once(replicated)])
 
 
-def _weight_pieces(table: EmbeddingTable, weight: ShardedTensor) -> list[Piece]:
+def _weight_pieces(table: TablePlan, weight: ShardedTensor) -> list[Piece]:
     name, shape = f"tables/{table.name}/weight", (table.rows, table.dim)
     found = [
         Piece(name, shape, tuple(shard.metadata.shard_offsets), shard.tensor.detach())

@@ -1,4 +1,4 @@
-"""Where tables live: the plan, its memory, the sharded model, and the tables' initial values.
+"""The plan of where tables live, and its memory.
 
 TorchRec's planner chooses a sharding type for each table among those that the configuration, the device, the kind of
 lookup and the table's optimizer allow, by estimated time, under the memory of the devices. Letters: B rows of a rank's
@@ -15,7 +15,7 @@ What ``auto`` (an empty ``sharding.types``) chooses from:
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,41 +26,22 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption, Storage
-from torchrec.distributed.types import (
-    CommOp,
-    ModuleSharder,
-    ShardingPlan,
-)
-from torchrec.modules.embedding_configs import DataType
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from data_loaders.errors import UserError
 from data_loaders.schema import Schema, one_of
-from trainer.config.optim import OptimConfig, TableOptimizerConfig
+from trainer.config.optim import OptimConfig
 from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
-from trainer.modules.embeddings import is_wide_table
-from trainer.optim.tables import (
-    EmbeddingTable,
-    check_table_optimizers,
-    embedding_tables,
-    state_bytes,
-    table_bytes,
-)
 from trainer.runtime.distributed import from_first
 from trainer.sharding.hardware import Hardware, recognised
-from trainer.sharding.shard import sharders
+from trainer.sharding.table_plan import EmbeddingTable, Plan, embedding_tables, make_records
+from trainer.sharding.torchrec_internals import Enumerator, chosen_options, sharders
 
 GB = 2**30
 MIN_AUTO_COLUMNS = 128  # a narrower part of a row costs a lookup as much as a whole one
 MIN_AUTO_ROW_WISE = 1 << 28  # bytes; for less, gloo's second collective each way costs more than the balance gains
-EXCHANGES = (  # of lookups' results and their gradients
-    CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name,
-    CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER.name,
-    CommOp.SEQUENCE_EMBEDDINGS_ALL_TO_ALL.name,
-)
 MEMORY_SHARE = 0.85  # of what is measured; the rest is for activations, the allocator and the program itself
 DENSE_COPIES = 6  # parameter, gradient, two moments, the all-reduce bucket, activations' share
 
@@ -83,7 +64,7 @@ def make_plan(
     world_size: int,
     local_world_size: int,
     ids_per_row: Mapping[str, float] | None = None,
-) -> ShardingPlan:
+) -> Plan:
     """The plan for a model whose tables are unsharded (on meta), the same on every rank: rank 0 plans.
 
     ``batch_size`` is a rank's; ``ids_per_row`` the mean number of ids of a feature (1 where not given). Without a
@@ -93,11 +74,11 @@ def make_plan(
     that do not fit into memory (needed against available, table by table).
     """
 
-    def search() -> ShardingPlan:
+    def search() -> Plan:
         found = find_plan(
             model,
+            embedding_tables(model, optim),
             config,
-            optim,
             measured(device, local_world_size),
             batch_size=batch_size,
             device=device,
@@ -121,7 +102,7 @@ class FoundPlan:
     """What a search ends with: the plan; the option it takes for each table and all that were open to it, with the memory
     and times that TorchRec estimates of their shards; the devices."""
 
-    plan: ShardingPlan
+    plan: Plan
     chosen: list[ShardingOption]
     open: list[ShardingOption]
     topology: Topology
@@ -129,8 +110,8 @@ class FoundPlan:
 
 def find_plan(
     model: nn.Module,
+    tables: Sequence[EmbeddingTable],
     config: ShardingConfig,
-    optim: OptimConfig,
     hardware: Hardware,
     *,
     batch_size: int,
@@ -142,16 +123,14 @@ def find_plan(
 ) -> FoundPlan:
     """``make_plan`` in one process, for devices that need not be here. Not ``thorough``: a part of the same search, in a
     second where up to 10,000 combinations take a minute; what it finds, the whole one finds or better."""
-    tables = embedding_tables(model)
-    check_table_optimizers(tables, optim, device)
     for name in config.by_table:
         one_of(name, [table.name for table in tables], "sharding.by_table")
     constraints = {
-        table.name: _constraints(table, config, optim, device, world_size, local_world_size, ids_per_row or {})
+        table.name: _constraints(table, config, device, world_size, local_world_size, ids_per_row or {})
         for table in tables
     }
-    topology = _topology(model, config, hardware, world_size, local_world_size)
-    return _search(model, tables, constraints, optim, topology, batch_size, device, thorough)
+    topology = _topology(dense_bytes(model, tables), config, hardware, world_size, local_world_size)
+    return _search(model, tables, constraints, topology, batch_size, thorough)
 
 
 def ids_per_row(schema: Schema) -> dict[str, float]:
@@ -160,20 +139,15 @@ def ids_per_row(schema: Schema) -> dict[str, float]:
 
 
 def allowed_types(
-    table: EmbeddingTable,
-    config: ShardingConfig,
-    optimizer: TableOptimizerConfig,
-    device: torch.device,
-    world_size: int,
-    local_world_size: int,
+    table: EmbeddingTable, config: ShardingConfig, device: torch.device, world_size: int, local_world_size: int
 ) -> list[str]:
     """The sharding types the planner may choose from for a table. Raises ``UserError`` when none is left: the table,
     what was asked for, and why each of that is impossible."""
-    obstacles = _obstacles(table, optimizer, device, world_size, local_world_size)
+    obstacles = _obstacles(table, device, world_size, local_world_size)
     possible = [name for name in SHARDING_TYPES if name not in obstacles]
     asked = [config.by_table[table.name]] if table.name in config.by_table else list(dict.fromkeys(config.types))
     if not asked:
-        automatic = _automatic_types(table, optimizer, device, world_size, local_world_size)
+        automatic = _automatic_types(table, device, world_size, local_world_size)
         return [name for name in possible if name in automatic]
     chosen = [name for name in asked if name in possible]
     if not chosen:
@@ -181,45 +155,9 @@ def allowed_types(
         reasons = "; ".join(f"{name}: {obstacles[name]}" for name in asked)
         raise UserError(
             f"{where} asks for {', '.join(asked)} for table '{table.name}' ({table.rows:,} x {table.dim}, optimizer "
-            f"{optimizer.name}), which cannot be ({reasons}); possible: {', '.join(possible)}"
+            f"{table.optimizer.name}), which cannot be ({reasons}); possible: {', '.join(possible)}"
         )
     return chosen
-
-
-def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """One row a table of a (sharded or unsharded) model, for printing and ``plan.json``: table, module, sharding,
-    kernel, optimizer, rows, dim, ranks, and ``bytes``: ``{rank: weights and optimizer state}``."""
-    rows = []
-    for table in embedding_tables(model):
-        sharding = plan.plan[table.module][table.name]
-        optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
-        if sharding.sharding_spec is None:  # data-parallel: the whole table on every rank
-            shards = [(rank, table.rows, table.dim) for rank in sharding.ranks]
-        else:
-            shards = [(s.placement.rank(), *s.shard_sizes) for s in sharding.sharding_spec.shards]
-        held = dict.fromkeys(sorted({rank for rank, _, _ in shards}), 0)
-        for rank, height, width in shards:
-            held[rank] += table_bytes(table, optimizer, height, width)
-        rows.append(
-            {
-                "table": table.name,
-                "module": table.module,
-                "sharding": sharding.sharding_type,
-                "kernel": sharding.compute_kernel,
-                "optimizer": optimizer.name,
-                "rows": table.rows,
-                "dim": table.dim,
-                "ranks": list(held),
-                "bytes": {str(rank): size for rank, size in held.items()},
-            }
-        )
-    return rows
-
-
-# The sharded model.
-
-
-# Values of tables.
 
 
 # Constraints.
@@ -228,14 +166,12 @@ def plan_summary(plan: ShardingPlan, model: nn.Module, optim: OptimConfig) -> li
 def _constraints(
     table: EmbeddingTable,
     config: ShardingConfig,
-    optim: OptimConfig,
     device: torch.device,
     world_size: int,
     local_world_size: int,
     ids_per_row: Mapping[str, float],
 ) -> ParameterConstraints:
-    optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
-    types = allowed_types(table, config, optimizer, device, world_size, local_world_size)
+    types = allowed_types(table, config, device, world_size, local_world_size)
     return ParameterConstraints(
         sharding_types=types,
         # No unified memory: kernels that keep a table partly on the host are another trade, made by nobody here.
@@ -245,9 +181,7 @@ def _constraints(
     )
 
 
-def _obstacles(
-    table: EmbeddingTable, optimizer: TableOptimizerConfig, device: torch.device, world_size: int, local_world_size: int
-) -> dict[str, str]:
+def _obstacles(table: EmbeddingTable, device: torch.device, world_size: int, local_world_size: int) -> dict[str, str]:
     """Why a table cannot have a sharding type: ``{type: reason}``."""
     found: dict[str, str] = {}
     if not table.pooled:
@@ -273,22 +207,21 @@ def _obstacles(
             found.setdefault(name, f"{ranks} ranks are too many for {table.rows} rows: FBGEMM fails on none")
     if table.dtype != torch.float32:
         found.setdefault("data_parallel", "an ordinary optimizer would lose small steps in rows of fp16")
-    if optimizer.name == "ftrl":
+    if table.optimizer.name == "ftrl":
         for name in SHARDING_TYPES:
             if name not in ("table_wise", "row_wise"):
                 found.setdefault(name, "FTRL keeps its state in whole rows of one owner")
     return found
 
 
-def _automatic_types(
-    table: EmbeddingTable, optimizer: TableOptimizerConfig, device: torch.device, world_size: int, local_world_size: int
-) -> list[str]:
+def _automatic_types(table: EmbeddingTable, device: torch.device, world_size: int, local_world_size: int) -> list[str]:
     if world_size == 1 or (device.type == "cpu" and table.dtype.itemsize * table.rows * table.dim < MIN_AUTO_ROW_WISE):
         return ["table_wise"]
     types = ["table_wise", "row_wise"]
     if 1 < local_world_size < world_size:
         types.append("table_row_wise")
-    if optimizer.name != "rowwise_adagrad" and column_width(table.dim, world_size) < table.dim >= 2 * MIN_AUTO_COLUMNS:
+    whole_rows = table.optimizer.name == "rowwise_adagrad"
+    if not whole_rows and column_width(table.dim, world_size) < table.dim >= 2 * MIN_AUTO_COLUMNS:
         types.append("column_wise")
     return types
 
@@ -306,55 +239,15 @@ def column_width(dim: int, world_size: int) -> int:
 # The search.
 
 
-class _Enumerator(EmbeddingEnumerator):
-    """TorchRec's, with three things put right.
-
-    The memory of optimizer state is ours: TorchRec takes it for as many values of the weights' own type, by the class of
-    an optimizer (which our parameters do not tell it), and knows no counts. Lookups give fp32 and exchange fp32, forward
-    and backward: TorchRec takes both to be of the tables' type. And options are in a fixed order: TorchRec takes them from
-    a set of strings, whose order differs from process to process, and equally good plans would be chosen by chance."""
-
-    def __init__(
-        self, topology: Topology, batch_size: int, constraints: dict[str, ParameterConstraints], optim: OptimConfig
-    ) -> None:
-        super().__init__(topology, batch_size, constraints)
-        self._optim, self._gpu = optim, topology.compute_device == "cuda"
-        self.open: list[ShardingOption] = []
-
-    def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        for data in self._sharder_data_map.values():
-            data.qcomm_dtype_sizes.update(dict.fromkeys(EXCHANGES, (4.0, 4.0)))
-        for option in sharding_options:
-            option.output_dtype = DataType.FP32
-        super().populate_estimates(sharding_options)
-        for option in sharding_options:
-            option.output_dtype = (
-                None  # else it goes into the plan, and from there to FBGEMM, which has it from its default
-            )
-            optimizer = self._optim.of_table(option.name, wide=is_wide_table(option.name))
-            for part in option.shards:
-                size = state_bytes(optimizer, *part.size)
-                part.storage += Storage(hbm=size, ddr=0) if self._gpu else Storage(hbm=0, ddr=size)
-
-    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
-        options = super().enumerate(module, sharders)
-        self.open = sorted(
-            options, key=lambda o: (o.path, o.name, SHARDING_TYPES.index(o.sharding_type), o.compute_kernel)
-        )
-        return self.open
-
-
 def _search(
     model: nn.Module,
     tables: Sequence[EmbeddingTable],
     constraints: dict[str, ParameterConstraints],
-    optim: OptimConfig,
     topology: Topology,
     batch_size: int,
-    device: torch.device,
     thorough: bool,
 ) -> FoundPlan:
-    enumerator = _Enumerator(topology, batch_size, constraints, optim)
+    enumerator = Enumerator(topology, batch_size, constraints, tables)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
@@ -368,16 +261,14 @@ def _search(
     try:
         plan = planner.plan(model, sharders())
     except PlannerError as error:
-        raise TablesDoNotFit(_memory_report(tables, optim, topology, batch_size)) from error
-    return FoundPlan(plan, planner._best_plan or [], enumerator.open, topology)
+        raise TablesDoNotFit(_memory_report(tables, topology, batch_size)) from error
+    return FoundPlan(Plan(plan, make_records(tables, plan)), chosen_options(planner), enumerator.open, topology)
 
 
-def dense_bytes(model: nn.Module) -> int:
+def dense_bytes(model: nn.Module, tables: Iterable[EmbeddingTable]) -> int:
     """What is set aside for the parameters that are not tables: ``DENSE_COPIES`` of them."""
-    tables = {table.parameter for table in embedding_tables(model)}
-    return DENSE_COPIES * sum(
-        p.numel() * p.element_size() for name, p in model.named_parameters() if name not in tables
-    )
+    rows = {table.parameter for table in tables}
+    return DENSE_COPIES * sum(p.numel() * p.element_size() for name, p in model.named_parameters() if name not in rows)
 
 
 def usable_memory(config: ShardingConfig, hardware: Hardware) -> float:
@@ -406,10 +297,9 @@ def measured(device: torch.device, local_world_size: int) -> Hardware:
 
 
 def _topology(
-    model: nn.Module, config: ShardingConfig, hardware: Hardware, world_size: int, local_world_size: int
+    dense: int, config: ShardingConfig, hardware: Hardware, world_size: int, local_world_size: int
 ) -> Topology:
-    """Devices as they are: memory as configured or there, less what the dense part takes."""
-    dense = dense_bytes(model)
+    """Devices as they are: memory as configured or there, less what the ``dense`` part takes."""
     gpu = hardware.device == "cuda"
     memory = usable_memory(config, hardware)
     cap = int(memory - dense)
@@ -444,11 +334,8 @@ def _gpu_bandwidth(device: torch.device) -> float | None:
     return 2.0 * kilohertz * bits / 8 or None  # two transfers a clock; kHz x bytes are bytes per ms
 
 
-def _memory_report(tables: Sequence[EmbeddingTable], optim: OptimConfig, topology: Topology, batch_size: int) -> str:
-    needed = {}
-    for table in tables:
-        optimizer = optim.of_table(table.name, wide=is_wide_table(table.name))
-        needed[table.name] = table_bytes(table, optimizer, table.rows, table.dim) / GB
+def _memory_report(tables: Sequence[EmbeddingTable], topology: Topology, batch_size: int) -> str:
+    needed = {table.name: table.all_bytes(table.rows, table.dim) / GB for table in tables}
     largest = sorted(needed.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {size:.3g} GB" for name, size in largest[:10])
     gpu = topology.compute_device == "cuda"
@@ -460,6 +347,3 @@ def _memory_report(tables: Sequence[EmbeddingTable], optim: OptimConfig, topolog
         "with less state (rowwise_adagrad, sgd), allow row_wise in sharding.types, or set "
         f"sharding.{'hbm_gb' if gpu else 'ddr_gb'} if more memory is there than was measured"
     )
-
-
-# Shards.

@@ -32,7 +32,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class DensePlan:
+class DenseTransfer:
     """``blocks`` of each of ``axes`` that come from the old tensor; None: all of it. ``kept``, ``added``, ``removed``: the
     features these belong to, for a tensor that is made of features."""
 
@@ -49,16 +49,16 @@ class DensePlan:
     removed: tuple[str, ...] = ()
 
 
-def plan_dense(matching: Matching) -> list[DensePlan]:
+def plan_dense(matching: Matching) -> list[DenseTransfer]:
     found = [_plan(matching, name) for name in sorted(matching.new.dense)]
     used = {plan.source for plan in found}
     for name in sorted(set(matching.old.dense) - used):
         _check_lost(matching, name)
-        found.append(DensePlan(name, None, DROPPED, prod(matching.old.dense[name].shape), None, has_state=False))
+        found.append(DenseTransfer(name, None, DROPPED, prod(matching.old.dense[name].shape), None, has_state=False))
     return found
 
 
-def load_dense(plan: DensePlan, piece: Piece, reader: Reader) -> None:
+def load_dense(plan: DenseTransfer, piece: Piece, reader: Reader) -> None:
     """Writes what comes from the old run into a parameter, a buffer, or a state of the parameter's optimizer."""
     kind, _, rest = piece.name.partition("/")
     state = rest.rpartition("/")[2] if kind == "optimizer" else None
@@ -70,7 +70,7 @@ def load_dense(plan: DensePlan, piece: Piece, reader: Reader) -> None:
     _copy(old.to(piece.tensor.device), piece.tensor, plan)
 
 
-def _copy(old: Tensor, new: Tensor, plan: DensePlan) -> None:
+def _copy(old: Tensor, new: Tensor, plan: DenseTransfer) -> None:
     if plan.blocks is None or new.dim() == 0:
         new.copy_(old)
         return
@@ -87,11 +87,11 @@ def _entries(tensor: Tensor, axes: tuple[int, ...], runs: Sequence[tuple[int, in
     return tuple(index)
 
 
-def _plan(matching: Matching, name: str) -> DensePlan:
+def _plan(matching: Matching, name: str) -> DenseTransfer:
     canonical, spec = f"dense/{name}", matching.new.dense[name]
     features, has_state = matching.dense_features(name, matching.new), name in matching.new.states
     added = tuple(features) if name in (matching.new.axes or {}) else ()
-    fresh = DensePlan(name, None, NEW, prod(spec.shape), None, has_state, added=added)
+    fresh = DenseTransfer(name, None, NEW, prod(spec.shape), None, has_state, added=added)
     if matching.skips(canonical, features):
         return fresh
     source = matching.source_dense(name)
@@ -102,11 +102,11 @@ def _plan(matching: Matching, name: str) -> DensePlan:
     problem = _mismatch(matching, name, source)
     if problem:
         matching.problem(canonical, problem, f"skip: ['{canonical}']")
-        return DensePlan(name, source, NEW, prod(spec.shape), None, has_state)
+        return DenseTransfer(name, source, NEW, prod(spec.shape), None, has_state)
     states = matching.old.states.get(source, {}), matching.new.states.get(name, {})
     factor = matching.state(canonical, *states, None)
     if name not in (matching.new.axes or {}):
-        return DensePlan(name, source, KEPT, prod(spec.shape), factor, has_state)
+        return DenseTransfer(name, source, KEPT, prod(spec.shape), factor, has_state)
     return _plan_by_features(matching, name, source, factor, has_state)
 
 
@@ -130,7 +130,9 @@ def _mismatch(matching: Matching, name: str, source: str) -> str | None:
     return f"has shape {list(new.shape)}, had {list(old.shape)}" if shapes[0] != shapes[1] else None
 
 
-def _plan_by_features(matching: Matching, name: str, source: str, factor: float | None, has_state: bool) -> DensePlan:
+def _plan_by_features(
+    matching: Matching, name: str, source: str, factor: float | None, has_state: bool
+) -> DenseTransfer:
     now, before = matching.new.axes[name], matching.old.axes[source]
     new, old = _places(now), _places(before)
     came = {part: _source_part(matching, part) for part in new}
@@ -139,7 +141,7 @@ def _plan_by_features(matching: Matching, name: str, source: str, factor: float 
     unused = old.keys() - found.values()
     kept, held = _features_of(found), _features_of(found.values())
     whole = len(found) == len(new) == len(old) and all(block.new == block.old for block in blocks)
-    return DensePlan(
+    return DenseTransfer(
         name,
         source,
         KEPT if whole else REMAPPED,

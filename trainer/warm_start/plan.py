@@ -15,10 +15,10 @@ from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import TableOptimizerConfig
 from trainer.config.warm_start import WarmStartConfig, matches
-from trainer.warm_start.dense import DensePlan, load_dense, plan_dense
+from trainer.warm_start.dense import DenseTransfer, load_dense, plan_dense
 from trainer.warm_start.matching import DROPPED, NEW, Matching
 from trainer.warm_start.sides import Side
-from trainer.warm_start.tables import TablePlan, load_table, plan_tables
+from trainer.warm_start.tables import TableTransfer, load_table, plan_tables
 from trainer.warm_start.vocabularies import Vocabularies
 
 MEANING = ("offset", "scale", "log1p", "fill", "missing_id")  # of a feature's values, though no shape shows it
@@ -28,8 +28,8 @@ MEANING = ("offset", "scale", "log1p", "fill", "missing_id")  # of a feature's v
 class Plan:
     """``notes``: differences that change no shape, and what a reader should know of them."""
 
-    tables: tuple[TablePlan, ...]
-    dense: tuple[DensePlan, ...]
+    tables: tuple[TableTransfer, ...]
+    dense: tuple[DenseTransfer, ...]
     notes: tuple[str, ...] = ()
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ def _inputs(schema: Schema) -> list[tuple[str, str, int]]:
     return [(name, f.kind, schema.dim(f.table) if f.table else 1) for name, f in schema.features.items()]
 
 
-def _check_required(matching: Matching, tables: Sequence[TablePlan], dense: Sequence[DensePlan]) -> None:
+def _check_required(matching: Matching, tables: Sequence[TableTransfer], dense: Sequence[DenseTransfer]) -> None:
     statuses = {f"tables/{plan.table}": plan.status for plan in tables if plan.new_rows}
     statuses |= {f"dense/{plan.name}": plan.status for plan in dense if plan.status != DROPPED}
     statuses |= {f"features/{key}": NEW for key in matching.new.features if matching.source_feature(key) is None}

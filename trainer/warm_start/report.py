@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from trainer.warm_start.dense import DensePlan
+from trainer.warm_start.dense import DenseTransfer
 from trainer.warm_start.matching import NEW
 from trainer.warm_start.plan import Plan
-from trainer.warm_start.tables import TablePlan
+from trainer.warm_start.tables import TableTransfer
 
 SHOWN = 5  # features of a dense tensor
 WIDTH = 160  # of what is not written to a terminal
@@ -89,7 +89,7 @@ def make_report(plan: Plan, source: str, step: int) -> Report:
     return Report(source, step, tables, dense, plan.notes, totals)
 
 
-def _of_table(plan: TablePlan) -> TableReport:
+def _of_table(plan: TableTransfer) -> TableReport:
     ids, kept = plan.ids, plan.rows_kept
     percent = None if ids is None else 100 * ids.kept / ids.known if ids.known else 100.0
     return TableReport(
@@ -105,13 +105,13 @@ def _of_table(plan: TablePlan) -> TableReport:
     )
 
 
-def _of_dense(plan: DensePlan) -> DenseReport:
+def _of_dense(plan: DenseTransfer) -> DenseReport:
     return DenseReport(
         plan.name, plan.source, plan.status, plan.size, plan.kept, plan.added, plan.removed, _state(plan)
     )
 
 
-def _state(plan: TablePlan | DensePlan) -> str:
+def _state(plan: TableTransfer | DenseTransfer) -> str:
     if not plan.has_state:
         return "none"
     if plan.status == NEW:

@@ -3,7 +3,7 @@
 The old side is what a checkpoint says of itself, the new one what the new run has built. Neither needs other ranks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,11 +117,9 @@ def _old_class(old_name: str, model_name: str, model_class: type) -> type | None
     return load_model_class(old_name) if old_name in getattr(model_class, "initialised_by", ()) else None
 
 
-def new_side(
-    pieces: Sequence[Piece], schema: Schema, plan_rows: Iterable[Mapping[str, Any]], model_class: type
-) -> Side:
+def new_side(pieces: Sequence[Piece], schema: Schema, optimizers: Mapping[str, str], model_class: type) -> Side:
     specs = {piece.name: Spec(piece.shape, piece.tensor.dtype, piece.widths) for piece in pieces}
-    return _side(schema, specs, {row["table"]: row["optimizer"] for row in plan_rows}, model_class)
+    return _side(schema, specs, optimizers, model_class)
 
 
 def schema_of(plain: Mapping[str, Any]) -> Schema:

@@ -1,6 +1,6 @@
 """From ``warm_start.path`` to a model that goes on from it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from trainer.config.warm_start import WarmStartConfig
 from trainer.models import load_model_class
 from trainer.runtime.checked_json import Optional, Whole, check_form, get_form
 from trainer.runtime.distributed import Ranks, from_first
+from trainer.sharding.table_plan import TablePlan
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_console, make_report
 from trainer.warm_start.sides import new_side, old_side
@@ -42,7 +43,7 @@ def warm_start(
     rules: WarmStartConfig,
     config: TrainConfig,
     pieces: Sequence[Piece],
-    plan_rows: Iterable[Mapping[str, Any]],
+    tables: Iterable[TablePlan],
     folder: Path,
     ranks: Ranks,
     path: AnyPath,
@@ -57,7 +58,7 @@ def warm_start(
     name = config.model["name"]
     model_class = load_model_class(name)
     old = old_side(reader, facts, name, model_class)
-    new = new_side(pieces, config.data.schema, plan_rows, model_class)
+    new = new_side(pieces, config.data.schema, {table.name: table.optimizer.name for table in tables}, model_class)
     plan = make_plan(rules, old, new, vocabularies_of(rules, path, config.data.prepared))
     table_steps = facts.get("table_steps", 0)
     check_form(table_steps, Whole(), f"checkpoint {path}: {FACTS}: table_steps")

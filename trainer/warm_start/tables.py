@@ -25,7 +25,7 @@ FTRL = "ftrl"
 
 
 @dataclass(frozen=True)
-class TablePlan:
+class TableTransfer:
     """``source``: the old table. ``factor``: what optimizer state is multiplied by; None: it starts anew. ``linear``:
     whether FTRL's state, in the rows themselves, is part of the old table or of the new one."""
 
@@ -47,16 +47,16 @@ class TablePlan:
         return self.old_rows if self.ids.rows is None else int((self.ids.rows >= 0).sum())
 
 
-def plan_tables(matching: Matching) -> list[TablePlan]:
+def plan_tables(matching: Matching) -> list[TableTransfer]:
     found = [_plan(matching, table) for table in sorted(matching.new.tables)]
     used = {plan.source for plan in found}
     for table in sorted(set(matching.old.tables) - used):
         _check_lost(matching, table)
-        found.append(TablePlan(table, None, DROPPED, matching.old.rows(table), 0, None, None, has_state=False))
+        found.append(TableTransfer(table, None, DROPPED, matching.old.rows(table), 0, None, None, has_state=False))
     return found
 
 
-def load_table(plan: TablePlan, piece: Piece, reader: Reader, wide: TableOptimizerConfig) -> None:
+def load_table(plan: TableTransfer, piece: Piece, reader: Reader, wide: TableOptimizerConfig) -> None:
     """Writes the old rows of a weight or state into the rectangle that ``piece`` holds. ``wide``: the new run's optimizer
     of linear weights."""
     state = piece.name.rpartition("/")[2]
@@ -77,10 +77,10 @@ def load_table(plan: TablePlan, piece: Piece, reader: Reader, wide: TableOptimiz
 # What becomes of a table.
 
 
-def _plan(matching: Matching, table: str) -> TablePlan:
+def _plan(matching: Matching, table: str) -> TableTransfer:
     name, new = f"tables/{table}", matching.new
     readers, rows = new.readers(table), new.rows(table)
-    fresh = TablePlan(table, None, NEW, 0, rows, None, None, has_state=_has_state(new, table))
+    fresh = TableTransfer(table, None, NEW, 0, rows, None, None, has_state=_has_state(new, table))
     if matching.skips(name, readers):
         return fresh
     source = matching.source_table(table)
@@ -91,10 +91,10 @@ def _plan(matching: Matching, table: str) -> TablePlan:
     old_rows = matching.old.rows(source)
     ids = _ids(matching, table, source)
     if not _comparable(matching, table, source) or ids is None:
-        return TablePlan(table, source, NEW, old_rows, rows, None, None, has_state=False)
+        return TableTransfer(table, source, NEW, old_rows, rows, None, None, has_state=False)
     factor, linear = _state(matching, table, source)
     status = REMAPPED if ids.rows is not None else GROWN if rows > old_rows else KEPT
-    return TablePlan(table, source, status, old_rows, rows, ids, factor, _has_state(new, table) or linear, linear)
+    return TableTransfer(table, source, status, old_rows, rows, ids, factor, _has_state(new, table) or linear, linear)
 
 
 def _comparable(matching: Matching, table: str, source: str) -> bool:
@@ -193,7 +193,7 @@ def _check_lost(matching: Matching, table: str) -> None:
 # Rows.
 
 
-def _old_rows(plan: TablePlan, name: str, piece: Piece, reader: Reader) -> Iterator[tuple[Tensor | slice, Tensor]]:
+def _old_rows(plan: TableTransfer, name: str, piece: Piece, reader: Reader) -> Iterator[tuple[Tensor | slice, Tensor]]:
     """(rows of the piece, their old values [rows, columns of the piece]), slab by slab."""
     height = max(1, SLAB_BYTES // (reader.dtype(name).itemsize * reader.shape(name)[1]))
     first, count = piece.offset[0] if piece.tensor.numel() else 0, len(piece.tensor)

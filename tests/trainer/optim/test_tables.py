@@ -11,12 +11,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from trainer.config.optim import TABLE_OPTIMIZERS, OptimConfig, TableOptimizerConfig
 from trainer.optim.tables import (
     _check_fused,
-    _uncount_evaluation,
-    check_table_optimizers,
-    embedding_tables,
     fused_optimizer,
-    state_bytes,
 )
+from trainer.sharding.kernels import _uncount_evaluation
+from trainer.sharding.table_plan import EmbeddingTable, embedding_tables
 
 META = torch.device("meta")
 
@@ -33,9 +31,14 @@ class TwoCollections(nn.Module):
         self.inner = nn.ModuleDict({"sequences": EmbeddingCollection(tables=[sequence], device=META)})
 
 
+def user_table(optimizer: TableOptimizerConfig, dtype: torch.dtype = torch.float32) -> EmbeddingTable:
+    table, *_ = embedding_tables(TwoCollections(), OptimConfig())
+    return replace(table, optimizer=optimizer, dtype=dtype)
+
+
 def test_tables_are_found_under_the_names_of_the_state_dict() -> None:
     model = TwoCollections()
-    tables = {table.name: table for table in embedding_tables(model)}
+    tables = {table.name: table for table in embedding_tables(model, OptimConfig())}
     assert {table.parameter for table in tables.values()} == set(model.state_dict())
     user, item = tables["user"], tables["item"]
     assert (user.module, user.pooled, user.mean, user.features) == ("bags", True, True, ("user", "friends"))
@@ -46,7 +49,7 @@ def test_tables_are_found_under_the_names_of_the_state_dict() -> None:
 
 def test_a_table_in_two_collections_is_refused() -> None:
     with pytest.raises(ValueError, match="table 'user' is in both 'bags' and 'inner.sequences'"):
-        embedding_tables(TwoCollections(sequence_table="user"))
+        embedding_tables(TwoCollections(sequence_table="user"), OptimConfig())
 
 
 def test_every_optimizer_has_a_fused_form_and_a_size() -> None:
@@ -56,7 +59,7 @@ def test_every_optimizer_has_a_fused_form_and_a_size() -> None:
         _, arguments = fused_optimizer(config)
         assert arguments["lr"] == (1.0 if name == "ftrl" else 0.3)
         assert fused_optimizer(config)[1] is not arguments  # TorchRec writes into it
-        assert state_bytes(config, rows=10, dim=8) == expected[name]
+        assert user_table(config).state_bytes(rows=10, dim=8) == expected[name]
 
 
 @pytest.mark.parametrize(
@@ -70,26 +73,24 @@ def test_every_optimizer_has_a_fused_form_and_a_size() -> None:
     ],
 )
 def test_what_only_data_parallel_tables_have_is_refused_for_others(config: TableOptimizerConfig, message: str) -> None:
-    table = embedding_tables(TwoCollections())[0]
     with pytest.raises(ValueError, match=message):
-        _check_fused(table, config, torch.device("cpu"))
-    _check_fused(table, TableOptimizerConfig("adam", weight_decay=0.1), torch.device("cuda"))
+        _check_fused(user_table(config), torch.device("cpu"))
+    _check_fused(user_table(TableOptimizerConfig("adam", weight_decay=0.1)), torch.device("cuda"))
 
 
 def test_adam_of_fp16_is_refused_before_its_first_step_fails() -> None:
     """FBGEMM 1.8, whose own message speaks of 'row_counter_dev'."""
-    table = replace(embedding_tables(TwoCollections())[0], dtype=torch.float16)
     with pytest.raises(
         ValueError, match="'user' has optimizer adam and rows of fp16.*dtype=fp32, or use rowwise_adagrad"
     ):
-        _check_fused(table, TableOptimizerConfig("adam"), torch.device("cuda"))
-    _check_fused(table, TableOptimizerConfig("adagrad"), torch.device("cuda"))
+        _check_fused(user_table(TableOptimizerConfig("adam"), torch.float16), torch.device("cuda"))
+    _check_fused(user_table(TableOptimizerConfig("adagrad"), torch.float16), torch.device("cuda"))
 
 
 def test_ftrl_has_l2_instead_of_weight_decay() -> None:
     optim = OptimConfig(wide=TableOptimizerConfig("ftrl", weight_decay=0.1))
     with pytest.raises(ValueError, match="'wide_user'.*use l2 instead"):
-        check_table_optimizers(embedding_tables(TwoCollections()), optim, torch.device("cpu"))
+        embedding_tables(TwoCollections(), optim)
 
 
 def test_evaluation_does_not_count_as_a_step_of_adam() -> None:

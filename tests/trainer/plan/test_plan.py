@@ -51,11 +51,11 @@ def test_bytes_of_a_rank_are_those_of_its_shards_by_hand():
 def test_the_plan_is_the_one_that_a_run_makes():
     job, cluster = planned("8xH100", "sharding.hbm_gb=50")
     made = planner.find_plan(
-        job.task, job.config.sharding, job.config.optim, cluster.hardware, batch_size=512,
+        job.task, list(job.tables.values()), job.config.sharding, cluster.hardware, batch_size=512,
         device=torch.device("cuda"), world_size=8, local_world_size=8, ids_per_row=job.lengths,
     )  # fmt: skip
-    rows = planner.plan_summary(made.plan, job.task, job.config.optim)
     planned_rows = {row["table"]: (row["sharding"], row["bytes"]) for row in job.estimate(cluster).tables}
+    rows = [table.summary() for table in made.plan.tables]
     assert planned_rows == {row["table"]: (row["sharding"], row["bytes"]) for row in rows}
 
 
