@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny, warm
-from tests.data_loaders.test_bad_data import told, write
+from tests.helpers.bad_data import told, write
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

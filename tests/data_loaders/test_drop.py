@@ -9,7 +9,7 @@ from data_loaders.column_decoders import RowError
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
-from tests.data_loaders.test_plain import decoded
+from tests.helpers.decoding import decoded
 
 SCHEMA = Schema(
     tables={"t": Table(50), "h": Table(100), "p": Table(9)},

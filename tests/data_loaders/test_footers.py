@@ -10,7 +10,7 @@ import pytest
 from data_loaders import footers
 from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
-from tests.data_loaders.test_bad_data import loader, log, read, write
+from tests.helpers.bad_data import loader, log, read, write
 
 ROWS, GROUP = 30, 10
 

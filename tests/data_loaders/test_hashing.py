@@ -5,22 +5,9 @@ import pyarrow as pa
 import pytest
 
 from data_loaders.hashing import combine, hash_ids, mix, rows_from_hashes
+from tests.helpers.hash_reference import MASK, reference_bytes, reference_mix
 
-MASK = (1 << 64) - 1
 STRINGS = ["", "a", "a\0", "\0", "abcdefgh", "abcdefghi", "05db9164", "ünïcödé €", "x" * 100, "x" * 101]
-
-
-def reference_mix(value):
-    value = (value + 0x9E3779B97F4A7C15) & MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
-    return value ^ (value >> 31)
-
-
-def reference_bytes(data):
-    words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data), 8)]
-    total = sum(word * pow(0xD6E8FEB86659FD93, k, 1 << 64) for k, word in enumerate(words))
-    return reference_mix((total + len(data) * 0xA0761D6478BD642F) & MASK)
 
 
 def test_integers_hash_alike_in_every_type():

@@ -4,20 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_loaders.column_decoders import Counters, RowError
+from data_loaders.column_decoders import RowError
 from data_loaders.columns import NO_ID
-from data_loaders.decode import Decoder
 from data_loaders.plain import PlainColumns
-from data_loaders.schema import Feature, Schema, Table
+from tests.helpers.decoding import decoded, schema
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-
-
-def schema(rows=100, **options):
-    ids = {name: Feature("sparse", table="t", **options) for name in ("a", "b", "c")}
-    return Schema(
-        tables={"t": Table(rows)}, features={**ids, "x": Feature("dense", fill=-7.0), "y": Feature("dense", fill=-7.0)}
-    )
 
 
 def log(count, kind="int64", dense="int64", seed=1):
@@ -25,17 +17,6 @@ def log(count, kind="int64", dense="int64", seed=1):
     columns = {name: rng.integers(0, 100, count).astype(kind) for name in ("a", "b", "c")}
     columns |= {name: rng.integers(0, 120, count).astype(dense) for name in ("x", "y")}
     return {"label": rng.integers(0, 2, count).astype(kind), **columns}
-
-
-def decoded(columns, given=None, chunks=1):
-    given = given or schema()
-    table = pa.table(columns)
-    if chunks > 1:
-        bounds = np.linspace(0, table.num_rows, chunks + 1).astype(int)
-        table = pa.concat_tables([table.slice(a, b - a) for a, b in zip(bounds, bounds[1:])])
-    counters = Counters()
-    decoder = Decoder(given, given.layout(), {f.name: f.type for f in table.schema}, counters)
-    return decoder([table], table.num_rows), counters.snapshot(), decoder
 
 
 @pytest.mark.parametrize("kind", INTEGERS)

@@ -19,7 +19,7 @@ from data_loaders.hashing import hash_ids
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
-from tests.data_loaders.test_hashing import MASK, reference_bytes, reference_mix
+from tests.helpers.hash_reference import MASK, reference_bytes, reference_mix
 
 H_ROWS, T_ROWS = 100_000, 200
 TABLES = {"h": Table(H_ROWS), "t": Table(T_ROWS)}

@@ -12,7 +12,7 @@ import pytest
 from data_loaders import synthetic
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, ranks_of
+from tests.helpers.jobs import built_job, ranks_of
 from trainer.monitoring.feature_coverage import LOOK_EVERY
 from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.run import loop

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data_loaders.manifest import Manifest
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import ranks_of
+from tests.helpers.jobs import ranks_of
 from trainer.modules.task import ClickTask
 from trainer.run import build, loop
 from trainer.runtime.distributed import all_reduce_sum

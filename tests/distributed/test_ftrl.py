@@ -6,8 +6,8 @@ from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_sharding import CPU, LAYOUTS, all_tables, build, make_batch
-from tests.distributed.test_tables import DENSE, Reference
+from tests.helpers.reference_optimizers import DENSE, Reference
+from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, make_batch
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.ftrl import ftrl_update

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torchrec.modules.embedding_configs import DataType
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_pieces import LAYOUTS, Whole, assembled, assert_equal, load, train
-from tests.distributed.test_sharding import DIMS, TinyModel, all_tables, build, make_batch, plan_alone
-from tests.distributed.test_tables import DENSE, HALVES, Closed, Reference
+from tests.helpers.model_states import LAYOUTS, Whole, assembled, assert_equal, load, train
+from tests.helpers.reference_optimizers import DENSE, HALVES, Closed, Reference
+from tests.helpers.tables import DIMS, TinyModel, all_tables, build, make_batch, plan_alone
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer

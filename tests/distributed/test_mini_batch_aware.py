@@ -15,10 +15,10 @@ from torch import Tensor
 from data_loaders.batch import Batch
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, curve, ranks_of, state_of
-from tests.distributed.test_pieces import assembled, load
-from tests.distributed.test_sharding import DIMS, FEATURES, ROWS, all_tables, build, make_batch
-from tests.distributed.test_tables import DENSE, Closed, Reference, train
+from tests.helpers.jobs import built_job, curve, ranks_of, state_of
+from tests.helpers.model_states import assembled, load
+from tests.helpers.reference_optimizers import DENSE, Closed, Reference, train
+from tests.helpers.tables import DIMS, FEATURES, ROWS, all_tables, build, make_batch
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig

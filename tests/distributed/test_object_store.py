@@ -7,8 +7,8 @@ import torch
 
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import ranks_of
-from tests.distributed.test_saving import Part, table
+from tests.helpers.jobs import ranks_of
+from tests.helpers.saving import Part, table
 from tests.object_store import BUCKET, serve
 from trainer.checkpoint import Reader, committed, newest, parse, place_of, read_best, verify
 from trainer.checkpoint import saving as saving_module

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_sharding import CPU, LAYOUTS, all_tables, build, everywhere, make_batch
-from tests.distributed.test_tables import DENSE, Reference
+from tests.helpers.reference_optimizers import DENSE, Reference
+from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, everywhere, make_batch
 from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.dense import schedule_factor
@@ -106,7 +106,7 @@ def test_tables_learn_at_the_rates_of_their_schedules_and_of_a_plateau(world_siz
 
 
 def test_tables_that_share_a_kernel_share_a_schedule() -> None:
-    from tests.trainer.optim.test_tables import TwoCollections
+    from tests.helpers.two_collections import TwoCollections
 
     def check(optim: OptimConfig, *, plateau: bool = False) -> None:
         check_schedules(embedding_tables(TwoCollections(), optim), plateau=plateau)

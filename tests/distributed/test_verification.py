@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import ranks_of
+from tests.helpers.jobs import ranks_of
 from tests.trainer.checkpoint.made import commit, whole
 from trainer.checkpoint import Reader, local, read_manifest, verification
 from trainer.checkpoint.paths import Unreachable

@@ -12,9 +12,9 @@ import yaml
 
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, ranks_of, state_of
-from tests.distributed.test_pieces import assembled
-from tests.trainer.test_warm_start import vocabulary
+from tests.helpers.jobs import built_job, ranks_of, state_of
+from tests.helpers.model_states import assembled
+from tests.helpers.old_runs import vocabulary
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.warm_start import WarmStartConfig

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_sharding import LAYOUTS, all_tables, build, everywhere, make_batch
-from tests.distributed.test_tables import DENSE, STEPS, Closed, Reference, train
+from tests.helpers.reference_optimizers import DENSE, STEPS, Closed, Reference, train
+from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 

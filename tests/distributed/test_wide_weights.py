@@ -9,7 +9,7 @@ import torch
 
 from tests import tiny
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, ranks_of
+from tests.helpers.jobs import built_job, ranks_of
 from trainer.monitoring.sparsity import wide_weights
 from trainer.run import loop
 from trainer.runtime.progress import Progress

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.trainer.test_inputs import commit, log, scan  # noqa: F401  log is a fixture
+from tests.helpers.training_files import commit, scan
 from trainer.checkpoint import check_identity, clean, committed, read_facts, read_text, write_commit_files
 from trainer.run.resume import job_identity, resumable, starting_point
 from trainer.run.training_files import TrainingFiles

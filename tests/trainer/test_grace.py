@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.distributed.test_contract import ranks_of
+from tests.helpers.jobs import ranks_of
 from trainer.monitoring import grace_period
 from trainer.monitoring.grace_period import GraceCheck
 

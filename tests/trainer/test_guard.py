@@ -10,7 +10,7 @@ import torch
 from data_loaders.batch import Cursor
 from data_loaders.errors import UserError
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, ranks_of
+from tests.helpers.jobs import built_job, ranks_of
 from trainer.run import build, loop
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress

@@ -8,13 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_loaders.manifest import Manifest
 from data_loaders.state_files import write_json
-from trainer.checkpoint import MANIFEST, write_commit_files
+from tests.helpers.training_files import commit, scan
+from trainer.checkpoint import MANIFEST
 from trainer.run.training_files import DATA, Saved, TrainingFiles, continued, find, incremental
 from trainer.runtime.progress import Progress
-
-BATCH = 4
 
 
 def write(root, name, first, rows=10):
@@ -23,22 +21,8 @@ def write(root, name, first, rows=10):
     pq.write_table(pa.table({"x": pa.array(range(first, first + rows), "int64")}), path, row_group_size=4)
 
 
-def scan(root, *paths):
-    return Manifest.scan(list(paths or ["."]), str(root), ["x"])
-
-
 def names(inputs):
     return [inputs.manifest.relative(file) for file in inputs.manifest.files]
-
-
-def commit(run, inputs, **position):
-    """A checkpoint's own record, as ``Checkpoints`` writes it, without tensors."""
-    progress = Progress(**position)
-    path = run / "checkpoints" / f"step-{progress.step}"
-    path.mkdir(parents=True)
-    facts = {"progress": progress.state_dict(), "identity": {"batch_size": BATCH}, "world_size": 2}
-    write_commit_files(path, [], facts, {DATA: inputs.dumps()})
-    return path
 
 
 @pytest.fixture

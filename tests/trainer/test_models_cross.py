@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_loaders.schema import Feature, Schema
+from tests.helpers.model_checks import CPU, check_equals, field, logits, made, without_numbers
 from tests.trainer.samples import check_dense_start, check_model, mlp, random_rows, randomize, small_schema, state
-from tests.trainer.test_models_linear import CPU, check_equals, field, logits, made, without_numbers
 from trainer.models import dcn, dcn_v2, embedding_mlp
 from trainer.modules.interactions import CrossNetwork, LowRankCrossNetwork, MatrixCrossNetwork
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data_loaders.schema import Schema
+from tests.helpers.model_checks import without_numbers
+from tests.helpers.old_runs import Run, start, table
 from tests.trainer.samples import one_dim_schema
-from tests.trainer.test_models_linear import without_numbers
-from tests.trainer.test_warm_start import Run, start, table
 
 RULES = {"skip": ["dense/model.head.deep.*"], "drop": ["dense/model.head.bias"]}
 

@@ -7,54 +7,24 @@ import pytest
 import torch
 
 from data_loaders.schema import Feature, Schema, Table
+from tests.helpers.model_checks import BAGS, CPU, check_equals, field, logits, made, without_numbers
 from tests.trainer.samples import (
     check_dense_start,
     check_model,
-    make_batch,
     mlp,
     one_dim_schema,
-    pooled_bag,
     random_rows,
-    randomize,
     small_schema,
-    state,
 )
 from trainer.models import deepfm, embedding_mlp, fm, fnn, lr
 from trainer.modules.embeddings import wide_table
 from trainer.run.build import build_model
 
-CPU = torch.device("cpu")
-BAGS = "embedding_bags.embedding_bags"
 UNITS = {"hidden_units": [8, 4]}
-
-
-def made(model_class, schema, **options):
-    model = model_class(schema, **options, device=CPU)
-    randomize(model)
-    return model.eval()
-
-
-def logits(model, schema, rows):
-    return model(make_batch(schema, model.layout, rows)).detach()
-
-
-def check_equals(naive, model, schema, rows):
-    values = state(model)
-    expected = [naive(schema, values, row) for row in rows]
-    np.testing.assert_allclose(logits(model, schema, rows), expected, rtol=1e-4, atol=1e-5)
-
-
-def without_numbers(schema):
-    return replace(schema, features={name: f for name, f in schema.features.items() if f.kind != "dense"})
 
 
 def linear_weight(values, key, row):
     return sum(values[f"{BAGS}.{wide_table(key)}.weight"][i, 0] for i in row[key])
-
-
-def field(schema, values, key, row):
-    table = schema.features[key].table
-    return pooled_bag(values[f"{BAGS}.{table}.weight"], row[key], schema.tables[table].pooling)
 
 
 def naive_lr(schema, values, row):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data_loaders.schema import Feature, Schema, Table
+from tests.helpers.model_checks import CPU, check_equals, field, logits, made, without_numbers
 from tests.trainer.samples import check_dense_start, check_model, mlp, one_dim_schema, random_rows, small_schema
-from tests.trainer.test_models_linear import CPU, check_equals, field, logits, made, without_numbers
 from trainer.models import dlrm, pnn
 from trainer.modules.interactions import FactorizationMachine, InnerProduct, OuterProduct
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.distributed.test_contract import ranks_of
+from tests.helpers.jobs import ranks_of
 from trainer.monitoring import stragglers
 from trainer.monitoring.stragglers import ENOUGH_SAMPLES, REPORTS, StragglerMeter
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.distributed.helper import run_distributed
-from tests.distributed.test_contract import built_job, ranks_of
+from tests.helpers.jobs import built_job, ranks_of
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
 from trainer.run import loop

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_loaders.schema import Feature, Schema
+from tests.helpers.old_runs import Run, dense, start
 from tests.trainer.samples import small_schema
-from tests.trainer.test_warm_start import Run, dense, start
 from trainer.checkpoint.piece import whole_piece
 
 POSITIONS = "dense/model.head.attentions.{}.positions"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.tensors import bits, of_every_dtype
 from tests.trainer.checkpoint.made import FILE, commit, cut, file_of, table, values, whole
 from trainer.checkpoint import (
     Reader,
@@ -22,20 +23,7 @@ from trainer.checkpoint import tensor_file as tensor_files
 from trainer.checkpoint.format import convert_widths
 from trainer.checkpoint.manifest import hashing
 from trainer.checkpoint.piece import Piece
-from trainer.checkpoint.tensor_file import DTYPES, TensorFile, slabs
-
-
-def of_every_dtype():
-    """A tensor of each dtype [3, 5], and a single value."""
-    generator = torch.Generator().manual_seed(3)
-    found = {"dense/one": torch.tensor(-2.5), "dense/none": torch.empty(0, 3)}
-    for code, dtype in DTYPES.items():
-        found[f"dense/{code}"] = (torch.randn(3, 5, generator=generator) * 100).to(dtype)
-    return found
-
-
-def bits(tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+from trainer.checkpoint.tensor_file import TensorFile, slabs
 
 
 def test_every_dtype_comes_back_bit_by_bit(tmp_path):

@@ -11,9 +11,9 @@ import torch
 
 from data_loaders import storage
 from tests.data_loaders.flaky import Flaky
+from tests.helpers.tensors import bits, of_every_dtype
 from tests.object_store import BUCKET, serve
 from tests.trainer.checkpoint.made import cut, table, whole
-from tests.trainer.checkpoint.test_format import bits, of_every_dtype
 from trainer.checkpoint import (
     Reader,
     chosen,
