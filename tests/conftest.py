@@ -1,7 +1,7 @@
 import pytest
 
 from data_loaders import secrets
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session")

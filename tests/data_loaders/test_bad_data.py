@@ -1,8 +1,8 @@
 """Bad input, row by row of the failure matrix (shared/failure-modes.md, D1 to D32): ``test_dNN_…``.
 
 All of them are here, as the loader of one process meets them. Where several ranks matter (D7, D9 to D11, D15, D17, D18,
-D28), tests/distributed/test_bad_data.py goes on; where the program matters, from command line to exit code (D1 to D3,
-D7, D12, D13, D16, D19, D20, D22, D24, D26, D31), tests/test_bad_data.py does. Every refusal is held to the same form by
+D28), tests/trainer/run/test_bad_data_ranks.py goes on; where the program matters, from command line to exit code (D1 to D3,
+D7, D12, D13, D16, D19, D20, D22, D24, D26, D31), tests/integration/test_bad_data.py does. Every refusal is held to the same form by
 ``refusal``: what is wrong, where (file, row group, row; column or configuration key), and how to mend it.
 """
 
@@ -29,8 +29,8 @@ from data_loaders.hashing import hash_ids, rows_from_hashes
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.storage import StorageError
-from tests.data_loaders.flaky import Flaky
 from tests.helpers.bad_data import H_ROWS, T_ROWS, loader, log, read, rows_of, schema, told, write
+from tests.helpers.flaky import Flaky
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -467,7 +467,7 @@ def test_d20_a_file_replaced_in_mid_epoch_is_named(tmp_path):
 
 
 def test_d20_d21_a_manifest_tells_what_changed_since_a_saved_one(tmp_path):
-    """D20: a file rewritten or missing; D21: one added. What a run does then: tests/trainer/test_inputs.py."""
+    """D20: a file rewritten or missing; D21: one added. What a run does then: tests/trainer/run/test_training_files.py."""
     columns = log().column_names
     for name in "abc":
         write(tmp_path / f"{name}.parquet", log())

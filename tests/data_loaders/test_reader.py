@@ -14,7 +14,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.reader import Handle, RowGroups
 from data_loaders.schema import Cross, Feature, Schema, Table
 from data_loaders.storage import StorageError
-from tests.data_loaders.flaky import Flaky
+from tests.helpers.flaky import Flaky
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from data_loaders.storage import (
     relative_name,
     root_name,
 )
-from tests.data_loaders.flaky import Flaky
+from tests.helpers.flaky import Flaky
 
 NAMES = (
     "a.parquet",

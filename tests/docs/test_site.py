@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
+from tests.helpers import warm
 from trainer import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]

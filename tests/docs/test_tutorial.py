@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_loaders import example_log
-from tests import warm
+from tests.helpers import warm
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()

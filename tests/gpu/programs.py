@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import tiny, warm
+from tests.helpers import tiny, warm
 from trainer.checkpoint import Reader
 
-# As in tests/test_resume.py, but for dropout: what is drawn differs between devices. SGD does not magnify rounding.
+# As in tests/integration/test_resume.py, but for dropout: what is drawn differs between devices. SGD does not magnify rounding.
 LINEAR = (
     "model=deepfm",
     "model.hidden_units=[16]",

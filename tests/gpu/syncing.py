@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from tests.tiny import REPOSITORY
+from tests.helpers.tiny import REPOSITORY
 from trainer.sharding.pipeline import StepPipeline
 from trainer.train import main
 

@@ -7,8 +7,8 @@ import torch
 
 import conf
 from data_loaders.manifest import Manifest
-from tests import tiny
-from tests.trainer.samples import randomize
+from tests.helpers import tiny
+from tests.helpers.samples import randomize
 from trainer.modules.task import ClickTask
 from trainer.run import build
 from trainer.runtime.distributed import Ranks

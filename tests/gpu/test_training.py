@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests import tiny
 from tests.gpu.programs import LINEAR, losses, tensors, train, trained
+from tests.helpers import tiny
 
 LAST, STOP = 26, 7
 ROUNDING = 1e-5  # of float32 sums in another order over 26 steps of SGD

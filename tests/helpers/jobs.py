@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests import tiny
+from tests.helpers import tiny
 from trainer.checkpoint.saving import Checkpoints
 from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.run import build, loop

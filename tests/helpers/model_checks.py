@@ -5,12 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tests.trainer.samples import (
-    make_batch,
-    pooled_bag,
-    randomize,
-    state,
-)
+from tests.helpers.samples import make_batch, pooled_bag, randomize, state
 
 CPU = torch.device("cpu")
 BAGS = "embedding_bags.embedding_bags"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tests.trainer.samples import make_batch, randomize
+from tests.helpers.samples import make_batch, randomize
 from trainer.checkpoint import read_facts, write_commit_files, write_pieces
 from trainer.checkpoint.format import Reader
 from trainer.checkpoint.piece import whole_piece

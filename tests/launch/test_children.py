@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from tests import warm
-from tests.tiny import REPOSITORY
+from tests.helpers import warm
+from tests.helpers.tiny import REPOSITORY
 
 CHILD = """
 import os, signal, time

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launch.cluster.command import main
-from tests import tiny
+from tests.helpers import tiny
 
 SLURM = ("launch=slurm", "launch.nodes=2", "launch.gpus_per_node=4")
 KUBERNETES = ("launch=kubernetes", "launch.nodes=2", "launch.gpus_per_node=4", "launch.volumes.clicks=/mnt/c")

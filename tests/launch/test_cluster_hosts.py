@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch.cluster.command import main
-from tests import tiny, warm
-from tests.launch.slurm import die_with_parent, until
+from tests.helpers import tiny, warm
+from tests.helpers.slurm import die_with_parent, until
 
 HOSTS = {"click-host-a": "10.213.77.1", "click-host-b": "10.213.77.2"}
 CABLE = [f"c{os.getpid()}{end}" for end in "ab"]  # 15 characters at most

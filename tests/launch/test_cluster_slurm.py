@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.cluster.command import main
-from tests import tiny, warm
-from tests.launch import slurm
+from tests.helpers import slurm, tiny, warm
 from trainer.runtime.restart_history import read
 
 reason = slurm.missing()

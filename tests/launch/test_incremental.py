@@ -12,7 +12,7 @@ import torch
 
 from launch import incremental
 from launch.folder import check_settings
-from tests import tiny, warm
+from tests.helpers import tiny, warm
 from trainer.checkpoint import Reader, newest
 
 DAYS = ("a", "b", "c")

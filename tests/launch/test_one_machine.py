@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from launch import one_machine
-from tests.tiny import REPOSITORY
+from tests.helpers.tiny import REPOSITORY
 
 RANK = """
 import datetime, json, os, pathlib, psutil, sys, torch

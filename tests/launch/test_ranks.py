@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from launch import ranks as launcher
-from tests import warm
+from tests.helpers import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """

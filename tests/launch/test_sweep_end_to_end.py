@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import tiny, warm
+from tests.helpers import tiny, warm
 from trainer.config.compose import compose
 
 REPOSITORY = Path(__file__).resolve().parents[2]

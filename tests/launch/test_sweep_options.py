@@ -12,7 +12,7 @@ from launch.options import split
 from launch.rank import command as rank_command
 from launch.sweep import command, options, shares, space
 from launch.sweep.trials import Trial
-from tests import tiny, warm
+from tests.helpers import tiny, warm
 from trainer.config import arguments
 from trainer.config.compose import compose
 

@@ -7,7 +7,7 @@ import pytest
 
 from launch.sweep import experiment, picture, results, space
 from launch.sweep.trials import Trial
-from tests import tiny
+from tests.helpers import tiny
 from trainer.config.compose import compose
 
 SWEPT = ["optim.dense.lr=tag(log,interval(1e-4,1e-2))", "model=deepfm,din", "k=range(1,4)"]

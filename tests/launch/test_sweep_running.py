@@ -17,8 +17,8 @@ from launch.sweep import picture, results, space, trials
 from launch.sweep.grid import Grid
 from launch.sweep.shares import Share
 from launch.sweep.trials import Trial
-from tests import warm
-from tests.launch import sweep_fakes as fakes
+from tests.helpers import sweep_fakes as fakes
+from tests.helpers import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RATES = "lr=1e-4,1e-3,1e-2,1e-1"

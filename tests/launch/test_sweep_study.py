@@ -12,7 +12,7 @@ from launch.sweep import space
 from launch.sweep.options import SweepConfig
 from launch.sweep.shares import Share
 from launch.sweep.study import Search
-from tests.launch import sweep_fakes as fakes
+from tests.helpers import sweep_fakes as fakes
 
 pytest.importorskip("optuna")
 

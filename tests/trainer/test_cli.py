@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests import warm
-from tests.tiny import REPOSITORY
+from tests.helpers import warm
+from tests.helpers.tiny import REPOSITORY
 from trainer import cli
 
 LOADED = """

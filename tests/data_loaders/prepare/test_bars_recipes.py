@@ -9,7 +9,7 @@ import math
 import random
 from collections import Counter
 
-from tests.data_loaders.prepare.made import UNKNOWN, known, run
+from tests.helpers.made_tables import UNKNOWN, known, run
 
 NUMBERS = [f"I{i}" for i in range(1, 14)]
 CATEGORIES = [f"C{i}" for i in range(1, 27)]

@@ -8,7 +8,7 @@ import pytest
 
 from data_loaders.prepare import clicks
 from data_loaders.prepare.declaration import Clicks
-from tests.data_loaders.prepare import tables
+from tests.helpers import raw_tables
 
 SPEC = Clicks("clicks", ["user", "item"], "time", "at", 5, "label")
 
@@ -39,12 +39,12 @@ def logs(seed, rows=300):
 
 def label(engine, tmp_path, impressions, clicked, spec=SPEC):
     table = clicks.label(
-        tables.make(engine, tmp_path, **impressions),
-        tables.make(engine, tmp_path, **clicked),
+        raw_tables.make(engine, tmp_path, **impressions),
+        raw_tables.make(engine, tmp_path, **clicked),
         spec,
         "examples.steps[0]",
     )
-    return tables.column(engine, table, spec.label)
+    return raw_tables.column(engine, table, spec.label)
 
 
 @pytest.mark.parametrize(("seed", "within"), [(1, 0), (2, 3), (3, 20)])
@@ -56,11 +56,11 @@ def test_clicks_count_for_the_impressions_that_the_reference_finds(engine, tmp_p
 
 
 def test_rows_stay_and_a_label_that_was_there_is_replaced(engine, tmp_path):
-    table = tables.make(engine, tmp_path, user=[1, 1], item=[1, 1], time=[1, 3], label=["x", "y"], price=[0.5, 1.5])
-    log = tables.make(engine, tmp_path, user=[1, 1], item=[1, 1], at=[4, 4])
+    table = raw_tables.make(engine, tmp_path, user=[1, 1], item=[1, 1], time=[1, 3], label=["x", "y"], price=[0.5, 1.5])
+    log = raw_tables.make(engine, tmp_path, user=[1, 1], item=[1, 1], at=[4, 4])
     made = clicks.label(table, log, SPEC, "examples.steps[0]")
     assert made.columns == table.columns
-    assert [(row["time"], row["price"], row["label"]) for row in tables.rows(engine, made)] == [
+    assert [(row["time"], row["price"], row["label"]) for row in raw_tables.rows(engine, made)] == [
         (1, 0.5, 0),
         (3, 1.5, 1),
     ]

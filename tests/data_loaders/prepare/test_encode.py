@@ -6,8 +6,8 @@ import pytest
 
 from data_loaders.prepare.encode import encode, encode_apart, mean_elements, output_field, with_ids
 from data_loaders.prepare.statistics import Statistics
-from tests.data_loaders.prepare.declared import schema_of
-from tests.data_loaders.prepare.tables import column, make, rows
+from tests.helpers.declared import schema_of
+from tests.helpers.raw_tables import column, make, rows
 
 SPARSE = {"kind": "sparse", "table": "t"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_loaders.prepare import history
 from data_loaders.prepare.declaration import History
-from tests.data_loaders.prepare import tables
+from tests.helpers import raw_tables
 
 
 def encode_value(feature, events, column):
@@ -52,7 +52,7 @@ def log(seed, rows, users, times):
 
 def make(engine, tmp_path, rows, **changed):
     kinds = {name: pa.int64() for name in ("__row", "user", "time", "item")} | {"kind": pa.int32()} | changed
-    return tables.make(
+    return raw_tables.make(
         engine,
         tmp_path,
         **{name: pa.array([row.get(name) for row in rows], kind) for name, kind in kinds.items()},
@@ -65,7 +65,7 @@ def build(engine, examples, events, spec=None, **features):
 
 
 def found(engine, table, feature):
-    return {row["__row"]: row[feature] for row in tables.rows(engine, table)}
+    return {row["__row"]: row[feature] for row in raw_tables.rows(engine, table)}
 
 
 @pytest.mark.parametrize(("seed", "k"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)])
@@ -96,7 +96,7 @@ def test_an_example_after_a_whole_number_of_blocks(engine, tmp_path, monkeypatch
 
 def test_blocks_are_in_order_whatever_the_order_of_the_rows(engine, tmp_path):
     places = random.Random(16).sample(range(1, 21), 20)
-    events = tables.make(engine, tmp_path, __by_0=[1] * 20, __seen=places, items=places)
+    events = raw_tables.make(engine, tmp_path, __by_0=[1] * 20, __seen=places, items=places)
     blocks = history._blocks(events, History("log", ["user"], "time", "item"), ["items"], 8)
     lists = {row["__block"]: row["items"] for row in engine.fetch(blocks).to_pylist()}
     assert lists == {0: list(range(1, 9)), 1: list(range(9, 17)), 2: list(range(17, 21))}

@@ -8,7 +8,7 @@ import pytest
 
 from data_loaders.prepare import negatives
 from data_loaders.prepare.declaration import Negatives
-from tests.data_loaders.prepare import tables
+from tests.helpers import raw_tables
 
 
 def add(engine, table, touched=None, step="step", **changes):
@@ -29,8 +29,8 @@ def log(seed=0, rows=200, users=15, items=40):
 @pytest.mark.parametrize("strategy", negatives.STRATEGIES)
 def test_negatives_follow_their_row_and_are_items_that_the_user_never_touched(engine, tmp_path, strategy):
     columns = log()
-    table = tables.make(engine, tmp_path, **columns, time=list(range(200)))
-    found = tables.rows(engine, add(engine, table, strategy=strategy, count=3, attributes=["category"]))
+    table = raw_tables.make(engine, tmp_path, **columns, time=list(range(200)))
+    found = raw_tables.rows(engine, add(engine, table, strategy=strategy, count=3, attributes=["category"]))
     assert len(found) == 4 * 200
     touched = defaultdict(set)
     for user, item in zip(columns["user"], columns["item"]):
@@ -51,22 +51,22 @@ def test_both_engines_draw_the_same(tmp_path, spark_session):
     found = []
     for name in ("duckdb", "spark"):
         engine = open_engine(name, tmp_path / name)
-        table = tables.make(engine, tmp_path, **log())
+        table = raw_tables.make(engine, tmp_path, **log())
         made = [add(engine, table, strategy=strategy, step=strategy, seed=5) for strategy in negatives.STRATEGIES]
-        found.append([tables.column(engine, table, "item") for table in made])
+        found.append([raw_tables.column(engine, table, "item") for table in made])
     assert found[0] == found[1]
     assert found[0][0] != found[0][1]
 
 
 def test_draws_depend_on_seed_and_place_alone(engine, tmp_path):
     columns = log()
-    whole = tables.make(engine, tmp_path, **columns)
+    whole = raw_tables.make(engine, tmp_path, **columns)
     order = random.Random(1).sample(range(200), 200)
     shuffled = {name: [values[place] for place in order] for name, values in columns.items()}
-    mixed = tables.make(engine, tmp_path, **shuffled, __row=order)
+    mixed = raw_tables.make(engine, tmp_path, **shuffled, __row=order)
 
     def drawn(table, step, seed=1):
-        return tables.column(engine, add(engine, table, whole, step, seed=seed), "item")
+        return raw_tables.column(engine, add(engine, table, whole, step, seed=seed), "item")
 
     assert drawn(whole, "one") == drawn(mixed, "two")
     assert drawn(whole, "one") != drawn(whole, "three", seed=2)
@@ -84,10 +84,10 @@ def test_frequencies_are_those_of_the_strategy(engine, tmp_path, strategy):
     rows = 20_000 if engine.name == "duckdb" else 4_000
     popularity = {item: item + 1 for item in range(20)}
     items = [item for item, count in popularity.items() for _ in range(count)]
-    touched = tables.make(engine, tmp_path, user=[-1] * len(items), item=items)
-    table = tables.make(engine, tmp_path, user=list(range(rows)), item=[None] * (rows - 1) + [0])
+    touched = raw_tables.make(engine, tmp_path, user=[-1] * len(items), item=items)
+    table = raw_tables.make(engine, tmp_path, user=list(range(rows)), item=[None] * (rows - 1) + [0])
     made = add(engine, table, touched, strategy=strategy, count=1)
-    counts = Counter(row["item"] for row in tables.rows(engine, made) if row["label"] == 0)
+    counts = Counter(row["item"] for row in raw_tables.rows(engine, made) if row["label"] == 0)
     shares = {item: 1 / 20 if strategy == "uniform" else popularity[item] / len(items) for item in range(20)}
     assert sum(counts.values()) == rows
     assert chi_square(counts, shares) < 43.8
@@ -95,9 +95,9 @@ def test_frequencies_are_those_of_the_strategy(engine, tmp_path, strategy):
 
 def test_pairs_of_negatives_are_independent(engine, tmp_path):
     rows = 20_000 if engine.name == "duckdb" else 4_000
-    touched = tables.make(engine, tmp_path, user=[-1] * 5, item=list(range(5)))
-    table = tables.make(engine, tmp_path, user=list(range(rows)), item=[None] * (rows - 1) + [0])
-    items = [row["item"] for row in tables.rows(engine, add(engine, table, touched)) if row["label"] == 0]
+    touched = raw_tables.make(engine, tmp_path, user=[-1] * 5, item=list(range(5)))
+    table = raw_tables.make(engine, tmp_path, user=list(range(rows)), item=[None] * (rows - 1) + [0])
+    items = [row["item"] for row in raw_tables.rows(engine, add(engine, table, touched)) if row["label"] == 0]
     counts = Counter(zip(items[::2], items[1::2]))
     shares = {(a, b): 1 / 20 for a in range(5) for b in range(5) if a != b}
     assert chi_square(counts, shares) < 43.8
@@ -107,24 +107,24 @@ def test_pairs_of_negatives_are_independent(engine, tmp_path):
 
 def test_rows_whose_draws_are_nearly_all_refused_are_served_in_later_rounds(engine, tmp_path):
     items = list(range(300))
-    touched = tables.make(engine, tmp_path, user=[1] * 297 + [2] * 3, item=items)
-    table = tables.make(engine, tmp_path, user=[1, 1, 2], item=[5, 6, 298])
-    found = tables.rows(engine, add(engine, table, touched, count=3))
+    touched = raw_tables.make(engine, tmp_path, user=[1] * 297 + [2] * 3, item=items)
+    table = raw_tables.make(engine, tmp_path, user=[1, 1, 2], item=[5, 6, 298])
+    found = raw_tables.rows(engine, add(engine, table, touched, count=3))
     drawn = [[row["item"] for row in found[place + 1 : place + 4]] for place in (0, 4, 8)]
     assert sorted(drawn[0]) == sorted(drawn[1]) == [297, 298, 299]
     assert max(drawn[2]) < 297
 
 
 def test_an_item_that_is_not_in_the_touched_table_is_not_its_own_negative(engine, tmp_path):
-    touched = tables.make(engine, tmp_path, user=[1, 1, 1], item=[1, 2, 3])
-    table = tables.make(engine, tmp_path, user=pa.array([None] * 20, pa.int64()), item=[1] * 20)
-    drawn = {row["item"] for row in tables.rows(engine, add(engine, table, touched, count=1)) if row["label"] == 0}
+    touched = raw_tables.make(engine, tmp_path, user=[1, 1, 1], item=[1, 2, 3])
+    table = raw_tables.make(engine, tmp_path, user=pa.array([None] * 20, pa.int64()), item=[1] * 20)
+    drawn = {row["item"] for row in raw_tables.rows(engine, add(engine, table, touched, count=1)) if row["label"] == 0}
     assert drawn == {2, 3}
 
 
 def test_a_user_who_touched_too_much_is_named_with_numbers(engine, tmp_path):
     touched = {"user": ["ann"] * 9 + ["bob"], "item": list(range(10))}
-    table = tables.make(engine, tmp_path, **touched)
+    table = raw_tables.make(engine, tmp_path, **touched)
     with pytest.raises(ValueError, match="user='ann' touched 9 of 10 items, .* draw 2 negatives"):
         add(engine, table)
     assert not list(engine.work.glob("steps/step/round-*"))  # known before anything is drawn
@@ -135,9 +135,9 @@ def test_a_user_who_touched_too_much_is_named_with_numbers(engine, tmp_path):
 def test_what_is_nearly_impossible_ends_after_the_last_round(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(negatives, "_ROUNDS", 2)
     popular = {"user": [1] * 5000 + [2, 2], "item": [7] * 5000 + [8, 9]}
-    table = tables.make(engine, tmp_path, user=[1], item=[7])
+    table = raw_tables.make(engine, tmp_path, user=[1], item=[7])
     with pytest.raises(ValueError, match="user=1 touched 1 of 3 items"):
-        add(engine, table, tables.make(engine, tmp_path, **popular), strategy="popularity")
+        add(engine, table, raw_tables.make(engine, tmp_path, **popular), strategy="popularity")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_what_is_nearly_impossible_ends_after_the_last_round(engine, tmp_path, m
     ],
 )
 def test_what_does_not_fit_is_named(engine, tmp_path, changes, message):
-    table = tables.make(engine, tmp_path, user=[1], item=[1], category=[1])
+    table = raw_tables.make(engine, tmp_path, user=[1], item=[1], category=[1])
     with pytest.raises(ValueError, match=message):
         add(engine, table, table.drop("category"), **changes)

@@ -7,7 +7,7 @@ import pytest
 
 from data_loaders.prepare import numbers
 from data_loaders.prepare.declaration import Number
-from tests.data_loaders.prepare.tables import make, rows
+from tests.helpers.raw_tables import make, rows
 
 NAN, INF = float("nan"), float("inf")
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.prepare import compose
-from tests.data_loaders.prepare.made import UNKNOWN, history, known, run, vocabulary
+from tests.helpers.made_tables import UNKNOWN, history, known, run, vocabulary
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 RAW = DATA / "raw"

@@ -10,7 +10,7 @@ import pytest
 
 from data_loaders.prepare import compose
 from tests.data_loaders.prepare.conftest import MISSING
-from tests.data_loaders.prepare.made import UNKNOWN, history, known, last_split, run, vocabulary
+from tests.helpers.made_tables import UNKNOWN, history, known, last_split, run, vocabulary
 
 CRITEO = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
 

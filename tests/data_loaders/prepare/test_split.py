@@ -10,15 +10,15 @@ import pytest
 from data_loaders.prepare import compose
 from data_loaders.prepare.declaration import HashSplit, LastSplit, Split, TimeSplit
 from data_loaders.prepare.split import assign, sample_negatives
-from tests.data_loaders.prepare import made, tables
+from tests.helpers import made_tables, raw_tables
 
 
 def splits(engine, tmp_path, split, **columns):
     """By row; None for one that is left out."""
-    table = tables.make(engine, tmp_path, **columns)
-    found = {row["__row"]: row["__split"] for row in tables.rows(engine, assign(table, split))}
+    table = raw_tables.make(engine, tmp_path, **columns)
+    found = {row["__row"]: row["__split"] for row in raw_tables.rows(engine, assign(table, split))}
     assert None not in found.values()
-    return [found.get(row["__row"]) for row in tables.rows(engine, table)]
+    return [found.get(row["__row"]) for row in raw_tables.rows(engine, table)]
 
 
 def test_without_a_rule_all_rows_are_train(engine, tmp_path):
@@ -28,8 +28,8 @@ def test_without_a_rule_all_rows_are_train(engine, tmp_path):
 def test_negatives_of_train_are_sampled_and_nothing_else_is(engine, tmp_path):
     kinds = [(name, label) for name in ("train", "valid") for label in (0, 1, None)]
     columns = {"s": [name for name, _ in kinds] * 2000, "label": [label for _, label in kinds] * 2000}
-    table = assign(tables.make(engine, tmp_path, **columns), Split(column="s"))
-    found = [(row["s"], row["label"]) for row in tables.rows(engine, sample_negatives(table, "label", 0.3))]
+    table = assign(raw_tables.make(engine, tmp_path, **columns), Split(column="s"))
+    found = [(row["s"], row["label"]) for row in raw_tables.rows(engine, sample_negatives(table, "label", 0.3))]
     counts = {kind: found.count(kind) for kind in kinds}
     drawn = counts.pop(("train", 0))
     assert set(counts.values()) == {2000}
@@ -167,7 +167,7 @@ def test_prepared_train_has_its_share_of_negatives_and_their_vocabulary(tmp_path
     pq.write_table(pa.table(columns), tmp_path / "clicks.parquet")
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     recipe = compose.load(str(tmp_path / "tiny.yaml"), ["negative_sampling_rate=0.2"])
-    prepared = made.run(recipe, tmp_path, tmp_path / "out")
+    prepared = made_tables.run(recipe, tmp_path, tmp_path / "out")
     train = prepared.raw("train")
     negatives = [row["item"] for row in train if row["click"] == 0]
     assert len(train) - len(negatives) == 750 and len(prepared.rows("test")) == 1000

@@ -9,8 +9,8 @@ import pytest
 
 from data_loaders.prepare.statistics import Statistics, fit
 from tests.data_loaders.prepare.conftest import open_engine
-from tests.data_loaders.prepare.declared import schema_of
-from tests.data_loaders.prepare.tables import make
+from tests.helpers.declared import schema_of
+from tests.helpers.raw_tables import make
 
 
 def fitted(engine, folder, values, steps, kind="dense", arrow=None):

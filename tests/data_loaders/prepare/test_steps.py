@@ -5,7 +5,7 @@ import pytest
 
 from data_loaders.prepare import steps
 from data_loaders.prepare.declaration import View
-from tests.data_loaders.prepare import tables
+from tests.helpers import raw_tables
 
 
 def apply(engine, table, *declared, scoring=False, **others):
@@ -15,23 +15,24 @@ def apply(engine, table, *declared, scoring=False, **others):
 def plain(engine, table):
     """Rows without what is the program's."""
     return [
-        {name: value for name, value in row.items() if not name.startswith("__")} for row in tables.rows(engine, table)
+        {name: value for name, value in row.items() if not name.startswith("__")}
+        for row in raw_tables.rows(engine, table)
     ]
 
 
 def keys(engine, table):
-    return [(row["__row"], row["__part"]) for row in tables.rows(engine, table)]
+    return [(row["__row"], row["__part"]) for row in raw_tables.rows(engine, table)]
 
 
 def test_where_keeps_the_rows_for_which_it_is_true(engine, tmp_path):
-    table = tables.make(engine, tmp_path, rating=[4.0, 1.0, None, 5.0], name=["a", "b", "c", "it's"])
+    table = raw_tables.make(engine, tmp_path, rating=[4.0, 1.0, None, 5.0], name=["a", "b", "c", "it's"])
     made = apply(engine, table, {"where": "rating >= 4 -- good"}, {"where": "name = 'it''s' OR name LIKE 'a%'"})
     assert plain(engine, made) == [{"rating": 4.0, "name": "a"}, {"rating": 5.0, "name": "it's"}]
     assert keys(engine, made) == [(0, 0), (3, 0)]
 
 
 def test_select_adds_and_replaces_and_sees_the_columns_before_it(engine, tmp_path):
-    table = tables.make(engine, tmp_path, a=[1, 2], b=[10, 20])
+    table = raw_tables.make(engine, tmp_path, a=[1, 2], b=[10, 20])
     made = apply(engine, table, {"select": {"a": "a + b", "c": "a * 2", "half": "a / 2", "odd name": "b IN (10, 30)"}})
     assert made.columns[:2] == ("a", "b")
     assert plain(engine, made) == [
@@ -60,25 +61,25 @@ def test_select_adds_and_replaces_and_sees_the_columns_before_it(engine, tmp_pat
     ],
 )
 def test_mistakes_in_expressions_and_columns_are_named_with_their_place(engine, tmp_path, step, message):
-    table = tables.make(engine, tmp_path, rating=[4.0])
+    table = raw_tables.make(engine, tmp_path, rating=[4.0])
     with pytest.raises(ValueError, match=message):
         apply(engine, table, step)
 
 
 def test_drop_leaves_columns_out(engine, tmp_path):
-    made = apply(engine, tables.make(engine, tmp_path, a=[1], b=[2], c=[3]), {"drop": ["a", "c"]})
+    made = apply(engine, raw_tables.make(engine, tmp_path, a=[1], b=[2], c=[3]), {"drop": ["a", "c"]})
     assert made.columns == ("b", "__row", "__part")
 
 
 def test_distinct_keeps_the_first_row_in_raw_order(engine, tmp_path):
     columns = {"u": [1, None, 1, 2, None, 2], "v": ["a", "b", "a", "a", "b", None], "x": [0, 1, 2, 3, 4, 5]}
-    table = tables.make(engine, tmp_path, **columns, __row=[5, 4, 3, 2, 1, 0])
+    table = raw_tables.make(engine, tmp_path, **columns, __row=[5, 4, 3, 2, 1, 0])
     made = apply(engine, table, {"distinct": ["u", "v"]})
-    assert tables.column(engine, made, "x") == [5, 4, 3, 2]
+    assert raw_tables.column(engine, made, "x") == [5, 4, 3, 2]
 
 
 def test_explode_makes_a_row_of_each_element(engine, tmp_path):
-    table = tables.make(
+    table = raw_tables.make(
         engine,
         tmp_path,
         user=[1, 2, 3, 4],
@@ -98,7 +99,7 @@ def test_explode_makes_a_row_of_each_element(engine, tmp_path):
 
 
 def test_explode_of_one_list_may_keep_its_name(engine, tmp_path):
-    table = tables.make(engine, tmp_path, user=[1, 2], tags=[["a", "b"], None])
+    table = raw_tables.make(engine, tmp_path, user=[1, 2], tags=[["a", "b"], None])
     made = apply(engine, table, {"explode": {"columns": {"tags": "tags"}}})
     assert plain(engine, made) == [{"user": 1, "tags": "a"}, {"user": 1, "tags": "b"}]
     assert keys(engine, made) == [(0, 0), (0, 1)]
@@ -115,7 +116,7 @@ def test_explode_of_one_list_may_keep_its_name(engine, tmp_path):
     ],
 )
 def test_lists_that_cannot_be_exploded_are_named(engine, tmp_path, columns, message):
-    table = tables.make(
+    table = raw_tables.make(
         engine, tmp_path, user=[1, 2, 3], items=[[1], [1], None], same=[[1], [1], None], longer=[[1], [], [5]]
     )
     with pytest.raises(ValueError, match=message):
@@ -123,21 +124,23 @@ def test_lists_that_cannot_be_exploded_are_named(engine, tmp_path, columns, mess
 
 
 def test_join_adds_columns_and_null_where_nothing_matches(engine, tmp_path):
-    table = tables.make(engine, tmp_path, item=pa.array([3, 1, None, 9], pa.int32()), user=[1, 2, 3, 4])
-    items = tables.make(engine, tmp_path, item=[1, 3, None, None], name=["a", "c", "none", "none"], price=[1, 3, 0, 0])
+    table = raw_tables.make(engine, tmp_path, item=pa.array([3, 1, None, 9], pa.int32()), user=[1, 2, 3, 4])
+    items = raw_tables.make(
+        engine, tmp_path, item=[1, 3, None, None], name=["a", "c", "none", "none"], price=[1, 3, 0, 0]
+    )
     made = apply(engine, table, {"join": {"table": "items", "on": ["item"]}}, items=items)
     assert made.columns == ("item", "user", "__row", "__part", "name", "price")
-    assert tables.column(engine, made, "name") == ["c", "a", None, None]
+    assert raw_tables.column(engine, made, "name") == ["c", "a", None, None]
     chosen = apply(engine, table, {"join": {"table": "items", "on": ["item"], "columns": ["price"]}}, items=items)
-    assert tables.column(engine, chosen, "price") == [3, 1, None, None]
+    assert raw_tables.column(engine, chosen, "price") == [3, 1, None, None]
     assert "name" not in chosen.columns
 
 
 def test_join_on_two_columns(engine, tmp_path):
-    table = tables.make(engine, tmp_path, a=[1, 1, 2], b=["x", "y", "x"])
-    other = tables.make(engine, tmp_path, a=[1, 2, 1], b=["x", "x", "z"], c=[10, 20, 30])
+    table = raw_tables.make(engine, tmp_path, a=[1, 1, 2], b=["x", "y", "x"])
+    other = raw_tables.make(engine, tmp_path, a=[1, 2, 1], b=["x", "x", "z"], c=[10, 20, 30])
     made = apply(engine, table, {"join": {"table": "other", "on": ["a", "b"]}}, other=other)
-    assert tables.column(engine, made, "c") == [10, None, 20]
+    assert raw_tables.column(engine, made, "c") == [10, None, 20]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +155,8 @@ def test_join_on_two_columns(engine, tmp_path):
     ],
 )
 def test_joins_that_do_not_fit_are_named(engine, tmp_path, step, message):
-    table = tables.make(engine, tmp_path, item=[1], user=[1], name=[1])
-    items = tables.make(engine, tmp_path, item=[1, 1], name=["a", "b"], price=[1, 2])
+    table = raw_tables.make(engine, tmp_path, item=[1], user=[1], name=[1])
+    items = raw_tables.make(engine, tmp_path, item=[1, 1], name=["a", "b"], price=[1, 2])
     if step == {"on": ["item"]}:
         items = items.drop("name")
     with pytest.raises(ValueError, match=message):
@@ -161,7 +164,7 @@ def test_joins_that_do_not_fit_are_named(engine, tmp_path, step, message):
 
 
 def test_scoring_leaves_out_the_steps_that_make_labels(engine, tmp_path):
-    table = tables.make(engine, tmp_path, user=[1, 1], item=[1, 2], time=[1, 2])
+    table = raw_tables.make(engine, tmp_path, user=[1, 1], item=[1, 2], time=[1, 2])
     declared = [
         {"clicks": {"table": "log", "on": ["user"], "time": "time", "within": 1}},
         {"negatives": {"user": "user", "item": "item", "count": 1}},
@@ -172,8 +175,8 @@ def test_scoring_leaves_out_the_steps_that_make_labels(engine, tmp_path):
 
 
 def test_steps_follow_each_other(engine, tmp_path):
-    sessions = tables.make(engine, tmp_path, user=[1, 2], items=[[1, 2], [2, 3]], clicked=[[0, 1], [1, 0]])
-    items = tables.make(engine, tmp_path, item=[1, 2, 3], category=["a", "b", "b"])
+    sessions = raw_tables.make(engine, tmp_path, user=[1, 2], items=[[1, 2], [2, 3]], clicked=[[0, 1], [1, 0]])
+    items = raw_tables.make(engine, tmp_path, item=[1, 2, 3], category=["a", "b", "b"])
     made = apply(
         engine,
         sessions,
@@ -182,13 +185,13 @@ def test_steps_follow_each_other(engine, tmp_path):
         {"join": {"table": "items", "on": ["item"]}},
         {"negatives": {"user": "user", "item": "item", "count": 1, "touched": "log"}},
         items=items,
-        log=tables.make(engine, tmp_path, user=[1, 2, 2, 9], item=[2, 2, 1, 3]),
+        log=raw_tables.make(engine, tmp_path, user=[1, 2, 2, 9], item=[2, 2, 1, 3]),
     )
-    assert [(row["user"], row["label"], row["__part"]) for row in tables.rows(engine, made)] == [
+    assert [(row["user"], row["label"], row["__part"]) for row in raw_tables.rows(engine, made)] == [
         (1, 1, 65536),
         (1, 0, 65537),
         (2, 1, 0),
         (2, 0, 1),
     ]
-    negatives = [row["item"] for row in tables.rows(engine, made) if not row["label"]]
+    negatives = [row["item"] for row in raw_tables.rows(engine, made) if not row["label"]]
     assert negatives[0] in (1, 3) and negatives[1] == 3

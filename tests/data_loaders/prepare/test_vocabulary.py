@@ -9,8 +9,8 @@ import pytest
 from data_loaders.prepare import vocabulary
 from data_loaders.prepare.statistics import Statistics
 from tests.data_loaders.prepare.conftest import open_engine
-from tests.data_loaders.prepare.declared import schema_of
-from tests.data_loaders.prepare.tables import make
+from tests.helpers.declared import schema_of
+from tests.helpers.raw_tables import make
 
 ONE = {"x": {"kind": "sparse", "table": "t"}}
 

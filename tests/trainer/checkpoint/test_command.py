@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.trainer.checkpoint.made import FILE, commit, table, whole
+from tests.helpers.made_checkpoints import FILE, commit, table, whole
 from trainer.checkpoint import inspection
 from trainer.checkpoint.__main__ import main
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.trainer.checkpoint.made import FILE, commit, table, whole
+from tests.helpers.made_checkpoints import FILE, commit, table, whole
 from trainer.checkpoint import (
     clean,
     committed,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.made_checkpoints import FILE, commit, cut, file_of, table, values, whole
 from tests.helpers.tensors import bits, of_every_dtype
-from tests.trainer.checkpoint.made import FILE, commit, cut, file_of, table, values, whole
 from trainer.checkpoint import (
     Reader,
     build_index,

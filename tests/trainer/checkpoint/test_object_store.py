@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from data_loaders import storage
-from tests.data_loaders.flaky import Flaky
+from tests.helpers.flaky import Flaky
+from tests.helpers.made_checkpoints import cut, table, whole
+from tests.helpers.object_store import BUCKET, serve
 from tests.helpers.tensors import bits, of_every_dtype
-from tests.object_store import BUCKET, serve
-from tests.trainer.checkpoint.made import cut, table, whole
 from trainer.checkpoint import (
     Reader,
     chosen,

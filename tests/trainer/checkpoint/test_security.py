@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.checkpoint.forging import by_command, findings
-from tests.trainer.checkpoint.made import FILE, commit, file_of, rewrite, table, values, whole
+from tests.helpers.forging import by_command, findings
+from tests.helpers.made_checkpoints import FILE, commit, file_of, rewrite, table, values, whole
 from trainer.checkpoint import Reader, clean, committed, format, newest, prune, read_text, tensor_file, verify
 from trainer.checkpoint import __main__ as command
 from trainer.checkpoint.format import Part
@@ -284,7 +284,7 @@ def test_what_stands_in_a_checkpoint_cannot_move_about_the_terminal(tmp_path, ca
 
 
 def test_forged_checkpoints_end_in_an_answer_or_one_line(tmp_path, capsys):
-    """Some of the mutations of which ``tests.trainer.checkpoint.forging`` tries thousands."""
+    """Some of the mutations of which ``tests.helpers.forging`` tries thousands."""
     pieces = [whole("tables/a/weight", table()), whole("tables/a/sum", table(6, 2), widths=(3, 1))]
     pieces += [whole("dense/b", torch.ones(3)), whole("dense/c", torch.tensor(2.0))]
     facts = {

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import warm
-from tests.object_store import BUCKET, serve
+from tests.helpers import warm
+from tests.helpers.object_store import BUCKET, serve
 from trainer.doctor import machine, places, processes
 from trainer.doctor.finding import Finding, at_least, bounded, passed, shown
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_loaders.manifest import Manifest
-from tests import tiny, warm
+from tests.helpers import tiny, warm
 from trainer.config.compose import compose
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
