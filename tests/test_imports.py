@@ -147,6 +147,15 @@ def test_nothing_imports_tests():
     assert broken(lambda module, name: not within(module, ["tests"]) and within(name, ["tests"])) == []
 
 
+def test_no_test_module_imports_another():
+    """What several need stands in ``tests/helpers``."""
+
+    def is_test(name):
+        return any(part.startswith("test_") for part in name.split(".")[:-1])
+
+    assert broken(lambda module, name: within(name, ["tests"]) and is_test(name)) == []
+
+
 def test_the_environment_is_read_in_two_places():
     found = {
         module: environment_uses(tree)

@@ -2,7 +2,8 @@
 
 All of them are here, as the loader of one process meets them. Where several ranks matter (D7, D9 to D11, D15, D17, D18,
 D28), tests/trainer/run/test_bad_data_ranks.py goes on; where the program matters, from command line to exit code (D1 to D3,
-D7, D12, D13, D16, D19, D20, D22, D24, D26, D31), tests/integration/test_bad_data.py does. Every refusal is held to the same form by
+D7, D12, D13, D16, D19, D20, D22, D24, D26, D31), tests/integration/test_bad_data.py does. Every refusal is held to the
+same form by
 ``refusal``: what is wrong, where (file, row group, row; column or configuration key), and how to mend it.
 """
 

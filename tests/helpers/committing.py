@@ -1,4 +1,5 @@
-"""``-m tests.helpers.committing FOLDER FIRST LAST``: a job of one rank whose one table holds the number of the step; goes on from the
+"""``-m tests.helpers.committing FOLDER FIRST LAST``: a job of one rank whose one table holds the number of the step;
+goes on from the
 newest checkpoint of FOLDER and saves at every step from FIRST to LAST. Dies where TRAINER_FAULTS says."""
 
 import sys

@@ -1,4 +1,5 @@
-"""``trainer.train`` that dies: ``-m tests.helpers.killed STEP …`` trains until rank 0 has trained STEP, then ends its whole tree of
+"""``trainer.train`` that dies: ``-m tests.helpers.killed STEP …`` trains until rank 0 has trained STEP, then ends its
+whole tree of
 processes, torchrun's agent too, by SIGKILL. Its ledger is written every few rows, not only before checkpoints."""
 
 import functools

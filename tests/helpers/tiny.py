@@ -10,8 +10,8 @@ from data_loaders import synthetic
 from tests.helpers import warm
 from trainer.config.compose import Composed, compose
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONF = Path(__file__).parent / "conf"
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONF = REPOSITORY / "tests" / "conf"
 ROWS = {"train": 3000, "valid": 500, "test": 700}
 FP32 = ("precision=fp32", "device=cpu", "report=false")  # a report takes two seconds of a run
 

@@ -21,7 +21,7 @@ import pytest
 from tests.helpers import tiny, warm
 from tests.helpers.bad_data import told, write
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass

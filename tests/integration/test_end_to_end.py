@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from tests.helpers import tiny, warm
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def train(ranks, root, run, *overrides):

@@ -48,7 +48,7 @@ def test_ranks_and_agent_listen_on_loopback_alone(tmp_path, monkeypatch):
     words = ["--nproc-per-node", "2", "listens", str(tmp_path)]
     assert (
         subprocess.run(
-            [sys.executable, "-m", "tests.launch.start_ranks", *words], cwd=REPOSITORY, check=False
+            [sys.executable, "-m", "tests.helpers.start_ranks", *words], cwd=REPOSITORY, check=False
         ).returncode
         == 0
     )

@@ -56,7 +56,7 @@ def environment(tmp_path_factory):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "tests.launch.start_ranks", *arguments]
+    return [sys.executable, "-m", "tests.helpers.start_ranks", *arguments]
 
 
 def launch(environment, *arguments):

@@ -169,7 +169,7 @@ time.sleep(9999)
 SWEEP = """
 import os, subprocess, sys
 subprocess.Popen([sys.executable, "-m", "launch.children", str(os.getpid()), sys.argv[1], sys.executable,
-                  "-m", "tests.launch.start_ranks", "--nproc-per-node", "1", "fake_worker"], start_new_session=True).wait()
+                  "-m", "tests.helpers.start_ranks", "--nproc-per-node", "1", "fake_worker"], start_new_session=True).wait()
 """
 
 

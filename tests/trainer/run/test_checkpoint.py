@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and when a run may go on from it. (Tensors: tests/distributed.)"""
+"""What a checkpoint says of itself, and when a run may go on from it. (Tensors: tests/trainer/checkpoint.)"""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from trainer.runtime.rendezvous import process_group
 
 
 @pytest.fixture
-def saved(tmp_path, log):  # noqa: F811
+def saved(tmp_path, log):
     return commit(tmp_path / "run", TrainingFiles(scan(log), 0, {}), step=5, epoch_step=5)
 
 
@@ -68,7 +68,7 @@ def identity_of(saved, **changes):
     return dataclasses.replace(composed.config, **changes), job
 
 
-def test_a_run_goes_on_from_the_newest_whole_checkpoint_of_its_own_job(saved, log, alone):  # noqa: F811
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_of_its_own_job(saved, log, alone):
     config, job = identity_of(saved)
     found = resumable(config, saved.parent, job, alone)
     assert found.path == saved and found.progress.step == 5 and found.rows_left == 0

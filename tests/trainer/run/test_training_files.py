@@ -9,29 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.state_files import write_json
-from tests.helpers.training_files import commit, scan
+from tests.helpers.training_files import commit, scan, write
 from trainer.checkpoint import MANIFEST
 from trainer.run.training_files import DATA, Saved, TrainingFiles, continued, find, incremental
 from trainer.runtime.progress import Progress
 
 
-def write(root, name, first, rows=10):
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"x": pa.array(range(first, first + rows), "int64")}), path, row_group_size=4)
-
-
 def names(inputs):
     return [inputs.manifest.relative(file) for file in inputs.manifest.files]
-
-
-@pytest.fixture
-def log(tmp_path):
-    """Two files, in an order of their own."""
-    root = tmp_path / "log"
-    write(root, "b.parquet", 0)
-    write(root, "a.parquet", 10)
-    return root
 
 
 def saved_at(tmp_path, log, *paths, **position):

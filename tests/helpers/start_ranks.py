@@ -1,4 +1,4 @@
-"""`python -m tests.launch.start_ranks [options] MODULE argument …`: starts ranks as `clicktrainer train` does."""
+"""`python -m tests.helpers.start_ranks [options] MODULE argument …`: starts ranks as `clicktrainer train` does."""
 
 import argparse
 import sys
