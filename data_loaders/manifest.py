@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -73,7 +73,7 @@ class Manifest:
     schemas: tuple[pa.Schema, ...]
 
     @classmethod
-    def scan(cls, paths: list[str], root: str, columns: Iterable[str]) -> "Manifest":
+    def scan(cls, paths: Sequence[str], root: str, columns: Iterable[str]) -> "Manifest":
         """Reads the footers of all files that ``paths`` (files, folders, globs, under ``root`` or full names) stand for.
 
         A folder stands for the ``*.parquet`` files below it. Each path's files come sorted, each file once. Raises

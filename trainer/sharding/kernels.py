@@ -44,10 +44,11 @@ class FusedShard:
 def fused_shards(kernels: Iterable[FusedKernel]) -> list[FusedShard]:
     """The shards of the tables whose optimizer has states."""
     return [
-        FusedShard(shard.name, *shard.local_metadata.shard_offsets, states)
+        FusedShard(shard.name, row, column, states)
         for kernel, shards in kernels
         if kernel.optimizer != EmbOptimType.EXACT_SGD
         for shard, states in zip(shards, kernel.get_optimizer_state(), strict=True)
+        for row, column in [shard.local_metadata.shard_offsets]
     ]
 
 

@@ -107,7 +107,8 @@ class ShardedBags(ShardedEmbeddingBagCollection):
                     exchange._is_sequence = True
 
     def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
-        divides, self._has_mean_pooling_callback = self._has_mean_pooling_callback, False
+        divides: bool = self._has_mean_pooling_callback  # type: ignore[has-type]
+        self._has_mean_pooling_callback = False
         try:
             distributed = super().input_dist(ctx, features)
         finally:
