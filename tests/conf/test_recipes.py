@@ -60,9 +60,9 @@ def test_a_recorded_recipe_is_read_back_the_same(name):
 def test_the_comment_says_what_input_holds_and_what_to_run(name):
     said = comment(name)
     assert "input= holds" in said or "From and input=: see recipe" in said
-    assert f"python -m data_loaders.prepare recipe={name} input=" in said
-    assert f"python -m launch.run --config-dir data/{name} data={name} model=" in said
-    assert not name.endswith(OWN) or "../shared/data" in said
+    assert f"clicktrainer prepare recipe={name} input=" in said
+    assert f"clicktrainer train --config-dir data/{name} data={name} model=" in said
+    assert not name.endswith(OWN) or "If you have these files" in said
     assert name.endswith(OWN) or "From: https://" in said or "see recipe" in said
 
 

@@ -1,7 +1,6 @@
 """`python -m tests.gpu.syncing …` is `trainer.train …`, and prints where its own code has the host wait for the card in a
 step: `WAITS trainer/runtime/step_guard.py:check`, a line each. What TorchRec waits for is its own affair."""
 
-import contextlib
 import os
 import sys
 import warnings
@@ -9,9 +8,9 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from tests.helpers.tiny import REPOSITORY
-from trainer.sharding.pipeline import StepPipeline
 from trainer.train import main
 
 FIRST = 3  # the steps before fill the pipeline and settle what is done once
@@ -20,32 +19,23 @@ TORCH = str(Path(torch.__file__).parent) + os.sep  # not torchrec
 
 
 class Watch:
-    """From ``next_batch`` of the pipeline to the end of ``update``."""
+    """Around ``progress`` of the pipeline."""
 
     def __init__(self) -> None:
-        self.steps, self.seen = 0, set()
-        self.begin, self.end = StepPipeline.next_batch, StepPipeline.update
-        self.watching = contextlib.ExitStack()
+        self.steps, self.seen, self.act = 0, set(), TrainPipelineSparseDist.progress
 
-    def next_batch(self, pipeline, batches):
+    def __call__(self, pipeline, batches):
         self.steps += 1
-        if self.steps >= FIRST:
-            self.watching.enter_context(warnings.catch_warnings())
+        if self.steps < FIRST:
+            return self.act(pipeline, batches)
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = self._show
-            self.watching.callback(torch.cuda.set_sync_debug_mode, "default")
             torch.cuda.set_sync_debug_mode("warn")
-        try:
-            return self.begin(pipeline, batches)
-        except StopIteration:
-            self.watching.close()
-            raise
-
-    def update(self, pipeline):
-        try:
-            self.end(pipeline)
-        finally:
-            self.watching.close()
+            try:
+                return self.act(pipeline, batches)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
 
     def _show(self, message, *_):
         place = _place(sys._getframe(1)) if SIGN in str(message) else None
@@ -65,6 +55,5 @@ def _place(frame: FrameType | None) -> str | None:
 
 if __name__ == "__main__":
     watch = Watch()
-    StepPipeline.next_batch = lambda pipeline, batches: watch.next_batch(pipeline, batches)
-    StepPipeline.update = lambda pipeline: watch.update(pipeline)
+    TrainPipelineSparseDist.progress = lambda pipeline, batches: watch(pipeline, batches)
     main()

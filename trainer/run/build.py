@@ -92,7 +92,7 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     sharded = shard.shard(task, plan.sharding, ranks.device)
     initialize.initialize_tables(sharded, plan.tables, config.seed, initial_values_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan.tables, config.optim, total_steps=total_steps)
-    pipeline = StepPipeline(sharded, optimizer, ranks.device, execute_all_batches=True)
+    pipeline = StepPipeline(sharded, optimizer, ranks.device)
     return Built(sharded, optimizer, pipeline, plan.tables)
 
 

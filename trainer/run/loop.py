@@ -10,6 +10,7 @@ from torch.profiler import record_function
 from data_loaders.batch import Batch
 from data_loaders.loader import BatchIterator, Loader
 from trainer.checkpoint.saving import Checkpoints
+from trainer.modules.task import TaskOutput
 from trainer.monitoring.feature_coverage import FeatureCoverage
 from trainer.monitoring.grace_period import GraceCheck
 from trainer.monitoring.metrics_logger import MetricsLogger
@@ -45,6 +46,12 @@ def run(
     """Trains until ``batches`` end, ``early_stopping`` has stopped, or ``guard`` has seen that a rank was asked to stop: then
     all ranks return after the same step, without saving or evaluating. Every event keeps its own cadence; all ranks take
     part in each."""
+
+    def between(batch: Batch, outputs: TaskOutput) -> None:
+        with record_function("## guard ##"):  # such names are read in traces (trainer/monitoring/profiling)
+            guard.check(outputs.loss, outputs.logits, outputs.cursor)
+        coverage.look(batch)
+
     incoming = _read(batches, progress.step + 1)
     while True:
         guard.begin(progress.step + 1)
@@ -52,25 +59,18 @@ def run(
         grace.look()
         seed_dropout(seed, ranks, progress.step)
         try:
-            batch = pipeline.next_batch(incoming)
+            # Next batch -> forward -> guard, coverage -> backward, with the tables' optimizers -> dense optimizer.
+            outputs = pipeline.step(incoming, between)
         except StopIteration:
             return guard.over(progress.step)
-        watchdog.alive()
-        loss, outputs = pipeline.forward()
-        with record_function("## guard ##"):  # such names are read in traces (trainer/monitoring/profiling)
-            guard.check(outputs.loss, outputs.logits, outputs.cursor)
-        pipeline.backward(loss)  # with the optimizers of the tables
-        pipeline.update()  # the dense optimizer
         with record_function("## metrics ##"):
             progress.advance(outputs.cursor)
             row_log.record(outputs.cursor, progress.step)
-            coverage.look(batch)
             logger.update(outputs, progress)
             logger.maybe_report(progress)  # when a line is due: with stragglers and alerts, to trackers too
         guard.end()
         if guard.stop_requested:
             return
-        del batch, loss  # memory that the next step needs
         with watchdog.paused(), record_function("## evaluation and checkpoint ##"):
             waited = checkpoints.seconds
             if evaluator.is_due(progress):

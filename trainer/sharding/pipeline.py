@@ -1,16 +1,15 @@
-"""TorchRec's training pipeline with a step's parts as methods of their own, for the loop to call in order.
+"""TorchRec's training pipeline, with a place for us between forward and backward.
 
 While a batch is trained, the next one's ids are exchanged between the ranks and the one after that is copied to the device.
-Collectives, copies and launches are those of TorchRec's own ``progress`` (1.8), in its order.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.profiler import record_function
-from torchrec.distributed.model_parallel import get_unwrapped_module
+from torchrec.distributed.model_parallel import DistributedModelParallel, get_unwrapped_module
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
@@ -18,44 +17,31 @@ from data_loaders.batch import Batch
 from data_loaders.errors import UserError
 
 
+def nothing(batch: Batch, outputs: Any) -> None:
+    """Between forward and backward."""
+
+
 class StepPipeline(TrainPipelineSparseDist):
-    """``next_batch``, ``forward``, ``backward``, ``update``: one step. ``progress`` is all four, unguarded."""
+    """``step`` is one step; ``progress``, TorchRec's own name for it, is one that nobody looks at in between."""
 
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        """The batch to train, on the device; two more are on their way. Raises ``StopIteration`` after the last one, and
-        ``UserError`` at the first one where the pipeline does not overlap a sharded module."""
-        if not self._model_attached:
-            self.attach(self._model)
-        traced = bool(self._pipelined_modules)
-        self.fill_pipeline(batches)
-        if not self.batches:
-            raise StopIteration
-        if not traced:
+    def __init__(self, model: DistributedModelParallel, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        super().__init__(model, optimizer, device, execute_all_batches=True, custom_model_fwd=self._forward)
+        self._between: Callable[[Batch, Any], None] = nothing
+        self._checked = False
+
+    def step(self, batches: Iterator[Batch], between: Callable[[Batch, Any], None]) -> Any:
+        """Next batch, forward, ``between(batch, outputs)``, backward with the optimizers of the tables, dense optimizer.
+        Returns the outputs. Raises ``StopIteration`` after the last batch, and ``UserError`` at the first one where the
+        pipeline does not overlap a sharded module."""
+        self._between = between
+        return self.progress(batches)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Any]:
+        if not self._checked:
             self.check_pipelined()
-        self._set_module_context(self.contexts[0])
-        with record_function("## zero_grad ##"):
-            self._optimizer.zero_grad()
-        self._wait_for_batch()
-        if len(self.batches) >= 2:
-            self.start_sparse_data_dist(self.batches[1], self.contexts[1])
-        self.enqueue_batch(batches)
-        return self.batches[0]
-
-    def forward(self) -> tuple[Tensor, Any]:
-        """Loss [] and outputs of the batch."""
-        with record_function(f"## forward {self.contexts[0].index} ##"):
-            return self._model_fwd(self.batches[0])
-
-    def backward(self, loss: Tensor) -> None:
-        """Updates the tables, too."""
-        if len(self.batches) >= 2:
-            self.wait_sparse_data_dist(self.contexts[1])
-        self._backward(loss)
-
-    def update(self) -> None:
-        """Updates the dense parameters, and is done with the batch."""
-        self._optimizer_step()
-        self.dequeue_batch()
+        loss, outputs = self._model(batch)
+        self._between(batch, outputs)
+        return loss, outputs
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[TrainPipelineSparseDist]:
@@ -75,6 +61,7 @@ class StepPipeline(TrainPipelineSparseDist):
     def check_pipelined(self) -> None:
         """Raises ``UserError`` naming the sharded modules that the pipeline does not overlap with communication. TorchRec
         only logs it, and is slow from there on."""
+        self._checked = True
         pipelined = {id(module) for module in self._pipelined_modules}
         left = [
             name

@@ -100,11 +100,7 @@ def trained(rank, world_size, root, folder, overrides):
     reporter = MetricsLogger(folder, loader, STEPS, EVERY, ranks, alerts)
     progress, batches = Progress(), loop.batches_from(loader, Progress(), STEPS)
     for _ in range(STEPS):
-        batch = built.pipeline.next_batch(batches)
-        loss, outputs = built.pipeline.forward()
-        built.pipeline.backward(loss)
-        built.pipeline.update()
-        alerts.coverage.look(batch)
+        outputs = built.pipeline.step(batches, lambda batch, outputs: alerts.coverage.look(batch))
         progress.advance(outputs.cursor)
         reporter.update(outputs, progress)
         reporter.maybe_report(progress)
