@@ -16,7 +16,8 @@ from importlib.resources import files
 from typing import Any
 
 from data_loaders import packages
-from trainer import __version__, completion
+from trainer import __version__
+from trainer.config import completion
 
 USER_ERROR = 2
 

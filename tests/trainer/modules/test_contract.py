@@ -78,9 +78,7 @@ BUILT = [
 
 @pytest.mark.parametrize(("model", "problem"), BUILT)
 def test_what_a_built_model_lacks(model, problem):
-    with pytest.raises(
-        ValueError, match=rf"^model 'mine.model' \(.*test_contract.py, class Sound\): .*{problem}"
-    ):
+    with pytest.raises(ValueError, match=rf"^model 'mine.model' \(.*test_contract.py, class Sound\): .*{problem}"):
         check_built("mine.model", model, SCHEMA)
 
 
@@ -104,9 +102,7 @@ LOGITS = [
 
 @pytest.mark.parametrize(("logits", "problem"), LOGITS)
 def test_what_are_no_logits(logits, problem):
-    with pytest.raises(
-        ValueError, match=rf"the forward of class Sound \(.*test_contract.py\) returns .*{problem}"
-    ):
+    with pytest.raises(ValueError, match=rf"the forward of class Sound \(.*test_contract.py\) returns .*{problem}"):
         check_logits(Sound, logits, LABELS, training=True)
 
 
