@@ -64,7 +64,6 @@ def test_the_run_folder_and_the_final_table(trained):
         "samples/s",
         "test AUC",
         "best possible",
-        "report.html",
         "clicktrainer evaluate",
         str(run.name),
     ):
