@@ -235,7 +235,8 @@ def command() -> str:
     ranks = dist.get_world_size() if dist.is_initialized() else 0
     program = f"torchrun --standalone --nproc_per_node={ranks} -m" if ranks else "python -m"
     arguments = [shlex.quote(re.sub(r"(^|=)/.*", r"\1DIR", argument)) for argument in sys.argv[1:]]
-    return " ".join([program, sys.modules["__main__"].__spec__.name, *arguments])
+    spec = sys.modules["__main__"].__spec__  # None where it was not started by -m
+    return " ".join([program, spec.name if spec is not None else Path(sys.argv[0]).name, *arguments])
 
 
 def machine() -> dict[str, Any]:
