@@ -90,13 +90,16 @@ class _Kernel:
 
     def __init__(self, touched: TouchedRows) -> None:
         wide = [is_wide_table(shard.name) for shard in touched.shards]
-        wide_feature = touched.of_feature(wide)
         # Where a feature's table begins, in rows of 4 floats: all widths are multiples of 4, and so are all offsets.
-        begins = torch.tensor(touched.begins, device=wide_feature.device) // WIDE_DIM  # [F]
+        begins = dict(
+            zip(touched.kernel.feature_table_map, (begin // WIDE_DIM for begin in touched.begins), strict=True)
+        )
+        first = next(begin for shard, begin in begins.items() if wide[shard])
         # An id of another table stands for the first wide row: updating that one too changes nothing (its gradient is 0
         # or it is updated anyway, to the same values), and no mask has to be counted, which would stop a GPU.
-        self._begins = torch.where(wide_feature, begins, begins[wide_feature][0])
-        self._keeps = None if all(wide) else wide_feature.long()
+        shards = range(len(wide))
+        self._begins = touched.of_feature([begins.get(shard, first) if wide[shard] else first for shard in shards])
+        self._keeps = None if all(wide) else touched.of_feature([int(is_wide) for is_wide in wide])
         self._rows, self.lookups = touched, touched.after_backward()
 
     def rows(self) -> Tensor:

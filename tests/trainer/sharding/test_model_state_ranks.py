@@ -22,6 +22,7 @@ from tests.helpers.tables import DIMS, ROWS, TinyModel, all_tables, build, make_
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.modules.dice import Dice
+from trainer.modules.embeddings import is_wide_table
 from trainer.optim.combined import CombinedOptimizer
 from trainer.runtime.distributed import sum_with_gradient
 from trainer.sharding.initialize import gather_table
@@ -233,6 +234,7 @@ def test_what_counts_steps_has_counted_them(runs) -> None:
 def _adam(rank: int, world_size: int) -> list[str]:
     def job(seed: int) -> tuple[CombinedOptimizer, list[Piece], DistributedModelParallel]:
         model, plan = build(world_size, layout("data_parallel"), KINDS["adagrad"], seed=seed)
+        plan = tuple(replace(t, optimizer=adam.of_table(t.name, wide=is_wide_table(t.name))) for t in plan)
         optimizer = CombinedOptimizer(model, plan, adam, total_steps=TOTAL)
         return optimizer, [*model_pieces(model, plan), *optimizer.pieces()], model
 
