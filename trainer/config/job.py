@@ -117,7 +117,7 @@ class TrainConfig:
     """Must be 1: tables are updated inside each backward pass, so gradients of several batches cannot be
     accumulated."""
     log_every_steps: int | None = None
-    """Steps between two lines of metrics; by default a twentieth of the run, at most 50."""
+    """Steps between two lines of metrics; by default a twentieth of the run, 10 to 50."""
     resume: str = "auto"
     """``auto`` resumes from the newest whole checkpoint of ``run.dir``; ``never`` refuses a folder that holds one."""
     timeout_seconds: float = 1800.0

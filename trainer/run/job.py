@@ -81,7 +81,7 @@ def make_job(
     alerts = make_alerts(config, model.layout, ranks)
     stragglers = StragglerMeter(watchdog, data.loader, ranks)
     trackers = make_trackers(config.logging, folder, tree, data.progress.step, here=ranks.is_first)
-    every_steps = config.log_every_steps or max(1, min(50, data.total_steps // 20))
+    every_steps = config.log_every_steps or min(50, max(10, data.total_steps // 20))
     logger = MetricsLogger(folder, data.loader, data.total_steps, every_steps, ranks, alerts, stragglers, trackers)
     early_stopping = EarlyStopping(config.early_stopping, config.optim.plateau, built.optimizer)
     state = TrainingState(built, logger, early_stopping)
