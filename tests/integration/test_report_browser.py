@@ -14,7 +14,7 @@ from tests.helpers.faulty import SLOWLY, Job
 from trainer.report.run_record import RunRecord
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SMALL = ("model.hidden_units=[8]",)  # 13 steps: by default, too, they have lines enough for a curve
+SMALL = ("model.hidden_units=[8]", "log_every_steps=2")
 # Written into the page once Bokeh is idle: how many figures there are, how many of them have painted something, and whether the
 # page, or the table of results, is wider than its place.
 PROBE = """<script>
