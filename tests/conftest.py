@@ -22,6 +22,7 @@ def environment_of_nobody(monkeypatch):
 SLOW = re.compile(
     r"tests/(integration|bench|requirements|data_loaders/prepare|conf)/|_ranks\.py"
     r"|tests/launch/test_(?!sweep_(options|space))|test_(add_a_model|tutorial|site)\.py"
+    r"|tests/trainer/(config/test_(compose|security)|plan/test_plan)\.py"
 )
 MARKED = {
     "slow": SLOW,
