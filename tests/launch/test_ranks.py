@@ -171,6 +171,7 @@ def test_ranks_that_cannot_be_started(monkeypatch, capsys, error, says):
     def fail(*_):
         raise error
 
+    monkeypatch.setattr(launcher, "end_workers", lambda: None)  # they would be all children of pytest: Spark's JVM, too
     monkeypatch.setattr(launcher, "_run_once", fail)
     monkeypatch.setattr(launcher.os, "environ", dict(os.environ))
     assert launcher.run(launcher.Job("fake_worker", [], 1, "cpu")) == 2
