@@ -29,6 +29,10 @@ PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
 PATIENCE = 12  # times ``hang_timeout``: up to the end of the first step, and while paused
 POLLS = 20  # in ``hang_timeout``
 SECONDS_BETWEEN_POLLS = (0.1, 5.0)
+SECONDS_FOR_OTHERS = (
+    5.0  # at least, for the other ranks to notice as well: on a machine under load a thread sleeps long
+)
+REPORTED = "reported"  # a file in ``stacks/``: whoever makes it prints the message
 ROOT = Path(__file__).resolve().parents[2]
 # A main thread in there waits for other ranks, or for a device that does (``trainer.runtime.read_back`` too); in BACKWARD it may
 # also compute.
@@ -77,6 +81,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
         self._publish()  # over what an earlier attempt may have left
+        (self.folder / REPORTED).unlink(missing_ok=True)
         self._thread.start()
         return self
 
@@ -146,9 +151,8 @@ class Watchdog:
             with open(self.folder / f"rank-{self.ranks.rank}.txt", "w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             self._publish(hung=True)
-            time.sleep(3 * self.interval)  # until the others, as idle as this one, have done the same
-            beats = [self._read(rank) for rank in range(self.ranks.world_size)]
-            if self.ranks.rank == min(beat.rank for beat in beats if beat.hung):
+            beats = self._wait_for_others()
+            if self.ranks.rank == min(beat.rank for beat in beats if beat.hung) and self._reports():
                 message = verdict(beats)
                 note(f"error: {message}; stacks: {self.folder}/rank-*.txt")
                 worst = hanging(beats)[0]
@@ -157,6 +161,25 @@ class Watchdog:
                 time.sleep(self.interval)  # who speaks should not be ended with this rank
         finally:
             os._exit(1)
+
+    def _wait_for_others(self) -> list[Beat]:
+        """Where all ranks stand, once all, as idle as this one, have noticed; or where they stood when time was up."""
+        until = time.monotonic() + max(SECONDS_FOR_OTHERS, 5 * self.interval)
+        while True:
+            beats = [self._read(rank) for rank in range(self.ranks.world_size)]
+            if all(beat.hung for beat in beats) or time.monotonic() > until:
+                return beats
+            time.sleep(self.interval)
+
+    def _reports(self) -> bool:
+        """Whether this rank is the one that prints: the first to make a file that all see."""
+        try:
+            (self.folder / REPORTED).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:  # a full disk: rather said twice than not at all
+            pass
+        return True
 
     def _publish(self, *, hung: bool = False) -> None:
         frame = sys._current_frames().get(self._watched)

@@ -206,3 +206,21 @@ def test_waiting_for_a_gpu_is_waiting(watch, monkeypatch):
 
 def test_before_the_first_step_is_said_so():
     assert verdict([Beat(0, 0, seconds=3, where="f (a.py:3)")]).endswith("since 3 s before the first step")
+
+
+def test_one_rank_reports_also_where_each_believes_it_is_the_first(tmp_path):
+    """On a machine under load a rank may give up waiting before another has noticed."""
+    dogs = [Watchdog(tmp_path, Ranks(rank, 2, 0, 2, CPU), 0.5) for rank in range(2)]
+    for _ in range(2):  # a later attempt in the same run folder starts afresh
+        with dogs[0]:
+            assert [dog._reports() for dog in dogs] == [True, False]
+        dogs = [Watchdog(tmp_path, Ranks(rank, 2, 0, 2, CPU), 0.5) for rank in range(2)]
+
+
+def test_it_waits_for_the_others_to_notice(tmp_path, monkeypatch):
+    dog, other = (Watchdog(tmp_path, Ranks(rank, 2, 0, 2, CPU), 0.5) for rank in range(2))
+    dog.folder.mkdir()
+    for each in (dog, other):
+        each._publish(hung=each is dog)
+    monkeypatch.setattr(time, "sleep", lambda _: other._publish(hung=True))
+    assert all(beat.hung for beat in dog._wait_for_others())
