@@ -35,6 +35,7 @@ from bench.harness import Pass, Rates, take_turns
 from data_loaders.batch import Batch
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
+from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.run import build, loop
 from trainer.runtime.distributed import Ranks, choose_device, peak_memory_mb
@@ -114,7 +115,7 @@ class Ours:
     batches."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, steps: int, batches: Iterator[Batch] | None = None) -> None:
-        model = build.build_model(config.model, config.data.schema, config.seed)
+        model = build_model(config.model, config.data.schema, config.seed)
         self.loader, _ = build.build_train_loader(config.data, model.layout, config.batch_size, config.seed, ranks)
         self.built = build.build(config, model, ranks, self.loader.local_batch_size, total_steps=10**6)
         self.batches = batches or loop.batches_from(self.loader, Progress(), 10**6)
@@ -129,7 +130,7 @@ class Ours:
 
 
 def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     task = build.build_task(model, config.precision, ranks.device, may_drop=False)
     for module in task.modules():
         if isinstance(module, (EmbeddingBagCollection, EmbeddingCollection)):
@@ -157,7 +158,7 @@ def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
 
 def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
     """The head of the model on lookups made once, data-parallel over the ranks."""
-    model = build.build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu").to(ranks.device)
+    model = build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu").to(ranks.device)
     build.set_autocast(model, build.autocast_dtype(config.precision, ranks.device))
     inputs: list[tuple[tuple, Batch]] = []
     handle = model.head.register_forward_pre_hook(lambda _, arguments: inputs.append((arguments, batch)))
@@ -178,7 +179,7 @@ def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
 
 
 def in_memory_batches(config: TrainConfig, ranks: Ranks, count: int) -> list[Batch]:
-    layout = build.build_model(config.model, config.data.schema, config.seed).layout
+    layout = build_model(config.model, config.data.schema, config.seed).layout
     loader, _ = build.build_train_loader(config.data, layout, config.batch_size, config.seed, ranks)
     stream = loader.epoch(0)
     batches = list(islice(stream, count))

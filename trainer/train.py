@@ -22,6 +22,7 @@ from trainer.checkpoint import read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
+from trainer.models.construct import build_model
 from trainer.modules import contract
 from trainer.monitoring import trackers
 from trainer.monitoring.grace_period import GraceCheck
@@ -69,7 +70,7 @@ def start(argv: Sequence[str]) -> None:
     config.check_addresses()
     config.check_world_size(identity()[1])
     trackers.check_installed(config.logging)
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     if config.deterministic:
         make_deterministic()
     device = choose_device(config.device)

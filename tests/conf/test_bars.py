@@ -11,7 +11,7 @@ import conf
 from bench import bars
 from data_loaders.prepare import compose as recipes
 from trainer.config.compose import compose
-from trainer.run.build import build_model
+from trainer.models.construct import build_model
 
 CONF = Path(conf.__file__).parent
 BARS = bars.known()

@@ -9,6 +9,7 @@ import conf
 from data_loaders.manifest import Manifest
 from tests.helpers import tiny
 from tests.helpers.samples import randomize
+from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.run import build
 from trainer.runtime.distributed import Ranks
@@ -31,7 +32,7 @@ def graded(task, batch, device):
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradients_are_those_on_the_cpu(name, click_log):
     config = tiny.job(click_log, f"model={name}").config
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     data = config.data
     columns = [*data.schema.columns(model.layout), *filter(None, (data.schema.label, data.schema.weight))]
     manifest = Manifest.scan(data.train, data.root, columns)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from tests.helpers import tiny
 from trainer.checkpoint.saving import Checkpoints
+from trainer.models.construct import build_model
 from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.run import build, loop
 from trainer.run.training_state import TrainingState
@@ -23,7 +24,7 @@ def ranks_of(rank, world_size):
 def built_job(root, rank, world_size, overrides):
     ranks = ranks_of(rank, world_size)
     config = tiny.job(root, *overrides).config
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     loader, _ = build.build_train_loader(config.data, model.layout, config.batch_size, config.seed, ranks)
     built = build.build(config, model, ranks, loader.local_batch_size, total_steps=100)
     return config, model.layout, loader, built
@@ -52,7 +53,7 @@ def check_against_unsharded(rank, world_size, root, overrides):
     batch = next(iter(loader.epoch(1)))
     built.task.eval()  # in training mode Dice takes its statistics from both ranks
     _, sharded = built.task(batch)
-    plain = build.build_model(config.model, config.data.schema, config.seed)
+    plain = build_model(config.model, config.data.schema, config.seed)
     plain.to_empty(device="cpu")
     tables = {table.parameter.removeprefix("model."): table.name for table in built.tables}
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}

@@ -14,9 +14,9 @@ from trainer.checkpoint.piece import whole_piece
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.warm_start import WarmStartConfig
 from trainer.models import load_model_class
+from trainer.models.construct import build_model
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.tables import state_names
-from trainer.run.build import build_model
 from trainer.sharding.table_plan import embedding_tables
 from trainer.warm_start.plan import make_plan
 from trainer.warm_start.report import make_report

@@ -13,6 +13,7 @@ from torchrec.distributed.planner.types import ShardingOption, Topology
 
 from trainer.config.job import TrainConfig
 from trainer.config.sharding import ShardingConfig
+from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
@@ -64,7 +65,7 @@ class Planned:
 
     @classmethod
     def of(cls, config: TrainConfig, cluster: Cluster) -> "Planned":
-        model = build.build_model(config.model, config.data.schema, config.seed)
+        model = build_model(config.model, config.data.schema, config.seed)
         task = build.build_task(model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
         lengths = planner.ids_per_row(config.data.schema)
         dense = DensePart(config, lengths, _precision(config, cluster))

@@ -1,7 +1,7 @@
 """Configuration -> objects, in the order TorchRec needs: schema, model with tables on meta, task, plan, in-backward
 table optimizers, sharding, dense optimizer, data, pipeline. Each step takes the values it uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
 from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import LossConfig, TrainConfig
-from trainer.models import load_model_class
-from trainer.modules import contract
 from trainer.modules.embeddings import initial_values_of_tables
 from trainer.modules.head import set_autocast
 from trainer.modules.normalization import BatchStatistics
@@ -43,17 +41,6 @@ class Built:
     optimizer: CombinedOptimizer
     pipeline: StepPipeline
     tables: tuple[TablePlan, ...]
-
-
-def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Module:
-    """The model with its tables on meta (no memory) and its dense layers initialised from ``seed`` alone."""
-    torch.manual_seed(seed)
-    hyperparameters = {key: value for key, value in model.items() if key != "name"}
-    model_class = load_model_class(model["name"])
-    with contract.explained(model["name"], model_class):
-        built = model_class(schema, **hyperparameters, device=torch.device("meta"))
-    contract.check_built(model["name"], built, schema)
-    return built
 
 
 def build_task(

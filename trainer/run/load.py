@@ -11,6 +11,7 @@ from trainer.checkpoint import AnyPath, committed, of_run, read_best
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.compose import from_yaml
 from trainer.config.job import TrainConfig
+from trainer.models.construct import build_model
 from trainer.run import build
 from trainer.run.training_state import ModelState
 from trainer.runtime import run_folder
@@ -37,7 +38,7 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
     """
     config = from_yaml(run / run_folder.CONFIG, overrides).config
     path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     limits = config.timeout_seconds, config.rendezvous_timeout_seconds
     if config.deterministic:
         make_deterministic()

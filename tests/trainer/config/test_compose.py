@@ -9,7 +9,7 @@ import conf
 from data_loaders.errors import UserError
 from trainer.config.compose import compose, from_yaml, parse
 from trainer.config.job import RunConfig
-from trainer.run.build import build_model
+from trainer.models.construct import build_model
 
 CONF = Path(conf.__file__).parent
 ROOT = "data.root=somewhere"

@@ -7,7 +7,7 @@ import pytest
 import conf
 from tests.helpers.samples import check_conf, check_dense_start, check_model, one_dim_schema, randomize
 from trainer.models import load_model_class
-from trainer.run.build import build_model
+from trainer.models.construct import build_model
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 

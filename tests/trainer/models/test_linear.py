@@ -10,8 +10,8 @@ from data_loaders.schema import Feature, Schema, Table
 from tests.helpers.model_checks import BAGS, CPU, check_equals, field, logits, made, without_numbers
 from tests.helpers.samples import check_dense_start, check_model, mlp, one_dim_schema, random_rows, small_schema
 from trainer.models import deepfm, embedding_mlp, fm, fnn, lr
+from trainer.models.construct import build_model
 from trainer.modules.embeddings import wide_table
-from trainer.run.build import build_model
 
 UNITS = {"hidden_units": [8, 4]}
 

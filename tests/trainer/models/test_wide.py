@@ -4,8 +4,8 @@ import pytest
 
 from tests.helpers import tiny
 from trainer.config.compose import compose
+from trainer.models.construct import build_model
 from trainer.modules.embeddings import wide_table
-from trainer.run.build import build_model
 
 USUAL = {"user_id", "item_id", "category_id", "hour", "tags", "hour_x_category"}
 OVERRIDES = (

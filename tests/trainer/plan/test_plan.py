@@ -9,6 +9,7 @@ import torch
 from data_loaders.manifest import Manifest
 from tests.helpers import tiny, warm
 from trainer.config.compose import compose
+from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.plan.__main__ import start
 from trainer.plan.advice import advice
@@ -83,7 +84,7 @@ def test_columns_are_not_cut_into_crumbs(dim, ranks, width):
 
 def test_a_rank_has_the_rows_that_the_loader_gives_it(tmp_path):
     config = tiny.job(tiny.write_log(tmp_path), "model=deepfm").config
-    layout = build.build_model(config.model, config.data.schema, 0).layout
+    layout = build_model(config.model, config.data.schema, 0).layout
     manifest = Manifest.scan(config.data.train, config.data.root, [*config.data.schema.columns(layout), "label"])
     for ranks in (1, 2, 5, 12):
         who = Ranks(0, ranks, 0, ranks, torch.device("cpu"))

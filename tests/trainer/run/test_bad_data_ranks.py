@@ -29,6 +29,7 @@ from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import TrainConfig
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
+from trainer.models.construct import build_model
 from trainer.run import build
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.sharding import initialize
@@ -95,7 +96,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
     item table before and after."""
     ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
     config = configuration(given, root, model, layout)
-    built_model = build.build_model(config.model, given, config.seed)
+    built_model = build_model(config.model, given, config.seed)
     columns = ["label", *given.columns(built_model.layout)]
     manifest = Manifest.scan(["."], str(root), columns)
     loader = Loader(

@@ -12,6 +12,7 @@ from data_loaders.manifest import Manifest
 from tests.helpers import tiny
 from tests.helpers.jobs import ranks_of
 from tests.helpers.ranks import run_distributed
+from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.run import build, loop
 from trainer.runtime.distributed import all_reduce_sum
@@ -64,7 +65,7 @@ class Plain:
     """The unsharded model and SGD, on one rank, on batches of good rows only."""
 
     def __init__(self, config, built, ranks, table, folder):
-        model = build.build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu")
+        model = build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu")
         self.tables = {t.parameter.removeprefix("model."): t.name for t in built.tables}
         self.names = set(model.state_dict())
         model.load_state_dict(whole_state(built, self.tables))
@@ -100,7 +101,7 @@ def whole_state(built, tables):
 def job(rank, world_size, root, *overrides):
     ranks = ranks_of(rank, world_size)
     config = tiny.job(root, *POLICIES, "sharding.types=[row_wise]", *overrides).config
-    model = build.build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed)
     loader, _ = build.build_train_loader(
         config.data, model.layout, config.batch_size, config.seed, ranks, record_origin=True
     )

@@ -7,6 +7,7 @@ from tests.helpers import tiny
 from tests.helpers.ranks import run_distributed
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
+from trainer.models.construct import build_model
 from trainer.plan.estimate import Planned
 from trainer.run import build
 from trainer.runtime.distributed import Ranks
@@ -35,7 +36,7 @@ def allocated(rank: int, world_size: int, jobs: dict[str, TrainConfig]) -> dict[
     ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
     found = {}
     for name, config in jobs.items():
-        model = build.build_model(config.model, config.data.schema, config.seed)
+        model = build_model(config.model, config.data.schema, config.seed)
         built = build.build(config, model, ranks, config.batch_size // world_size, total_steps=10)
         found[name] = (*bytes_of(built), [table.summary() for table in built.tables])
     return found

@@ -23,8 +23,8 @@ from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.config.optim import TableOptimizerConfig
 from trainer.config.warm_start import WarmStartConfig
 from trainer.models import load_model_class
+from trainer.models.construct import build_model
 from trainer.optim.ftrl import ftrl_update
-from trainer.run.build import build_model
 from trainer.warm_start import tables
 from trainer.warm_start.sides import old_side
 from trainer.warm_start.vocabularies import Vocabularies
