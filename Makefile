@@ -62,5 +62,5 @@ docs: setup  ## the guide as a web site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build
 
 clean:  ## remove .venv and everything built (runs and data stay)
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build trainer/kernels/build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

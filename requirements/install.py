@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from trainer.doctor import pins  # noqa: E402
 from trainer.doctor.check_install import NOT_CHECKED  # noqa: E402
+from trainer.kernels import build  # noqa: E402
 from trainer.runtime import gpus  # noqa: E402 - these need the standard library only
 
 # pip's arguments, call by call. On a CPU torchrec and fbgemm come without dependencies (why: cpu-engine.txt).
@@ -79,6 +80,7 @@ def main() -> int:
         with _one_at_a_time(ROOT / "requirements"):
             ensure(ROOT, options.device, options.torch_index)
             write_command(ROOT)
+            compile_kernels()
             if options.tests:
                 ensure_spark(ROOT)
                 ensure_system_packages()
@@ -115,6 +117,16 @@ def write_command(root: Path) -> None:
     path = root / ".venv" / "bin" / "clicktrainer"
     path.write_text(COMMAND)
     path.chmod(0o755)
+
+
+def compile_kernels() -> None:
+    """Those of ``trainer/kernels`` for this CPU. Training works without them, so a failure is no error."""
+    if build.find() is None:
+        print("Compiling kernels for this CPU", flush=True)
+    try:
+        build.ensure()
+    except build.BuildError as error:
+        print(f"note: no compiled kernels: {error}. Training on CPUs is slower without them", file=sys.stderr)
 
 
 def check(root: Path, device: str) -> bool:

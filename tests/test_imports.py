@@ -12,9 +12,10 @@ OURS = ("conf", "data_loaders", "launch", "trainer", "bench", "tests")
 DISTRIBUTED = ("torch.distributed", "torchrec.distributed")
 CONFIGURATION = ("hydra", "omegaconf")
 # What turns a batch into logits and loss, wherever it runs: unit test, sharded, exported.
-PURE = ("trainer.modules", "trainer.models")
+PURE = ("trainer.kernels", "trainer.modules", "trainer.models")
 # The rooms of the trainer, in order (docs/architecture.md): a file imports from its own room and from rooms above it.
 ROOMS = (
+    "kernels",
     "modules",
     "models",
     "config",

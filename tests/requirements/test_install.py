@@ -407,3 +407,13 @@ def test_the_program_is_that_of_the_folder_that_holds_the_environment(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / ".venv" / "bin" / "clicktrainer")
     done = subprocess.run([tmp_path / "link", "train", "a b"], capture_output=True, text=True)
     assert done.stdout == "['trainer', 'train', 'a b']\n", done.stderr
+
+
+def test_without_a_compiler_the_installation_succeeds_and_says_so(monkeypatch, capsys):
+    def ensure():
+        raise installer.build.BuildError("no C++ compiler")
+
+    monkeypatch.setattr(installer.build, "find", lambda: None)
+    monkeypatch.setattr(installer.build, "ensure", ensure)
+    installer.compile_kernels()
+    assert "note: no compiled kernels: no C++ compiler. Training on CPUs is slower" in capsys.readouterr().err

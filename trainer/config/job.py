@@ -102,6 +102,9 @@ class TrainConfig:
     """Device that computes; ``auto`` takes GPUs where there are any."""
     precision: str = "auto"
     """Precision of the dense part; ``auto`` is bf16 where the hardware multiplies bf16 matrices."""
+    kernels: bool = True
+    """On a CPU, use the kernels that `make setup` compiled for it; ``false``: PyTorch and FBGEMM alone, as where nothing was
+    compiled (docs/training.md)."""
     deterministic: bool = False
     """On a GPU, add sums in a fixed order (slower), so that a resumed run equals an uninterrupted one bit by bit
     (docs/state.md)."""

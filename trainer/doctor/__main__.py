@@ -47,6 +47,7 @@ def findings(options: argparse.Namespace) -> Iterator[Finding]:
         "open files": machine.open_files,
         "cores": machine.cores,
         "clock": machine.clock,
+        "kernels": machine.compiled_kernels if device != "cuda" else list,
         "disk": lambda: places.disk(options.folder),
         "installation": lambda: processes.installation(device, seconds),
         "GPUs": gpus if device != "cpu" else list,

@@ -7,6 +7,7 @@ import resource
 import shutil
 from pathlib import Path
 
+from trainer import kernels
 from trainer.doctor.finding import Finding, at_least, failed, passed, warned
 
 GIB = 2**30
@@ -70,6 +71,13 @@ def clock() -> list[Finding]:
     if state == UNSYNCHRONISED:
         return [warned("clock", f"{message}; the kernel says that nothing keeps it right", remedy)]
     return [passed("clock", f"{message}{'' if state is None else '; kept right'}")]
+
+
+def compiled_kernels() -> list[Finding]:
+    if kernels.available():
+        return [passed("kernels", "compiled for this CPU")]
+    remedy = "make setup, or python -m trainer.kernels, on this machine; both need g++ or clang++"
+    return [warned("kernels", "none compiled for this CPU, which trains slower without them", remedy)]
 
 
 def _available() -> int:

@@ -135,6 +135,12 @@ def test_a_clock_that_nothing_keeps_right_is_told(monkeypatch):
     assert states(machine.clock()) == [("clock", "pass")]
 
 
+@pytest.mark.parametrize(("available", "state"), [(True, "pass"), (False, "warn")])
+def test_kernels_that_are_not_compiled_are_a_warning(monkeypatch, available, state):
+    monkeypatch.setattr(machine.kernels, "available", lambda: available)
+    assert states(machine.compiled_kernels()) == [("kernels", state)]
+
+
 def test_a_disk_is_slow_full_or_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "SECONDS", 0.1)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**29))
