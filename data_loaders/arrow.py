@@ -8,6 +8,7 @@ of them is a float32, 24 bits: a timestamp from 2004 to 2038 to 64 s, a time of 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -164,7 +165,7 @@ def _filled(mask: pa.BooleanArray) -> NDArray[np.bool_]:
     return mask.fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def numbers(array: pa.Array) -> NDArray[np.number]:
+def numbers(array: pa.Array) -> NDArray[Any]:
     """The values of a number column in its own type, integers without a copy and without a detour over floating point;
     decimals in float64, times as seconds in float64; arbitrary where null."""
     kind = array.type
@@ -205,7 +206,7 @@ def lists_of(array: pa.Array) -> Lists:
     return Lists(starts, lengths, plain(array.values), nulls)
 
 
-def values_view(array: pa.Array) -> NDArray[np.number]:
+def values_view(array: pa.Array) -> NDArray[Any]:
     """The values of an Arrow array of integers or floating point, without copy; arbitrary where null."""
     data = array.buffers()[1]
     dtype = array.type.to_pandas_dtype()

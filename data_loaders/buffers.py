@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ class Buffers:
         self._lock = threading.Lock()
         self._buffers: dict[str, list[NDArray[np.uint8]]] = {}
 
-    def empty(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[np.generic]:
+    def empty(self, name: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
         """An array of arbitrary content. Arrays of one ``name`` have about one size."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         with self._lock:

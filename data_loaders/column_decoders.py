@@ -7,7 +7,7 @@ counted; the whole row left out, which is counted; or a ``RowError``.
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -81,14 +81,14 @@ class Single(Protocol):
     plain: bool
     limit: int | None
 
-    def decode(self, source: Source, out: NDArray[np.generic]) -> None: ...
+    def decode(self, source: Source, out: NDArray[Any]) -> None: ...
 
 
 # Numbers
 
 
 class Dense:
-    limit = None
+    limit: int | None = None
 
     def __init__(self, name: str, schema: Schema, counters: Counters) -> None:
         self.column = schema.column(name)
@@ -128,7 +128,8 @@ class Dense:
 
 
 class Label:
-    plain, limit = True, 2
+    plain = True
+    limit: int | None = 2
 
     def __init__(self, schema: Schema, counters: Counters) -> None:
         self.column, self._drops, self._counters = schema.label, schema.on_bad_label == "drop", counters
@@ -160,7 +161,8 @@ class Label:
 
 
 class Weight:
-    plain, limit = False, None
+    plain = False
+    limit: int | None = None
     _EXPECTED = "a finite number ≥ 0"
 
     def __init__(self, column: str) -> None:
@@ -200,6 +202,7 @@ class _Ids:
     ) -> NDArray[np.integer]:
         """Table rows, or ``NO_ID``, of the ids in a flat array. ``rows_of`` finds the log's rows of its elements."""
         nulls = self._nulls(array)
+        ids: NDArray[np.integer]
         if self._feature.ids == "hash":
             ids = rows_from_hashes(hashes(), self._rows)
         else:
@@ -269,7 +272,8 @@ class SingleIds(_Ids):
 class CrossIds:
     """A cross of columns: hashes of the raw values combined; row 0 where any is null."""
 
-    plain, limit = False, None
+    plain = False
+    limit: int | None = None
 
     def __init__(self, name: str, schema: Schema) -> None:
         self.column = ""  # several
@@ -292,7 +296,7 @@ class ListIds(_Ids):
 
     def decode(self, source: Source, lists: Lists, dtype: type) -> tuple[Bags, NDArray[np.integer]]:
         """The bags, and the rows (with repeats) from which ids were taken out."""
-        removed = np.empty(0, np.int64)
+        removed: NDArray[np.integer] = np.empty(0, np.int64)
         if lists.nulls is not None:
             self._apply_policy(source, lists.nulls, "null", lambda _: "is null", lambda rows: rows)
         child, offsets = self._kept(lists)

@@ -166,9 +166,14 @@ class _Checker:
             yield answer.get("error") or (tuple(answer["row_groups"]), self._schemas[answer["schema"]])
 
     def _start(self) -> subprocess.Popen:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         # In a session of its own: Ctrl-C is its parent's matter, whose end closes its stdin.
-        self._process = subprocess.Popen([sys.executable, "-c", _CHILD], start_new_session=True, **pipes)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._schemas = []
         return self._process
 

@@ -295,7 +295,8 @@ class _Blocks:
         self._threads = threads
         self._record_origin = record_origin
         self._shared = SharedRowGroups(row_groups, decoder)
-        self._streams: dict[tuple[int, int], TableStream | ColumnStream] = {}  # by unit and stream
+        self._table_streams: dict[tuple[int, int], TableStream] = {}  # by unit and stream
+        self._column_streams: dict[tuple[int, int], ColumnStream] = {}
         self._line = Buffers()
         self._first_rows = np.cumsum(order.order.row_groups) - order.order.row_groups
 
@@ -326,15 +327,16 @@ class _Blocks:
         return _Part(unit, ends, make)
 
     def _tables(self, unit: int, number: int, segments: list[Segment]) -> Iterator[pa.Table]:
-        stream = self._streams.setdefault((unit, number), TableStream(self._row_groups))
+        stream = self._table_streams.setdefault((unit, number), TableStream(self._row_groups))
         for segment in segments:
             yield from stream.tables(segment.row_group, segment.start, segment.stop)
 
     def _columns(self, unit: int, number: int, segments: list[Segment]) -> Iterator[Callable[[], Columns]]:
-        if (unit, number) not in self._streams:
-            self._streams[unit, number] = ColumnStream(self._row_groups, self._decoder, self._shared, unit + number)
+        if (unit, number) not in self._column_streams:
+            stream = ColumnStream(self._row_groups, self._decoder, self._shared, unit + number)
+            self._column_streams[unit, number] = stream
         for segment in segments:
-            yield from self._streams[unit, number].read(segment)
+            yield from self._column_streams[unit, number].read(segment)
 
     def _decode(
         self, tables: list[pa.Table], count: int, streams: list[list[Segment]]

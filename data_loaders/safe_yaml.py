@@ -51,7 +51,7 @@ _REASONS = (
 )
 
 
-class _Loader(_FAST):
+class _Loader(_FAST):  # type: ignore[misc, valid-type] # which class it is, PyYAML's build decides
     """Scalars as in OmegaConf. A key is a word, even where YAML would take it for a truth value (``on: [user]``)."""
 
     yaml_implicit_resolvers = {

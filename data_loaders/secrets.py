@@ -95,7 +95,7 @@ def as_asked(value: Any) -> Any:
         return [as_asked(inner) for inner in value]
     if isinstance(value, str):
         for provided, asked in sorted(_provided.items(), key=lambda item: -len(item[0])):
-            value = re.sub(rf"(?<!\w){re.escape(provided)}(?!\w)", lambda _, asked=asked: asked, value)
+            value = re.sub(rf"(?<!\w){re.escape(provided)}(?!\w)", asked.replace("\\", r"\\"), value)
     return value
 
 

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -108,7 +109,7 @@ class Storage:
         for path in paths:
             name = self._absolute(path)
             try:
-                files = self.retries(name).run(lambda name=name: self._expand(name))
+                files = self.retries(name).run(partial(self._expand, name))
             except StorageError:
                 raise
             except (OSError, pa.ArrowException) as error:

@@ -31,7 +31,7 @@ def check(value: Any, kind: Any, key: str = "") -> None:
             check(value, options[0], key)
     elif value is None:
         raise UserError(f"{key} is null: {_remedy_of_null(kind)}")
-    elif dataclasses.is_dataclass(kind):
+    elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
         _check_fields(value, kind, key)
     elif get_origin(kind) is dict:
         _check_map(value, get_args(kind)[1], key)

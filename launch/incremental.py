@@ -175,12 +175,13 @@ def facts_of(plan: Plan, day: Day) -> dict[str, Any]:
     folder = run_folder(plan, day)
     metrics = RunRecord(folder).final
     before, train = _map(metrics, "before"), _map(metrics, "train")
+    timing: dict[str, Any] = read_json(folder / "day.json", {})
     row = {
         "day": day.name,
         "rows": before.get("rows"),
         **{f"before_{name}": before.get(name) for name in ("auc", "logloss", "ne", "calibration")},
         "trained_rows": train.get("rows_trained"),
-        "seconds": read_json(folder / "day.json", {}).get("seconds"),
+        "seconds": timing.get("seconds"),
     }
     if plan.recipe:
         reports = _map(read_json(data_folder(plan, day) / "report.json", {}), "vocabularies").values()

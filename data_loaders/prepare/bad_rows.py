@@ -114,7 +114,7 @@ def _first(
             problem = check(row, hint.value)
             if problem:
                 return UserError(f"sources.{name}: '{file.name}', line {number:,}: {problem}; {remedy(name)}")
-    except ValueError as error:  # bytes that are not of the encoding, data that cannot be decompressed
+    except UserError as error:  # bytes that are not of the encoding, data that cannot be decompressed
         return error
     return None
 

@@ -159,7 +159,8 @@ def _yaml(tree: Any) -> str:
 
 def _without_defaults(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        empty = type(value)()
+        kind: Any = type(value)
+        empty = kind()
         found = {}
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)

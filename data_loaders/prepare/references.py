@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import ibis
 
@@ -96,7 +97,7 @@ def _feature_columns(declaration: Declaration) -> set[str]:
     return needed
 
 
-def _mentioned(argument: object) -> set[str]:
+def _mentioned(argument: Any) -> set[str]:
     """Every word of a step's options: too many rather than too few."""
     words: set[str] = set()
     for field in dataclasses.fields(argument):

@@ -111,9 +111,9 @@ def _holds_whole(text: str, kind: dt.DataType) -> bool:
 def _holds_time(text: str, pattern: str) -> bool:
     if not re.match(pattern, text):
         return False
-    parts = [int(part) for part in re.findall(r"[0-9]+", text)]
+    year, month, day, *time = [int(part) for part in re.findall(r"[0-9]+", text)]
     try:
-        datetime(*parts[:3], *(parts[3:6] if ":" in text else []))
+        datetime(year, month, day, *(time[:3] if ":" in text else []))  # type: ignore[arg-type] # no tzinfo among three
     except ValueError:
         return False
     return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from data_loaders.errors import UserError
@@ -116,7 +116,7 @@ def _dimension(text: str, override: Override) -> Dimension:
         return Dimension(key, text, low=sweep.start, high=sweep.end, log=log)
     if isinstance(sweep, RangeSweep):
         return _range(key, text, sweep, log)
-    if not hasattr(sweep, "list"):
+    if not isinstance(sweep, ChoiceSweep):
         raise UserError(f"{text}: glob() is not known here; list the names")
     sweep.shuffle = False  # trials have numbers, which a sweep that goes on must find again
     choices = tuple(override.sweep_string_iterator())
@@ -131,7 +131,7 @@ def _range(key: str, text: str, sweep: RangeSweep, log: bool) -> Dimension:
         raise UserError(
             f"{text}: give range(START, STOP, STEP) with START below STOP, which is left out, and STEP above 0"
         )
-    values = sweep.range()
+    values: Any = sweep.range()
     if not isinstance(values, range):
         if not (sweep.stop - sweep.start) / sweep.step < MOST_STEPS:
             raise UserError(
