@@ -2,6 +2,10 @@
 
 import sys
 
+from data_loaders.secrets import scrub
+
+USER_ERROR = 2  # exit code after a mistake of the user's
+
 
 def note(text: str) -> None:
     """A line on stderr, above the progress bar where one is drawn."""
@@ -14,6 +18,12 @@ def note(text: str) -> None:
 
 def warn(text: str) -> None:
     note(f"warning: {text}")
+
+
+def fail(error: object, code: int = USER_ERROR) -> int:
+    """Prints an error, without secrets; returns the exit code."""
+    note(f"error: {scrub(str(error))}")
+    return code
 
 
 def one_line(text: object, longest: int | None = None) -> str:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_loaders.messages import note, one_line
+from data_loaders.messages import USER_ERROR, fail, one_line
 
 ROOT = Path(__file__).absolute().parents[1]
 OURS = ("bench", "conf", "data_loaders", "launch", "tests", "trainer")
-USER_ERROR = 2
 # By what they are imported as, where pip calls them otherwise.
 NAMES = {
     "fbgemm_gpu": "fbgemm-gpu",
@@ -43,7 +42,7 @@ def explain_missing() -> None:
         message = explanation(error)
         if message is None:
             return before(kind, error, trace)
-        note(f"error: {message}")
+        fail(message)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(USER_ERROR)  # Python would end with 1

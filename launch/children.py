@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from data_loaders.messages import fail
+
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>; it outlives exec
 
@@ -92,8 +94,7 @@ def main() -> int:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        print(f"error: {command[0]} cannot be started: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"{command[0]} cannot be started: {error.strerror}")
 
 
 if __name__ == "__main__":

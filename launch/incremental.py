@@ -20,6 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from data_loaders.errors import UserError
+from data_loaders.messages import fail, note
 from data_loaders.secrets import redact_override
 from data_loaders.state_files import read_json, write_json
 from launch import messages
@@ -70,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_settings(plan.output, "output", plan.settings)
             return run(plan)
     except ValueError as error:
-        return messages.explain(error)
+        return fail(error)
     except KeyboardInterrupt:
-        messages.say("interrupted; the same command resumes")
+        note("interrupted; the same command resumes")
         return 130
 
 
@@ -119,7 +120,7 @@ def run(plan: Plan) -> int:
         if not finished(plan, day):
             code = train_day(plan, day, previous)
             if code or not finished(plan, day):  # a run that was asked to stop ends well, but is not at its end
-                messages.say(f"day {day.name} has not finished: the same command resumes it")
+                note(f"day {day.name} has not finished: the same command resumes it")
                 return code or 1
         rows.append(facts_of(plan, day))
         write_json(plan.output / "report.json", rows)
@@ -148,7 +149,7 @@ def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
     words += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
     if previous is not None:
         words.append(f"warm_start.path={_quoted(run_folder(plan, previous))}")
-    messages.say(f"day {day.name}: training")
+    note(f"day {day.name}: training")
     code = _call(["launch.run", *plan.ranks, *words])
     if not code:
         path = run_folder(plan, day) / "day.json"
@@ -161,7 +162,7 @@ def prepare_day(plan: Plan, day: Day, previous: Day | None) -> int:
     folder = data_folder(plan, day)
     if (folder / "report.json").exists():
         return 0
-    messages.say(f"day {day.name}: preparing")
+    note(f"day {day.name}: preparing")
     words = [f"recipe={plan.recipe}", f"input={_input(plan, day)}", f"output={folder}", *NO_SPLIT, *plan.prepare]
     if previous is not None:
         words.append(f"extend={data_folder(plan, previous)}")

@@ -24,8 +24,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from data_loaders.errors import UserError
+from data_loaders.messages import USER_ERROR, fail, note, warn
 from launch import one_machine
-from launch.messages import USER_ERROR, explain, say
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
 from trainer.config.job import RunConfig
@@ -104,7 +104,7 @@ def run(job: Job) -> int:
             return _run(job, outcome, stop)
     except OSError as error:
         remedy = ": make room, or set TMPDIR" if error.errno in NO_PLACE else ""
-        return explain(f"the ranks cannot be started ({error}){remedy}")
+        return fail(f"the ranks cannot be started ({error}){remedy}")
 
 
 def _run(job: Job, outcome: "Outcome", stop: Stop) -> int:
@@ -118,9 +118,9 @@ def _run(job: Job, outcome: "Outcome", stop: Stop) -> int:
             outcome.record("failed", rank=rank, reason=said)
             if failure.exitcode == USER_ERROR or outcome.is_mistake():
                 return USER_ERROR
-            say(f"launch: {said}")
+            note(f"launch: {said}")
             if attempt < job.max_restarts:
-                say(f"launch: restart {attempt + 1} of {job.max_restarts}")
+                note(f"launch: restart {attempt + 1} of {job.max_restarts}")
         except SignalException:
             end_workers()
             name = signal.Signals(stop.number).name
@@ -144,7 +144,7 @@ class Outcome:
             if (folder := self._folder()) is not None:
                 run_folder.Status(folder, self.run_id).end(state, unless_known=True, retryable=True, **facts)
         except OSError as error:
-            say(f"warning: the run's status.json could not be written ({error.strerror})")
+            warn(f"the run's status.json could not be written ({error.strerror})")
 
     def is_mistake(self) -> bool:
         """Whether a rank, not always the one that ended first, has met what another start cannot mend."""

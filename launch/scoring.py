@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from launch import messages, ranks
+from data_loaders.messages import fail
+from launch import ranks
 from trainer.config import arguments
 
 
@@ -21,5 +22,5 @@ def _run(module: str, argv: Sequence[str]) -> int:
     try:
         num_ranks = ranks.choose_num_ranks(options.nproc_per_node, device)
     except ValueError as error:
-        return messages.explain(error)
+        return fail(error)
     return ranks.run(ranks.Job(module, words, num_ranks, device))

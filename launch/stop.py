@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import psutil
 from torch.distributed.elastic.multiprocessing import SignalException
 
+from data_loaders.messages import note
 from launch.children import HEARD, is_under_nohup
-from launch.messages import say
 
 SAVED_AFTER = HEARD[:3]  # by the ranks (trainer.runtime.process)
 
@@ -66,7 +66,7 @@ class Stop:
 
 
 def say_stopped(number: int) -> None:
-    say(f"launch: stopped by {signal.Signals(number).name}")
+    note(f"launch: stopped by {signal.Signals(number).name}")
 
 
 def end_workers() -> None:

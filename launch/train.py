@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_loaders.errors import UserError
+from data_loaders.messages import fail
 from launch import messages, ranks
 from launch.ranks import Job, choose_num_ranks
 from launch.sweep import command as sweep
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_ranks = choose_num_ranks(options.nproc_per_node, config.device)
         config.check_world_size(num_ranks)
     except ValueError as error:
-        return messages.explain(error)
+        return fail(error)
     limits = options.max_restarts, options.grace
     return ranks.run(Job("trainer.train", words, num_ranks, config.device, *limits, config.run))
 

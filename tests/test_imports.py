@@ -189,10 +189,10 @@ def test_every_way_to_the_environment_is_seen():
 SET_ON_OTHERS = {
     "bench.loader_peers": {"features.labels", "datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN"},  # the peers' settings
     "bench.prepare": {"process.returncode"},  # wait4, unlike Popen.wait, also tells the peak of memory
-    "data_loaders.packages": {"sys.excepthook"},
+    "data_loaders.packages": {"sys.excepthook"},  # where Python looks for it
     "data_loaders.prepare.spark_engine": {"session.sparkContext.pythonExec"},  # else only PYSPARK_PYTHON
     "launch.rank": {"sys.argv"},  # of the module that it runs
-    "launch.ranks": {"logging.getLogger(name).propagate"},
+    "launch.ranks": {"logging.getLogger(name).propagate"},  # logging's own switch: torchrun's agent repeats what we say
     "launch.sweep.space": {"sweep.shuffle"},  # Hydra's; trials have numbers, which a resumed sweep must find again
     "launch.sweep.study": {"self._study.sampler"},  # Optuna's, as its documentation says
     "trainer.checkpoint.host_memory": {

@@ -16,10 +16,9 @@ from importlib.resources import files
 from typing import Any
 
 from data_loaders import packages
+from data_loaders.messages import fail, note
 from trainer import __version__
 from trainer.config import completion
-
-USER_ERROR = 2
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(completion.candidates(rest, list(COMMANDS), lambda name: parser_of(name).format_help())))
         return 0
     if first not in COMMANDS:
-        print(f"error: {_mistaken(first, rest)}", file=sys.stderr)
-        return USER_ERROR
+        return fail(_mistaken(first, rest))
     return run(first, rest)
 
 
@@ -86,7 +84,7 @@ def run(name: str, argv: Sequence[str]) -> int:
     try:
         return work(argv) or 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
         return 128 + signal.SIGINT
 
 
@@ -123,8 +121,7 @@ def _names(group: str) -> list[str]:
 
 def _print_completion(rest: Sequence[str]) -> int:
     if rest != ["bash"]:
-        print("error: --completion takes the name of a shell, bash", file=sys.stderr)
-        return USER_ERROR
+        return fail("--completion takes the name of a shell, bash")
     print(completion.BASH)
     return 0
 

@@ -11,13 +11,12 @@ import yaml
 
 from data_loaders import example_log
 from data_loaders.errors import UserError
-from data_loaders.messages import note
+from data_loaders.messages import fail
 from data_loaders.prepare import arguments, compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
-from data_loaders.secrets import scrub
 
 _FOLDERS = ("prepared", "example", "input", "output", "extend")
 _OWN = ("recipe", *_FOLDERS, "engine", "memory_limit", "threads", "evict", "overwrite")
@@ -28,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options.overrides, options.print_config)
     except ValueError as error:
-        return _fail(error, 2)
+        return fail(error)
     except OSError as error:
-        return _fail(_storage(error), 1)
+        return fail(_storage(error), 1)
     except EngineError as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command resumes from what is already stored", 130)
+        return fail("interrupted; the same command resumes from what is already stored", 130)
     return 0
 
 
@@ -124,11 +123,6 @@ def _storage(error: OSError) -> str:
             f"the disk is full ({error}): free space and run the same command again; it resumes, and nothing was lost"
         )
     return str(error)
-
-
-def _fail(error: object, code: int) -> int:
-    note(f"error: {scrub(str(error))}")
-    return code
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from data_loaders.errors import UserError
+from data_loaders.messages import fail, note
 from data_loaders.state_files import write_text
 from launch import messages
 from launch.children import Children
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return messages.result(text.rstrip("\n"))
         return submit(config, job, text)
     except ValueError as error:
-        return messages.explain(error)
+        return fail(error)
 
 
 def render(config: Torchrun | Slurm | Kubernetes, job: Job) -> str:
@@ -65,7 +66,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
     except OSError as error:
         raise UserError(f"run folder {job.folder} cannot be made ({error.strerror}): set run.root or run.dir") from None
     code = call(["sbatch", str(job.folder / SCRIPT)])
-    messages.say(f"Run folder: {job.folder}")
+    note(f"Run folder: {job.folder}")
     return code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from launch import messages
+from data_loaders.messages import note
 from launch.children import Children
 from launch.sweep.shares import Share
 from launch.sweep.trials import OUTPUT, Trial, evaluations, outcome
@@ -86,7 +86,7 @@ class Runner:
         share = self.free.pop(0)
         trial.folder.mkdir(parents=True, exist_ok=True)
         self.search.tell(replace(trial, state="open"))
-        messages.say(f"sweep: {trial}: started")
+        note(f"sweep: {trial}: started")
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(share.gpus)} if share.gpus else {})}
         with open(trial.folder / OUTPUT, "ab") as output:
             process = self.children.start(
@@ -117,4 +117,4 @@ class Runner:
     def _tell(self, trial: Trial) -> None:
         self.search.tell(trial)
         figure = "" if trial.value is None else f" {self.metric} {trial.value:.5f}"
-        messages.say(f"sweep: {trial}: {trial.state}{figure}{f' ({trial.reason})' if trial.reason else ''}")
+        note(f"sweep: {trial}: {trial.state}{figure}{f' ({trial.reason})' if trial.reason else ''}")

@@ -4,7 +4,7 @@ Exit code: 0, or 2 for a mistake."""
 import sys
 from collections.abc import Sequence
 
-from data_loaders.messages import note
+from data_loaders.messages import fail
 from trainer.config import arguments
 from trainer.report.drawing import check_page, draw
 from trainer.runtime.run_folder import REPORT
@@ -18,8 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_page("--output", output)
         draw(options.run, output)
     except (ValueError, OSError) as error:
-        note(f"error: {error}")
-        return 2
+        return fail(error)
     print(output)
     return 0
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_loaders.errors import UserError
-from data_loaders.messages import note
+from data_loaders.messages import fail
 from trainer.config import arguments
 from trainer.report.drawing import check_page, draw_comparison
 from trainer.report.run_record import RunRecord
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_comparison(runs, options.metric, options.picture)
             print(f"Picture: {options.picture}")
     except (ValueError, OSError) as error:
-        note(f"error: {error}")
-        return 2
+        return fail(error)
     return 0
 
 
