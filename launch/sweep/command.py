@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from data_loaders.errors import UserError
+from data_loaders.messages import fail, note
 from data_loaders.secrets import redact_override
-from launch import messages
 from launch.folder import check_settings, locked
 from launch.options import split as own_keys
 from launch.rank import command as rank_command
@@ -20,11 +21,9 @@ from launch.ranks import count_gpus
 from launch.sweep import options, results, space
 from launch.sweep.grid import Grid
 from launch.sweep.options import SweepConfig
-from launch.sweep.running import Command, Runner
-from launch.sweep.running import Search as AnySearch
+from launch.sweep.running import Command, Runner, Search
 from launch.sweep.shares import Share, split, usable_cores, visible_gpus
 from launch.sweep.space import Dimension
-from launch.sweep.study import Search
 from launch.sweep.trials import Trial
 from trainer.config import arguments
 from trainer.config.compose import compose, parse
@@ -63,16 +62,12 @@ def start(options: argparse.Namespace) -> int:
             check_settings(plan.root, "sweep.dir", plan.settings)
             return run(plan, trial_command(plan))
     except ValueError as error:
-        return messages.explain(error)
+        return fail(error)
 
 
 def run(plan: Plan, command: Command) -> int:
-    search: AnySearch
-    if plan.sweep.method == "optuna":
-        search = Search(plan.sweep, plan.dimensions, plan.root)
-    else:
-        search = Grid(plan.dimensions, plan.root)
-    messages.say(f"sweep: in {plan.root}; the same command resumes it")
+    search = make_search(plan)
+    note(f"sweep: in {plan.root}; the same command resumes it")
     runner = Runner(search, shares(plan), command, plan.sweep.metric)
     runner.run()
     trials = search.trials()
@@ -81,8 +76,25 @@ def run(plan: Plan, command: Command) -> int:
         return 128 + runner.stopped
     states = {trial.state for trial in trials}
     if "open" in states:
-        messages.say("sweep: a trial has not finished; the same command resumes it")
+        note("sweep: a trial has not finished; the same command resumes it")
     return 0 if "complete" in states and "open" not in states else 1
+
+
+def make_search(plan: Plan) -> Search:
+    if plan.sweep.method == "grid":
+        return Grid(plan.dimensions, plan.root)
+    return optuna_study().Search(plan.sweep, plan.dimensions, plan.root)
+
+
+def optuna_study() -> ModuleType:
+    """``launch.sweep.study``. Raises ``UserError`` where Optuna is not installed."""
+    try:
+        from launch.sweep import study
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError("sweep=optuna needs Optuna: .venv/bin/pip install 'optuna>=4.7,<6'") from None
+    return study
 
 
 def make_plan(given: argparse.Namespace) -> Plan:
@@ -119,7 +131,7 @@ def check_trials(words: Sequence[str], dimensions: Sequence[Dimension], sweep: S
     if sweep.method == "grid":
         candidates: Iterator[dict[str, str]] = space.grid(dimensions)
     else:
-        [dimension.distribution() for dimension in dimensions]
+        list(map(optuna_study().distribution, dimensions))
         first = {dimension.key: dimension.corners[0] for dimension in dimensions}
         candidates = ({**first, d.key: value} for d in dimensions for value in d.corners)
     configs = (_checked([*words, *(f"{k}={v}" for k, v in values.items())], sweep) for values in candidates)

@@ -6,16 +6,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from data_loaders.errors import UserError
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 MOST_TRIALS = 10_000  # of a grid
 MOST_STEPS = 1_000_000  # of a range of fractions
@@ -52,19 +49,6 @@ class Dimension:
                 f"{self.text}: that is more than {MOST_TRIALS:,} values: give fewer, or search with sweep=optuna"
             )
         return tuple(repr(_tidy(self.low + number * self.step)) for number in range(count + 1))
-
-    def distribution(self) -> "BaseDistribution":
-        """Optuna's. Raises ``UserError``."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        if self.choices:
-            return CategoricalDistribution(self.choices)
-        try:
-            if isinstance(self.low, int):
-                return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
-            return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-        except ValueError as error:
-            raise UserError(f"{self.text}: {' '.join(str(error).split())}") from None
 
 
 def parse(overrides: Sequence[str]) -> tuple[list[str], list[Dimension]]:

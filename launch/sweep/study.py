@@ -11,20 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
 from data_loaders.errors import UserError
+from data_loaders.messages import one_line
 from launch.sweep.options import SweepConfig
 from launch.sweep.space import Dimension, as_text
 from launch.sweep.trials import RECORD, Trial, folder_of, lower_is_better, record, recorded
 
-MISSING = "sweep=optuna needs Optuna: .venv/bin/pip install 'optuna>=4.7,<6'"
-
 
 class Search:
-    """TPE over ``dimensions``; raises ``UserError`` where Optuna or the database is not there, or the study is another's."""
+    """TPE over ``dimensions``; raises ``UserError`` where the database cannot be opened, or the study is another's."""
 
     def __init__(self, config: SweepConfig, dimensions: Sequence[Dimension], root: Path) -> None:
         self.config, self.root = config, root
-        self._distributions = {dimension.key: dimension.distribution() for dimension in dimensions}
+        self._distributions = {dimension.key: distribution(dimension) for dimension in dimensions}
         self._study = open_study(config, root)
         self._left_open = [self._taken_up(frozen) for frozen in self._ours()]
 
@@ -45,8 +49,6 @@ class Search:
         return self._study.ask(self._distributions)
 
     def _copied(self, asked: Any) -> bool:
-        from optuna.trial import TrialState
-
         ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         twin = next((frozen for frozen in ended if frozen.params == asked.params), None)
         if twin is None:
@@ -74,8 +76,6 @@ class Search:
 
     def tell(self, trial: Trial) -> None:
         """An open one stays open in the study."""
-        from optuna.trial import TrialState
-
         record(trial)
         if trial.state == "open":
             return
@@ -94,8 +94,6 @@ class Search:
     def _ours(self) -> list[Any]:
         """Trials that run, by the study, though their sweep is gone: all of a database in our folder, which is locked; of
         another database, those with a folder here."""
-        from optuna.trial import TrialState
-
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         own = self.config.storage is None
         return [frozen for frozen in running if own or (folder_of(self.root, frozen.number) / RECORD).exists()]
@@ -120,22 +118,27 @@ class Search:
 
     def _live(self, number: int) -> Any:
         """What ``ask`` gave, also for a trial that an earlier process asked for."""
-        import optuna
-
         return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
 
     def _frozen(self, number: int) -> Any:
         return self._study.get_trials(deepcopy=False)[number]
 
 
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Raises ``UserError``."""
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    low, high, step, log = dimension.low, dimension.high, dimension.step, dimension.log
+    try:
+        if isinstance(low, int):
+            return IntDistribution(low, high, log=log, step=step or 1)
+        return FloatDistribution(low, high, log=log, step=step)
+    except ValueError as error:
+        raise UserError(f"{dimension.text}: {one_line(error)}") from None
+
+
 def open_study(config: SweepConfig, root: Path) -> Any:
     """Made, or found again. Raises ``UserError``."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(MISSING) from None
-    from sqlalchemy.exc import SQLAlchemyError
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     direction = "minimize" if lower_is_better(config.metric) else "maximize"
@@ -159,7 +162,5 @@ def open_study(config: SweepConfig, root: Path) -> Any:
 
 def sampler(config: SweepConfig, number: int) -> Any:
     """TPE for the trial ``number``. Those that still run count as bad, so that the next one is drawn elsewhere."""
-    import optuna
-
     seed = random.Random(f"{config.seed}/{number}").getrandbits(32)
     return optuna.samplers.TPESampler(n_startup_trials=config.startup_trials, seed=seed, constant_liar=True)

@@ -53,7 +53,8 @@ def test_what_is_not_swept_is_the_same_for_all_and_the_last_key_changes_fastest(
 )
 def test_what_optuna_draws_from(text, expected):
     pytest.importorskip("optuna")
-    assert str(one(text).distribution()) == expected
+    study = pytest.importorskip("launch.sweep.study")
+    assert str(study.distribution(one(text))) == expected
 
 
 def test_a_space_without_end_is_refused():

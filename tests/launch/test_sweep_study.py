@@ -11,16 +11,16 @@ import pytest
 from launch.sweep import space
 from launch.sweep.options import SweepConfig
 from launch.sweep.shares import Share
-from launch.sweep.study import Search
 from tests.helpers import sweep_fakes as fakes
 
 pytest.importorskip("optuna")
+study = pytest.importorskip("launch.sweep.study")
 
 RATE = "lr=tag(log,interval(1e-6,1))"
 
 
 def search(root, *, dimensions=(RATE,), **config):
-    return Search(SweepConfig(method="optuna", **config), space.parse(dimensions)[1], root)
+    return study.Search(SweepConfig(method="optuna", **config), space.parse(dimensions)[1], root)
 
 
 def drawn(made):
