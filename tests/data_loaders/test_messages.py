@@ -15,8 +15,10 @@ PRINT = {
     "data_loaders/messages.py",
     "data_loaders/prepare/__main__.py",
     "data_loaders/prepare/progress.py",
+    "launch/messages.py",
     "trainer/checkpoint/__main__.py",
     "trainer/cli.py",
+    "trainer/kernels/__main__.py",
     "trainer/monitoring/progress_bar.py",
     "trainer/plan/__main__.py",
     "trainer/predict.py",
@@ -34,7 +36,7 @@ def prints(path):
 def test_only_results_are_printed_elsewhere():
     found = {
         path.relative_to(REPOSITORY).as_posix()
-        for top in ("data_loaders", "trainer")
+        for top in ("data_loaders", "launch", "trainer")
         for path in (REPOSITORY / top).rglob("*.py")
         if prints(path)
     }
