@@ -29,13 +29,11 @@ from launch import one_machine
 from launch.rank import command as rank_command
 from launch.stop import Stop, end_workers, say_stopped
 from trainer.config.job import RunConfig
-from trainer.runtime import run_folder
+from trainer.runtime import cpu, run_folder
 from trainer.runtime.distributed import GRACE, stay_on_this_machine
 
 CPU_RANKS = 2
 NONE_OF_ITS_OWN = "SIGURG"  # for the agent to handle: signals that matter come through launch.stop
-# Without them glibc returns large activations to the kernel at every step; a third of the embedding update's time.
-MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
 NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EACCES)  # for the agent's own files
 REMEDIES = {
     "SIGKILL": "most often the kernel, out of memory (see dmesg): lower batch_size, the ranks, or the tables' rows",
@@ -86,10 +84,9 @@ def num_cores() -> int:
 
 def worker_environment(environment: Mapping[str, str], num_ranks: int, on_gpu: bool, cores: int) -> dict[str, str]:
     """Variables to add for the workers; what the user has set stays."""
-    wanted = {"OMP_NUM_THREADS": str(max(1, cores // num_ranks))}
     if not on_gpu:
-        wanted["GLIBC_TUNABLES"] = MALLOC
-    return {name: value for name, value in wanted.items() if name not in environment}
+        return cpu.missing(environment)
+    return {} if "OMP_NUM_THREADS" in environment else {"OMP_NUM_THREADS": str(max(1, cores // num_ranks))}
 
 
 def run(job: Job) -> int:

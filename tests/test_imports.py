@@ -161,7 +161,8 @@ def test_the_environment_is_read_in_two_places():
     found = {
         module: environment_uses(tree)
         for module, _, tree in SOURCES
-        if within(module, ["trainer", "data_loaders", "conf"]) and module != "trainer.runtime.distributed"
+        if within(module, ["trainer", "data_loaders", "conf"])
+        if module not in ("trainer.runtime.distributed", "trainer.runtime.cpu")
     }
     assert {module: lines for module, lines in found.items() if lines} == {}
 

@@ -17,6 +17,7 @@ from trainer.config import arguments
 from trainer.run import build
 from trainer.run.evaluator import evaluate
 from trainer.run.load import open_run
+from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.runtime.run_folder import METRICS
 
@@ -53,4 +54,5 @@ def run(options: argparse.Namespace, report: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    start_again_with_variables()
     main()

@@ -33,6 +33,7 @@ from trainer.config.data import DataConfig
 from trainer.run import build
 from trainer.run.evaluator import score
 from trainer.run.load import LoadedRun, open_run
+from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.distributed import from_first
 from trainer.runtime.process import guarded
 
@@ -217,4 +218,5 @@ def _kept(manifest: Manifest, schema: pa.Schema) -> Iterator[tuple[int, list[pa.
 
 
 if __name__ == "__main__":
+    start_again_with_variables()
     main()

@@ -36,6 +36,7 @@ from trainer.run.evaluator import best_possible, evaluate
 from trainer.run.job import Job, begin, make_job
 from trainer.run.training_state import ModelState
 from trainer.runtime import fault_injection, run_folder
+from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.distributed import (
     Ranks,
     choose_device,
@@ -265,4 +266,5 @@ def restore_best(job: Job) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    start_again_with_variables()
     main()

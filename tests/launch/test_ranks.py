@@ -14,6 +14,7 @@ import pytest
 
 from launch import ranks as launcher
 from tests.helpers import warm
+from trainer.runtime import cpu
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """
@@ -66,10 +67,9 @@ def launch(environment, *arguments):
 def test_workers_get_arguments_and_environment_unchanged(environment):
     done = launch(environment, "--nproc-per-node", "2", "fake_worker", "well", "name=${model.name}", "price=$$1")
     assert (done.returncode, done.stderr) == (0, "")
-    threads = str(max(1, launcher.num_cores() // 2))
     ranks = sorted(line for line in done.stdout.splitlines() if line.startswith("rank="))
     assert [line.split()[:6] for line in ranks] == [
-        [f"rank={rank}", "attempt=0", "2", "2", threads, launcher.MALLOC] for rank in (0, 1)
+        [f"rank={rank}", "attempt=0", "2", "2", "1", cpu.MALLOC] for rank in (0, 1)
     ]
     assert all(line.endswith("['name=${model.name}', 'price=$$1']") for line in ranks)
     assert not list(Path(environment["TMPDIR"]).glob("*")), "nothing is left behind"
@@ -198,9 +198,12 @@ def test_number_of_ranks(monkeypatch):
 
 
 def test_environment_of_workers():
-    assert launcher.worker_environment({}, 2, False, 8) == {"OMP_NUM_THREADS": "4", "GLIBC_TUNABLES": launcher.MALLOC}
+    assert launcher.worker_environment({}, 2, False, 8) == cpu.VARIABLES
+    assert launcher.worker_environment({}, 2, True, 8) == {"OMP_NUM_THREADS": "4"}
     assert launcher.worker_environment({}, 4, True, 2) == {"OMP_NUM_THREADS": "1"}
-    assert launcher.worker_environment({"OMP_NUM_THREADS": "3", "GLIBC_TUNABLES": ""}, 2, False, 8) == {}
+    mine = {"OMP_NUM_THREADS": "3", "GLIBC_TUNABLES": ""}
+    assert launcher.worker_environment(mine, 2, False, 8) == {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+    assert launcher.worker_environment(mine, 2, True, 8) == {}
 
 
 def test_a_worker_that_a_signal_asked_to_end():

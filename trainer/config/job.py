@@ -101,7 +101,8 @@ class TrainConfig:
     device: str = "auto"
     """Device that computes; ``auto`` takes GPUs where there are any."""
     precision: str = "auto"
-    """Precision of the dense part; ``auto`` is bf16 where the hardware multiplies bf16 matrices."""
+    """Precision of the dense part; ``auto`` is bf16 where the hardware multiplies it faster: recent GPUs, CPUs
+    with AMX or AVX512-BF16."""
     kernels: bool = True
     """On a CPU, use the kernels that `make setup` compiled for it; ``false``: PyTorch and FBGEMM alone, as where nothing was
     compiled (docs/training.md)."""

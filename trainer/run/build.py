@@ -25,6 +25,7 @@ from trainer.modules.normalization import BatchStatistics
 from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
+from trainer.runtime import cpu
 from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
 from trainer.sharding import initialize, planner, shard
 from trainer.sharding.pipeline import StepPipeline
@@ -55,6 +56,8 @@ def build_task(
         negative_sampling_rate=loss.negative_sampling_rate,
         mean_over_ranks=mean_over_ranks if may_drop else None,
     )
+    if device.type == "cpu":
+        cpu.multiply_float32_by_onednn()
     set_autocast(task, autocast_dtype(precision, device))
     for module in task.modules():
         if isinstance(module, BatchStatistics):
@@ -188,9 +191,9 @@ def ensure_synthetic(data: DataConfig) -> None:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bf16 if asked for, or (``auto``) where matrix units multiply bf16: recent GPUs, CPUs with AMX."""
+    """bf16 if asked for, or (``auto``) where it is multiplied faster: recent GPUs, CPUs with AMX or AVX512-BF16."""
     if precision == "auto":
-        fast = _multiplies_bf16() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = _multiplies_bf16() if device.type == "cuda" else cpu.multiplies_bf16()
         return torch.bfloat16 if fast else None
     return torch.bfloat16 if precision == "bf16" else None
 

@@ -34,6 +34,7 @@ from data_loaders.errors import UserError
 from data_loaders.schema import Schema, one_of
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import SHARDING_TYPES, ShardingConfig
+from trainer.runtime import cpu
 from trainer.runtime.distributed import from_first
 from trainer.sharding.hardware import Hardware, recognised
 from trainer.sharding.table_plan import EmbeddingTable, Plan, embedding_tables, make_records
@@ -284,7 +285,7 @@ def measured(device: torch.device, local_world_size: int) -> Hardware:
     host = psutil.virtual_memory().available / local_world_size
     if device.type != "cuda":
         rates = [1e3 * rate for rate in (CPU_GATHER, GLOO_LOCAL, GLOO_REMOTE)]
-        bf16 = torch.cpu._is_amx_tile_supported()
+        bf16 = cpu.multiplies_bf16()
         return Hardware("CPU", "cpu", host, host, *rates, CPU_MATMUL_BF16 if bf16 else CPU_MATMUL, bf16)
     if not torch.cuda.is_available():
         return Hardware("GPU", "cuda", 0, host)
