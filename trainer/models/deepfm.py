@@ -3,7 +3,8 @@
 ``logit = <w, x> + sum over i < j of <v_i, v_j> + MLP(v_1, …, v_F)``: the factorization machine and the network share
 the embeddings. A number is the field ``value * vector``; a sequence is one field, pooled.
 
-Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim.
+Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim, L fields with a linear
+weight, N numbers.
 """
 
 import torch
@@ -17,7 +18,7 @@ from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
 from trainer.modules.interactions import FactorizationMachine
-from trainer.modules.mlp import MLP, DenseFields, check_units
+from trainer.modules.mlp import MLP, DenseFields, aligned, check_units
 
 
 class DeepFM(PooledModel):
@@ -64,14 +65,15 @@ class DeepFMHead(Head):
         self.deep = deep
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
-        embedded, rows = self.groups(pooled)
-        first_order = self.wide(rows).sum(1)  # [B]
-        fields = embedded.unflatten(1, (-1, self.dim))  # [B, F, D]
-        if self.dense_fields is not None:
-            linear, numbers = self.dense_fields(dense)
-            first_order, fields = first_order + linear, torch.cat((fields, numbers), dim=1)
-        deep = self.deep(fields.flatten(1), valid=weights).squeeze(1)  # [B]
-        return first_order + self.factorization_machine(fields) + deep
+        embedded, rows = self.groups(pooled)  # [B, (F - N) D], [B, 4 (L - N)]
+        linear, fields = self.wide(rows).sum(1), embedded.unflatten(1, (-1, self.dim))
+        if (numbers := self.dense_fields) is None:
+            deep = self.deep(aligned(embedded), valid=weights)  # [B, 1]
+            return self.factorization_machine(linear, fields) + deep.squeeze(1)
+        of_ids, of_numbers = self.deep.layers[0].weight.tensor_split((embedded.shape[1],), dim=1)
+        first = aligned(of_ids, numbers.folded(of_numbers))  # for numbers in place of their fields
+        deep = self.deep(aligned(embedded, dense), valid=weights, first=first)
+        return self.factorization_machine(linear, fields, dense, numbers.weights, numbers.vectors) + deep.squeeze(1)
 
 
 Model = DeepFM

@@ -26,7 +26,7 @@ from trainer.modules.embeddings import (
 )
 from trainer.modules.head import Head
 from trainer.modules.jagged import Segments, segment_mean, segment_sum
-from trainer.modules.mlp import MLP, check_units
+from trainer.modules.mlp import MLP, aligned, check_units
 
 POSITIONS = ("none", "learned")
 
@@ -140,7 +140,7 @@ class DINHead(Head):
             for attention, group in zip(self.attentions, self.histories.values(), strict=True)
         ]
         embedded = [self.groups(pooled)[0]] if pooled is not None else []
-        inputs = torch.cat((dense, *embedded, *vectors.values(), *interests), dim=1)
+        inputs = aligned(dense, *embedded, *vectors.values(), *interests)
         return self.deep(inputs, valid=weights).squeeze(1)
 
     def _pool(self, key: str, ids: JaggedTensor) -> Tensor:

@@ -20,7 +20,7 @@ from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import InnerProduct
-from trainer.modules.mlp import MLP, check_units
+from trainer.modules.mlp import MLP, aligned, check_units
 
 
 class DLRM(PooledModel):
@@ -81,7 +81,7 @@ class DLRMHead(Head):
             return self.top(self.product(vectors), valid=weights).squeeze(1)
         numbers = functional.relu(self.bottom(dense))  # [B, D]
         vectors = torch.cat((numbers.unsqueeze(1), vectors), dim=1)
-        return self.top(torch.cat((numbers, self.product(vectors)), dim=1), valid=weights).squeeze(1)
+        return self.top(aligned(numbers, self.product(vectors)), valid=weights).squeeze(1)
 
 
 Model = DLRM

@@ -3,7 +3,7 @@
 ``logit = w_0 + <w, x> + sum over i < j of <v_i, v_j> x_i x_j``. A number is the field ``value * vector``; a bag or sequence
 is one field, pooled, as in DeepFM, of which this is the part without the network.
 
-Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim.
+Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim, N numbers.
 """
 
 import torch
@@ -45,12 +45,10 @@ class FMHead(Head):
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)
-        first_order = self.wide(rows).sum(1) + self.bias  # [B]
-        fields = embedded.unflatten(1, (-1, self.dim))  # [B, F, D]
-        if self.dense_fields is not None:
-            linear, numbers = self.dense_fields(dense)
-            first_order, fields = first_order + linear, torch.cat((fields, numbers), dim=1)
-        return first_order + self.factorization_machine(fields)
+        linear, fields = self.wide(rows).sum(1) + self.bias, embedded.unflatten(1, (-1, self.dim))  # [B], [B, F - N, D]
+        if (numbers := self.dense_fields) is None:
+            return self.factorization_machine(linear, fields)
+        return self.factorization_machine(linear, fields, dense, numbers.weights, numbers.vectors)
 
 
 Model = FM

@@ -8,7 +8,7 @@ those of a trained factorization machine and are trained on. They are those of m
 (The paper's w_0, an input that is constant, is left to the biases.)
 
 Shapes: B rows of this rank, F fields (sparse features, sequences and numbers), D embedding_dim, L fields with a linear
-weight, N numbers.
+weight, N numbers, H units of the first layer.
 """
 
 import torch
@@ -21,7 +21,7 @@ from trainer.models.inputs import dense_field_axes, dense_fields, field_dim, fie
 from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
-from trainer.modules.mlp import MLP, DenseFields, check_units
+from trainer.modules.mlp import MLP, DenseFields, aligned, check_units
 
 
 class FNN(PooledModel):
@@ -70,11 +70,13 @@ class FNNHead(Head):
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         vectors, rows = self.groups(pooled)  # [B, (F - N) D], [B, 4 (L - N)]
         linear = self.wide(rows)  # [B, L - N]
-        if self.dense_fields is not None:
-            _, numbers = self.dense_fields(dense)  # [B, N, D]
-            linear = torch.cat((linear, dense * self.dense_fields.weights), dim=1)
-            vectors = torch.cat((vectors, numbers.flatten(1)), dim=1)
-        return self.deep(torch.cat((linear, vectors), dim=1), valid=weights).squeeze(1)
+        if (numbers := self.dense_fields) is None:
+            return self.deep(aligned(linear, vectors), valid=weights).squeeze(1)
+        widths = (linear.shape[1], dense.shape[1], vectors.shape[1], numbers.vectors.numel())
+        of_linear, of_weights, of_vectors, of_fields = self.deep.layers[0].weight.split(widths, dim=1)
+        of_numbers = of_weights * numbers.weights + numbers.folded(of_fields)  # [H, N], of the numbers themselves
+        first = aligned(of_linear, of_vectors, of_numbers)
+        return self.deep(aligned(linear, vectors, dense), valid=weights, first=first).squeeze(1)
 
 
 Model = FNN

@@ -16,7 +16,7 @@ from trainer.models.inputs import concatenated, total_width
 from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups, WideLookup
 from trainer.modules.head import Head
-from trainer.modules.mlp import MLP, check_units
+from trainer.modules.mlp import MLP, aligned, check_units
 
 
 class WideDeep(PooledModel):
@@ -54,7 +54,7 @@ class WideDeepHead(Head):
 
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, rows = self.groups(pooled)  # [B, D], [B, 4F]
-        deep = self.deep(torch.cat((dense, embedded), dim=1), valid=weights).squeeze(1)  # [B]
+        deep = self.deep(aligned(dense, embedded), valid=weights).squeeze(1)  # [B]
         return self.wide(rows).sum(1) + deep
 
 

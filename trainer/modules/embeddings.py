@@ -204,7 +204,7 @@ class _WeightSlot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, rows: Tensor, gradient_slot: int) -> Tensor:
         ctx.gradient_slot = gradient_slot
-        return rows.unflatten(1, (-1, WIDE_DIM))[:, :, WIDE_WEIGHT_SLOT].contiguous()  # [B, F]
+        return rows.unflatten(1, (-1, WIDE_DIM))[:, :, WIDE_WEIGHT_SLOT]  # [B, F]
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:

@@ -8,6 +8,8 @@ Under autocast the matrix products are in its type; what they are added to and m
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.linalg import vector_norm as norm
 from torch.nn import functional
 
 
@@ -111,12 +113,56 @@ class LowRankCrossNetwork(nn.Module):
 
 
 class FactorizationMachine(nn.Module):
-    """Second-order interactions, ``sum over i < j of <v_i, v_j>`` (Rendle, 2010, lemma 3.1):
-    ``0.5 * ((sum of v)^2 - sum of v^2)`` summed over D."""
+    """``linear + <w, x> + sum over i < j of <v_i, v_j>`` over the vectors of F embedded fields and of N numbers x, which are
+    fields ``x * v`` (Rendle, 2010, equation 1). Pairs are summed by lemma 3.1, ``(|sum of v|^2 - sum of |v|^2) / 2``, of
+    which numbers are products of matrices: no vector ``x * v`` is made."""
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """``fields`` [B, F, D] -> [B] float32."""
-        fields = fields.float()
-        square_of_sum = fields.sum(1).square().sum(1)  # [B]
-        sum_of_squares = fields.square().sum((1, 2))  # [B]
-        return 0.5 * (square_of_sum - sum_of_squares)
+    def forward(
+        self,
+        linear: Tensor,
+        fields: Tensor,
+        dense: Tensor | None = None,
+        weights: Tensor | None = None,
+        vectors: Tensor | None = None,
+    ) -> Tensor:
+        """``linear`` [B], ``fields`` [B, F, D], and where there are numbers ``dense`` [B, N], ``weights`` [N] and ``vectors``
+        [N, D] -> [B] float32, also under autocast."""
+        with torch.autocast(fields.device.type, enabled=False):
+            return _Machine.apply(linear.float(), fields.float(), dense, weights, vectors)
+
+
+class _Machine(torch.autograd.Function):
+    """In few operations, which keep nothing but the inputs and the sum of vectors [B, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        linear: Tensor,
+        fields: Tensor,
+        dense: Tensor | None,
+        weights: Tensor | None,
+        vectors: Tensor | None,
+    ) -> Tensor:
+        sums, parts = fields.sum(1), [fields.flatten(1)]
+        if dense is not None:
+            linear, sums = torch.addmv(linear, dense, weights), sums.addmm_(dense, vectors)
+            parts.append(dense * norm(vectors, dim=1))  # as long as the vectors x * v
+        ctx.save_for_backward(fields, sums, dense, vectors)
+        length = norm(sums, dim=1)  # [B]
+        result = torch.addcmul(linear, length, length, value=0.5)
+        for part in parts:
+            length = norm(part, dim=1)
+            result.addcmul_(length, length, value=-0.5)
+        return result
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        fields, sums, dense, vectors = ctx.saved_tensors
+        of_row = gradient.unsqueeze(1)  # [B, 1]
+        scaled = sums * of_row  # [B, D]
+        of_fields = torch.addcmul(scaled.unsqueeze(1), fields, of_row.unsqueeze(2), value=-1)  # g (sum - v)
+        if dense is None:
+            return gradient, of_fields, None, None, None
+        squares = dense.square().t() @ of_row  # [N, 1]
+        of_vectors = torch.addcmul(dense.t() @ scaled, vectors, squares, value=-1)
+        return gradient, of_fields, None, dense.t() @ gradient, of_vectors

@@ -12,7 +12,7 @@ from trainer.modules.dice import Dice
 from trainer.modules.head import Head, set_autocast
 from trainer.modules.interactions import FactorizationMachine
 from trainer.modules.jagged import Segments, expand, segment_mean, segment_softmax, segment_sum
-from trainer.modules.mlp import MLP, DenseFields
+from trainer.modules.mlp import MLP, DenseFields, aligned
 
 LENGTHS = [3, 0, 1, 5, 0]  # tokens of each sample
 OFFSETS = torch.tensor([0, 3, 3, 4, 9, 9])
@@ -50,21 +50,69 @@ def test_mlp_dropout_only_in_training():
     assert torch.equal(module(inputs), module(inputs))
 
 
-def test_factorization_machine_sums_over_pairs():
-    fields = inputs_of(4, 6, 8).double()
-    expected = sum((fields[:, i] * fields[:, j]).sum(1) for i, j in itertools.combinations(range(6), 2))
-    torch.testing.assert_close(FactorizationMachine()(fields.float()).double(), expected, rtol=1e-5, atol=1e-5)
-    assert FactorizationMachine()(fields.bfloat16()).dtype == torch.float32
+def pairs_written_out(linear, fields, dense=None, weights=None, vectors=None):
+    """Equation 1 of Rendle, 2010: every number a field, every pair a product."""
+    if dense is not None:
+        linear = linear + (dense * weights).sum(1)
+        fields = torch.cat((fields, dense.unsqueeze(2) * vectors), dim=1)
+    pairs = itertools.combinations(range(fields.shape[1]), 2)
+    return linear + sum((fields[:, i] * fields[:, j]).sum(1) for i, j in pairs)
 
 
-def test_dense_fields():
-    module = DenseFields(2, 4, init_std=0.01)
+@pytest.mark.parametrize("numbers", [0, 1, 3])
+def test_factorization_machine_sums_over_pairs_with_gradients(numbers):
+    """Fields are columns of a wider lookup, as in a model; the first row is all zeros."""
+    lookup = inputs_of(4, 6 * 8 + 4)
+    lookup[0] = 0
+    dense = inputs_of(4, numbers, seed=1) if numbers else None
+    leaves = [
+        inputs_of(4, seed=2),
+        lookup,
+        *([inputs_of(numbers, seed=3), inputs_of(numbers, 8, seed=4)] if numbers else []),
+    ]
+    found, exact = (
+        [leaf.to(dtype, copy=True).requires_grad_() for leaf in leaves] for dtype in (torch.float32, torch.float64)
+    )
+    results = []
+    for machine, (linear, wide, *numeric), values in (
+        (FactorizationMachine(), found, dense),
+        (pairs_written_out, exact, dense.double() if numbers else None),
+    ):
+        fields = wide[:, :48].unflatten(1, (6, 8))
+        results.append(machine(linear, fields, values, *numeric) if numbers else machine(linear, fields))
+        (results[-1] * inputs_of(4, seed=5)).sum().backward()
+    torch.testing.assert_close(results[0].double(), results[1], rtol=1e-5, atol=1e-5)
+    for mine, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_factorization_machine_stays_float32_under_autocast():
+    arguments = (inputs_of(4), inputs_of(4, 6, 8), inputs_of(4, 3), inputs_of(3), inputs_of(3, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = FactorizationMachine()(*arguments)
+    assert torch.equal(rounded, FactorizationMachine()(*arguments))
+
+
+def test_dense_fields_fold_into_the_layer_that_reads_them():
+    module = DenseFields(3, 4, init_std=0.01)
     assert not module.weights.any() and module.vectors.any()
-    randomize(module)
-    linear, fields = module(torch.tensor([[2.0, 0.0], [0.0, -1.0]]))
-    torch.testing.assert_close(linear, torch.stack((2 * module.weights[0], -module.weights[1])))
-    torch.testing.assert_close(fields[0], torch.stack((2 * module.vectors[0], torch.zeros(4))))
-    torch.testing.assert_close(fields[1], torch.stack((torch.zeros(4), -module.vectors[1])))
+    dense, weight = inputs_of(5, 3), inputs_of(7, 12, seed=1)
+    fields = (dense.unsqueeze(2) * module.vectors).flatten(1)
+    torch.testing.assert_close(dense @ module.folded(weight).t(), fields @ weight.t(), rtol=1e-5, atol=1e-6)
+
+
+def test_columns_of_zeros_change_nothing():
+    for width in (15, 16, 17):
+        parts = inputs_of(6, width - 5), inputs_of(6, 5, seed=1)
+        filled, module = aligned(*parts), MLP(width, [4], out_dim=1)
+        assert filled.shape == (6, -(-width // 16) * 16)
+        assert torch.equal(filled[:, :width], torch.cat(parts, dim=1)) and not filled[:, width:].any()
+        module(filled).sum().backward()
+        gradient = module.layers[0].weight.grad.clone()
+        torch.testing.assert_close(module(filled), module(torch.cat(parts, dim=1)))
+        module.zero_grad()
+        module(torch.cat(parts, dim=1)).sum().backward()
+        torch.testing.assert_close(gradient, module.layers[0].weight.grad)
 
 
 @pytest.mark.parametrize("piece", [4, 2048])
