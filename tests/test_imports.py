@@ -230,3 +230,47 @@ def test_hooks_are_registered_only_for_tables():
         if not within(module, ["tests", "trainer.sharding"])
     }
     assert registered == {"trainer.optim.touched_rows", "bench.train"}
+
+
+# Imports inside functions, each with its reason; all others stand at the top of their file.
+LATE = {
+    # Each process measures one library, whose start and memory are not to be another's.
+    "bench.loader_peers": {"datasets", "fuxictr", "ray", "torch_rechub"},
+    "bench.prepare_peers": {"duckdb", "fuxictr", "numpy", "pandas", "pyarrow", "ray"},
+    # Optional packages: the one file that needs them is imported where they are asked for.
+    "data_loaders.prepare.engines": {"data_loaders.prepare.spark_engine.SparkEngine"},
+    "launch.sweep.command": {"launch.sweep.study"},
+    "launch.rank": {"launch.rank", "data_loaders.packages"},  # behind the change of sys.path that makes them ours
+    # What is examined may be broken.
+    "trainer.doctor.__main__": {"trainer.doctor.gpu"},
+    "trainer.doctor.check_install": {"torch", "torchrec"},
+    "trainer.doctor.places": {
+        "data_loaders.storage.Storage",
+        "data_loaders.storage.is_uri",
+        "data_loaders.storage.root_name",
+        "trainer.checkpoint.direct_file.DirectFile",
+    },
+    # Seconds to load, which most who import the file do not need.
+    "trainer.config.checkpoint": {"data_loaders.storage.root_name"},
+    "trainer.monitoring.trackers": {"torch"},
+    "trainer.predict": {
+        "data_loaders.prepare.pipeline.Options",
+        "data_loaders.prepare.pipeline.transform",
+        "data_loaders.prepare.prepared.Prepared",
+        "data_loaders.prepare.progress.Progress",
+    },
+    "trainer.report.drawing": {"trainer.report.curves", "trainer.report.page", "trainer.report.template"},
+}
+
+
+def late_imports(tree, module, is_package):
+    """What is imported inside functions: of ours in full, of others the package."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    names = {name for function in functions for name in imports_of(function, module, is_package)}
+    return {name if within(name, OURS) else name.partition(".")[0] for name in names}
+
+
+def test_what_is_imported_inside_functions_is_listed_with_its_reason():
+    checked = [source for source in SOURCES if not within(source[0], ["tests"])]
+    found = {module: late_imports(tree, module, is_package) for module, is_package, tree in checked}
+    assert {module: names for module, names in found.items() if names} == LATE
