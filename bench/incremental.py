@@ -2,9 +2,9 @@
 
     python -m bench.incremental [--data drifting|ml1m] [--data-root DIR] [--slices 10] [--model deepfm] [overrides]
 
-Three models score each slice: one trained from slice to slice (``launch.incremental``), one trained from
+Three models score each slice: one trained from slice to slice (``clicktrainer incremental``), one trained from
 scratch on all slices before it, and one trained from scratch on the last slice alone. All of it goes through
-``launch.incremental``: a model from scratch is one whose first day is what it is trained on, its second day the slice.
+``clicktrainer incremental``: a model from scratch is one whose first day is what it is trained on, its second day the slice.
 The cost of a side is in rows trained and in seconds (preparing included).
 
 ``ml1m`` is MovieLens-1M. Its ratings have no time of their own, only the last time of each user, so a user's ratings lie in

@@ -2,7 +2,7 @@
 
     python -m bench.quality --data-root DIR [--experiments deepfm_ml1m …] [--seeds 1 2 3] [--nproc-per-node 1] […]
 
-Each run is one `python -m launch.run experiment=… seed=…`, on two ranks by default; results go to
+Each run is one `clicktrainer train experiment=… seed=…`, on two ranks by default; results go to
 bench/results/quality.json, a run that is there already is not repeated.
 """
 

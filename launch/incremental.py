@@ -28,6 +28,7 @@ from launch.children import Children
 from launch.folder import check_settings, locked
 from launch.rank import command as rank_command
 from trainer.config import arguments
+from trainer.config.arguments import quoted
 from trainer.report.run_record import RunRecord
 
 OWN = ("output", "data.days", "recipe", "evict")
@@ -136,7 +137,7 @@ def finished(plan: Plan, day: Day) -> bool:
 def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
     """Prepares (raw days), then scores, then trains. What was begun is resumed."""
     started = time.monotonic()
-    words = [*plan.overrides, f"run.dir={_quoted(run_folder(plan, day))}"]
+    words = [*plan.overrides, f"run.dir={quoted(run_folder(plan, day))}"]
     if plan.recipe:
         code = prepare_day(plan, day, previous)
         if code:
@@ -145,10 +146,10 @@ def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
         name = next(folder.glob("data/*.yaml")).stem
         words = ["--config-dir", str(folder), f"data={name}", *_without_root(words)]
     else:
-        words.append(f"data.train=[{_quoted(day.path)}]")
+        words.append(f"data.train=[{quoted(day.path)}]")
     words += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
     if previous is not None:
-        words.append(f"warm_start.path={_quoted(run_folder(plan, previous))}")
+        words.append(f"warm_start.path={quoted(run_folder(plan, previous))}")
     note(f"day {day.name}: training")
     code = _call(["launch.run", *plan.ranks, *words])
     if not code:
@@ -240,11 +241,6 @@ def _call(command: Sequence[str]) -> int:
 
 def _halves(argument: str) -> tuple[str, str, str]:
     return argument.partition("=")
-
-
-def _quoted(value: str | Path) -> str:
-    """For Hydra, whatever characters are in it."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where the ranks of one machine meet: a store that listens on 127.0.0.1, and nothing that listens elsewhere.
 
 torchrun's own stores listen on every interface, and its agent unpickles what they hold: whoever reaches the port runs code as
-the user. The store here is one for agent and ranks; gloo and NCCL are told to use the loopback interface.
+the user. The store here is one for agent and ranks; gloo and NCCL are set to use the loopback interface.
 """
 
 import socket

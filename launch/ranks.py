@@ -181,7 +181,7 @@ def _run_once(job: Job, run_id: str, attempt: int, stop: Stop) -> None:
 
 
 def root_cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """The rank that failed first, as far as can be told, and how.
+    """The rank that failed first, as far as can be known, and how.
 
     Ranks that fall with another do so within a second or two. Among those, one that explained a mistake goes first,
     then one that was killed, then one that reported an error (it may have lost its connection to the killed one), then

@@ -189,7 +189,7 @@ def test_every_way_to_the_environment_is_seen():
 # Attributes that our code sets on objects of libraries, which offer no other way.
 SET_ON_OTHERS = {
     "bench.loader_peers": {"features.labels", "datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN"},  # the peers' settings
-    "bench.prepare": {"process.returncode"},  # wait4, unlike Popen.wait, also tells the peak of memory
+    "bench.prepare": {"process.returncode"},  # wait4, unlike Popen.wait, also returns the peak of memory
     "data_loaders.packages": {"sys.excepthook"},  # where Python looks for it
     "data_loaders.prepare.spark_engine": {"session.sparkContext.pythonExec"},  # else only PYSPARK_PYTHON
     "launch.rank": {"sys.argv"},  # of the module that it runs

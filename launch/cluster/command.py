@@ -71,7 +71,7 @@ def submit(config: Slurm | Kubernetes, job: Job, text: str) -> int:
 
 
 def call(program: list[str], text: str = "") -> int:
-    """Runs a scheduler's own program, which says itself how it went."""
+    """Runs a scheduler's own program, which prints its own errors."""
     if shutil.which(program[0]) is None:
         raise UserError(f"{program[0]} is not on this machine: run this where it is, or --dry-run to see the job")
     with Children() as children:

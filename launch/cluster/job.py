@@ -10,10 +10,9 @@ from pathlib import Path
 from data_loaders.errors import UserError
 from launch.cluster.options import Kubernetes, Nodes
 from launch.ranks import worker_environment
+from trainer.config.arguments import quoted
 from trainer.config.compose import compose
 from trainer.runtime.distributed import GRACE
-
-UNQUOTED = re.compile(r"[\w./-]+")  # of Hydra's grammar, as far as paths go
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,6 @@ def check_kept(folder: Path, nodes: Kubernetes) -> None:
             f"run folder {folder} is on no volume, so it would end with its pod: give run.root= or run.dir= a place under "
             f"one (mounted: {mounted})"
         )
-
-
-def quoted(folder: Path) -> str:
-    """As a value in Hydra's grammar."""
-    text = str(folder)
-    return text if UNQUOTED.fullmatch(text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def environment(nodes: Nodes) -> dict[str, str]:

@@ -2,7 +2,7 @@
 a TrainingRuntime of its own, whose JobSet starts all pods again when one fails.
 
 The Trainer gives each pod PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT, which torchrun takes for its options.
-A pod that is evicted or preempted fails its Job for a reason of its own, by which the JobSet tells it from a crash: such a
+A pod that is evicted or preempted fails its Job for a reason of its own, by which the JobSet knows it from a crash: such a
 restart is not counted. API: https://www.kubeflow.org/docs/components/trainer/, https://jobset.sigs.k8s.io/docs/.
 """
 

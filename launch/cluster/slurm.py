@@ -1,4 +1,4 @@
-"""A batch script for Slurm: one torchrun a node; preempted or at its time limit, it saves, waits its turn again and goes on.
+"""A batch script for Slurm: one torchrun a node; preempted or at its time limit, it saves, is queued again and resumes.
 
 Who requeues: Slurm, where it ends the job at once (`scontrol requeue`, PreemptMode=REQUEUE, a failed node). Where it only sends
 SIGTERM and lets the job run on, as shortly before the time limit (--signal) and in a partition's GraceTime, a job that
@@ -69,7 +69,7 @@ def options(config: Slurm, job: Job, cwd: Path) -> Iterator[str]:
         **({"cpus-per-task": str(config.cpus_per_node)} if config.cpus_per_node else {}),
         "chdir": str(cwd),
         "output": str(job.folder).replace("%", "%%") + "/slurm-%j.out",
-        "open-mode": "append",  # a job that starts again goes on in its output
+        "open-mode": "append",  # a job that starts again appends to its output
         "requeue": "true",
         "signal": f"TERM@{config.grace}",  # before the time limit, to the ranks
     }

@@ -1,1 +1,1 @@
-"""Many runs of one job: `launch.run --multirun …`, a grid or an Optuna search. Each trial is a launch.run of its own."""
+"""Many runs of one job: `clicktrainer sweep`, a grid or an Optuna search. Each trial is a `clicktrainer train` of its own."""

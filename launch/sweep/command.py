@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace) -> int:
-    """Returns the exit code: 0; 1 where no trial came to its end, or one has to go on; 2 for a mistake; 128 + n after a
+    """Returns the exit code: 0; 1 where no trial came to its end, or one is left to resume; 2 for a mistake; 128 + n after a
     signal."""
     try:
         plan = make_plan(options)
@@ -98,7 +98,7 @@ def optuna_study() -> ModuleType:
 
 
 def make_plan(given: argparse.Namespace) -> Plan:
-    """Raises ``UserError`` for what cannot work, with any value of the space where that can be told beforehand."""
+    """Raises ``UserError`` for what cannot work, with any value of the space where that can be known beforehand."""
     own, rest = own_keys(given.overrides, "sweep")
     _, overrides = parse(rest)
     sweep = options.read(own, given.config_dir)
@@ -162,7 +162,6 @@ def shares(plan: Plan) -> list[Share]:
 def trial_command(plan: Plan) -> Command:
     def command(trial: Trial, share: Share) -> list[str]:
         child = [*shlex.split(plan.sweep.through or ""), *rank_command("launch.run", [])]
-        folder = "'" + str(trial.folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-        return [*child, *plan.launcher, *plan.fixed, *trial.overrides, f"run.dir={folder}"]
+        return [*child, *plan.launcher, *plan.fixed, *trial.overrides, f"run.dir={arguments.quoted(trial.folder)}"]
 
     return command

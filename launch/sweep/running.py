@@ -1,4 +1,4 @@
-"""Trials as processes: started as shares of the machine become free, watched, stopped where hopeless, and told of."""
+"""Trials as processes: started as shares of the machine become free, watched, stopped where hopeless, and recorded."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ class Search(Protocol):
 
     def hopeless(self, trial: Trial, course: Sequence[float]) -> bool: ...
 
-    def tell(self, trial: Trial) -> None: ...
+    def tell(self, trial: Trial) -> None: ...  # as Optuna calls it
 
     def trials(self) -> list[Trial]: ...
 
@@ -79,8 +79,8 @@ class Runner:
             ended = outcome(trial, self.metric, code=None, pruned=False)
             if ended.state == "open":
                 self._start(trial)
-            else:  # its run was at its end before its sweep could tell
-                self._tell(ended)
+            else:  # its run was at its end before its sweep could record it
+                self._record(ended)
 
     def _start(self, trial: Trial) -> None:
         share = self.free.pop(0)
@@ -112,9 +112,9 @@ class Runner:
         self.free.append(running.share)
         seconds = (running.trial.seconds or 0.0) + time.monotonic() - running.started
         trial = replace(running.trial, seconds=round(seconds, 2))
-        self._tell(outcome(trial, self.metric, 128 - code if code < 0 else code, running.pruned))
+        self._record(outcome(trial, self.metric, 128 - code if code < 0 else code, running.pruned))
 
-    def _tell(self, trial: Trial) -> None:
+    def _record(self, trial: Trial) -> None:
         self.search.tell(trial)
         figure = "" if trial.value is None else f" {self.metric} {trial.value:.5f}"
         note(f"sweep: {trial}: {trial.state}{figure}{f' ({trial.reason})' if trial.reason else ''}")

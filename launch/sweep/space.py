@@ -84,7 +84,7 @@ def as_text(value: Any) -> str:
 
 
 def number(text: str) -> float | None:
-    """What a value says; None where it is no number."""
+    """The number that a value is; None for other values."""
     try:
         return float(text)
     except ValueError:
@@ -102,7 +102,7 @@ def _dimension(text: str, override: Override) -> Dimension:
         return _range(key, text, sweep, log)
     if not isinstance(sweep, ChoiceSweep):
         raise UserError(f"{text}: glob() is not known here; list the names")
-    sweep.shuffle = False  # trials have numbers, which a sweep that goes on must find again
+    sweep.shuffle = False  # trials have numbers, which a resumed sweep must find again
     choices = tuple(override.sweep_string_iterator())
     if len(set(choices)) < len(choices):
         raise UserError(f"{text}: a value is listed twice")

@@ -2,7 +2,7 @@
 
 (hydra-optuna-sweeper 1.3 needs Optuna 2; a trial is to it a function call, which is over when it hears of it: no pruning.)
 The study is the record: a trial is counted once, when it is asked for; one that was running when the sweep was killed is
-given out again, with its values, before new ones, and goes on in its run folder.
+given out again, with its values, before new ones, and resumes in its run folder.
 """
 
 import random
@@ -44,7 +44,7 @@ class Search:
         return None
 
     def _ask(self, count: int) -> Any:
-        # By number, so that a search that goes on does not draw its first trials again.
+        # By number, so that a resumed search does not draw its first trials again.
         self._study.sampler = sampler(self.config, count)
         return self._study.ask(self._distributions)
 

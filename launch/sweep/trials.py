@@ -8,7 +8,7 @@ from data_loaders.state_files import read_json, write_json
 from trainer.report.run_record import RunRecord
 
 LOWER_IS_BETTER = ("logloss", "ne")
-# ``open``: not at its end, so the same command goes on with it.
+# ``open``: not at its end, so the same command resumes it.
 STATES = ("open", "complete", "pruned", "failed")
 RECORD, OUTPUT = "trial.json", "output.txt"
 
@@ -65,7 +65,7 @@ def best(trials: list[Trial], metric: str) -> Trial | None:
 
 
 def folder_of(root: Path, number: int) -> Path:
-    """Bears the sweep's name, too: ``checkpoint.root`` tells runs apart by the names of their folders."""
+    """Bears the sweep's name, too: ``checkpoint.root`` distinguishes runs by the names of their folders."""
     return root / f"{root.name}-{number:04d}"
 
 
@@ -90,7 +90,7 @@ def evaluations(folder: Path, metric: str) -> list[float]:
 
 
 def outcome(trial: Trial, metric: str, code: int | None, pruned: bool) -> Trial:
-    """The trial as its run folder tells it; ``code``: the exit code (None: it was not started), ``pruned``: we stopped it."""
+    """The trial as its run folder records it; ``code``: the exit code (None: it was not started), ``pruned``: we stopped it."""
     run = RunRecord(trial.folder)
     state = run.status.get("state")
     if state == "finished" and (code in (None, 0) or pruned):

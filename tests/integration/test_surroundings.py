@@ -47,7 +47,7 @@ def test_a_save_that_does_not_fit_into_the_grace_is_told_once(click_log, tmp_pat
     end = job.launch(faults="rank=0,phase=during_write,action=sleep=2")
     assert end.code == 0, end.stderr
     (seconds,) = re.findall(
-        r"warning: the last checkpoint took (\d+) s, but .* gets 1 s .*launch.run --grace \d+,", end.stderr
+        r"warning: the last checkpoint took (\d+) s, but .* gets 1 s .*clicktrainer train --grace \d+,", end.stderr
     )
     assert 2 <= int(seconds) < 30
 

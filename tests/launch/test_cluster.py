@@ -62,7 +62,7 @@ def render(tmp_path, capfd):
             [*KUBERNETES, "launch.runtime=torch", "launch.max_restarts=1", KEPT],
             "launch.max_restarts and launch.runtime",
         ),
-        # The job's own configuration, as launch.run checks it.
+        # The job's own configuration, as clicktrainer train checks it.
         ([*SLURM, "optim.dense.rl=1"], "optim.dense.rl is not a known key"),
         ([*SLURM, "batch_size=7"], "batch_size"),
         (

@@ -4,6 +4,7 @@ mistyped option are answered at once.
 One grammar: overrides (`key=value`, `+key=value`, `~key`) and options (`--name value`, `--name=value`), in any order.
 """
 
+import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 PRIMARY = "train"  # of conf/
 SPLITS = ("train", "valid", "test")
 GRACE_SECONDS = 30  # as torchrun has it
+PLAIN = re.compile(r"[\w.-]*/[\w./-]+")  # a path that needs no quotes, and is no number
 WHICH_CHECKPOINT = (
     "a checkpoint, such as step-100, or best (default: the best one where checkpoint.restore_best or early_stopping has chosen "
     "it, else the newest)"
@@ -45,6 +47,12 @@ def job_words(options: Namespace, overrides: Sequence[str]) -> list[str]:
     folders = [word for folder in options.config_dir for word in ("--config-dir", folder)]
     name = [] if options.config_name == PRIMARY else ["--config-name", options.config_name]
     return [*folders, *name, *overrides]
+
+
+def quoted(value: str | Path) -> str:
+    """A value in Hydra's grammar, whatever characters are in it."""
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def rank_words(options: Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether a save fits into the time that the launcher grants between a signal and the end (``launch.run --grace``)."""
+"""Whether a save fits into the time that the launcher grants between a signal and the end (``clicktrainer train --grace``)."""
 
 import time
 
@@ -34,6 +34,6 @@ class GraceCheck:
         if self.ranks.is_first:
             warn(
                 f"the last checkpoint took {seconds:.0f} s, but a run that is asked to stop gets {self.grace:g} s to "
-                f"save and end, and would lose what it has trained since its last checkpoint: launch.run --grace "
+                f"save and end, and would lose what it has trained since its last checkpoint: clicktrainer train --grace "
                 f"{2 * seconds + 10:.0f}, and as much of your scheduler"
             )

@@ -21,7 +21,7 @@ from trainer.runtime import gpus
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-GRACE = "TRAINER_GRACE_SECONDS"  # set by launch.run
+GRACE = "TRAINER_GRACE_SECONDS"  # set by launch.ranks
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def check_meeting_point() -> None:
     missing = [name for name, value in (("MASTER_ADDR", host), ("MASTER_PORT", port)) if not value]
     if missing:
         raise UserError(
-            f"RANK is set, but not {' and '.join(missing)}: start the ranks by launch.run or torchrun, set it, the same on all "
-            "ranks, or, for one process alone, unset RANK"
+            f"RANK is set, but not {' and '.join(missing)}: start the ranks by clicktrainer train or torchrun, set it, the same "
+            "on all ranks, or, for one process alone, unset RANK"
         )
     if not port.isdecimal():
         raise UserError(f"MASTER_PORT is {port!r}: give the number of a free port, the same on all ranks")

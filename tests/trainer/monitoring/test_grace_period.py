@@ -35,7 +35,9 @@ def test_a_save_is_measured_from_its_beginning(saves, capsys, states, granted, w
     told = capsys.readouterr().err
     assert (told != "") == warned
     if warned:
-        assert "the last checkpoint took 12 s" in told and "gets 11 s" in told and "launch.run --grace 33" in told
+        assert (
+            "the last checkpoint took 12 s" in told and "gets 11 s" in told and "clicktrainer train --grace 33" in told
+        )
 
 
 def test_it_is_said_once_by_one_rank_and_saves_do_not_add_up(saves, capsys):

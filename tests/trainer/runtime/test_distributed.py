@@ -62,7 +62,7 @@ def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ({"MASTER_PORT": ""}, "RANK is set, but not MASTER_PORT: start the ranks by launch.run or torchrun"),
+        ({"MASTER_PORT": ""}, "RANK is set, but not MASTER_PORT: start the ranks by clicktrainer train or torchrun"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "but not MASTER_ADDR and MASTER_PORT"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http': give the number"),
     ],
