@@ -22,6 +22,7 @@ ROOMS = (
     "runtime",
     "metrics",
     "checkpoint",
+    "serve",
     "sharding",
     "optim",
     "warm_start",
@@ -29,7 +30,7 @@ ROOMS = (
     "report",
     "run",
 )
-COMMANDS = ("doctor", "plan", "evaluate", "predict", "train")  # above all rooms; none imports another
+COMMANDS = ("doctor", "export", "plan", "evaluate", "predict", "train")  # above all rooms; none imports another
 
 
 def imports_of(tree, module, is_package):

@@ -37,6 +37,7 @@ COMMANDS = {
     "train": Command("train a model on this machine", "launch.train:main"),
     "evaluate": Command("metrics of a trained run on any data", "trainer.evaluate:main", "launch.scoring:evaluate"),
     "predict": Command("click probabilities for new rows", "trainer.predict:main", "launch.scoring:predict"),
+    "export": Command("a trained run as files to serve", "trainer.export.__main__:main"),
     "report": Command("draw the report of a run", "trainer.report.__main__:main"),
     "compare": Command("runs side by side", "trainer.report.compare:main"),
     "checkpoint": Command("inspect, verify, compare checkpoints", "trainer.checkpoint.__main__:main"),

@@ -5,7 +5,7 @@ folder is ever opened, nor anything through a link.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ ENTRY = {"bytes": Whole(0, LARGEST_FILE), DIGEST: str}
 def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
     """``bytes`` and ``blake3`` of every file of a checkpoint. Raises ``UserError`` for a folder that is none, ``OSError``
     for one that cannot be read."""
+    return listed(path, (FACTS, INDEX))
+
+
+def listed(path: AnyPath, needed: Collection[str]) -> dict[str, dict[str, Any]]:
+    """``read_manifest`` of any folder committed by a manifest, which lists the files ``needed``."""
     place = place_of(path)
     if not place.is_folder(path):
         raise UserError("is a link or no folder")
@@ -38,7 +43,7 @@ def read_manifest(path: AnyPath) -> dict[str, dict[str, Any]]:
     check_form(manifest, Mapped(dict), MANIFEST)
     for name, expected in manifest.items():
         _check_entry(name, expected)
-    missing = {FACTS, INDEX} - set(manifest)
+    missing = set(needed) - set(manifest)
     if missing:
         raise UserError(f"{MANIFEST} lists no {' or '.join(sorted(missing))}")
     return manifest

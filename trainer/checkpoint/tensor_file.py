@@ -70,6 +70,20 @@ def stream_tensors(write: Callable[[memoryview], Any], tensors: Mapping[str, Ten
     return size, digest.hexdigest()
 
 
+def map_new(path: Path, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A new file with one tensor, mapped to be filled in place: what memory holds of it the kernel may write out at any
+    time. Raises ``OSError``."""
+    like = {key: torch.empty(shape, dtype=dtype, device="meta")}
+    header = _header(like)
+    size = len(header) + like[key].numel() * dtype.itemsize
+    with open(path, "xb+") as file:
+        file.write(header)
+        file.truncate(size)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), size)
+    return torch.frombuffer(mapped, dtype=torch.uint8)[len(header) :].view(dtype).view(shape)
+
+
 def place_tensors(like: Mapping[str, Tensor], *, pinned: bool) -> dict[str, Tensor]:
     """New CPU tensors of the same shapes and types, in one piece of memory in which each lies as it will in the file
     (modulo a disk's block): ``write_tensors`` then needs no copy of them. ``pinned``: for copies from a GPU."""

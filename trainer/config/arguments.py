@@ -180,6 +180,23 @@ def predict_alone() -> ArgumentParser:
     return parser
 
 
+def export() -> ArgumentParser:
+    parser = _parser(
+        "export",
+        "Writes a trained run as files to serve, and compares their scores with the run's (docs/serving.md).",
+        "runs/din --output exports/shop",
+        "runs/din --output exports/shop export.tables=int8 --checkpoint best",
+    )
+    _add_run(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the export folder, which holds all versions"
+    )
+    parser.add_argument(
+        "--no-publish", dest="publish", action="store_false", help="write the version, but leave current.json as it is"
+    )
+    return parser
+
+
 def doctor() -> ArgumentParser:
     parser = _parser(
         "doctor", "Checks that this machine can train.", "", "--gpu", "--data-root s3://bucket/data --json"

@@ -15,6 +15,7 @@ from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.checks import check_seed, positive
 from trainer.config.data import DataConfig
 from trainer.config.evaluation import EarlyStoppingConfig, EvaluationConfig
+from trainer.config.export import ExportConfig
 from trainer.config.monitoring import AlertsConfig, LoggingConfig, ProfilingConfig
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import ShardingConfig
@@ -90,6 +91,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     profiling: ProfilingConfig = field(default_factory=ProfilingConfig)

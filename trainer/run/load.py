@@ -37,7 +37,7 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
     Raises ``UserError`` when there is no such run or checkpoint, or it is damaged.
     """
     config = from_yaml(run / run_folder.CONFIG, overrides).config
-    path = _find(run, checkpoint, prefer_best=config.checkpoint.restore_best)
+    path = find_checkpoint(run, checkpoint, prefer_best=config.checkpoint.restore_best)
     model = build_model(config.model, config.data.schema, config.seed)
     limits = config.timeout_seconds, config.rendezvous_timeout_seconds
     if config.deterministic:
@@ -49,7 +49,8 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
         yield LoadedRun(config, ranks, built, model.layout, path)
 
 
-def _find(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:
+def find_checkpoint(run: Path, checkpoint: str | None, *, prefer_best: bool) -> AnyPath:
+    """The checkpoint that ``open_run`` means. Raises ``UserError`` where there is none."""
     folder = of_run(run)
     available = committed(folder)
     if not available:
