@@ -125,8 +125,11 @@ class DINHead(Head):
         self.histories = schema.histories
         self.targets = {key: schema.features[key].target for group in self.histories.values() for key in group}
         unpooled = schema.layout(attention=True).unpooled
-        self.pooling = {
-            key: schema.tables[schema.features[key].table].pooling for key in unpooled if key not in self.targets
+        pooled = {key: schema.features[key] for key in unpooled if key not in self.targets}
+        # One id is its own mean.
+        self.means = {
+            key: schema.tables[feature.table].pooling == "mean" and feature.max_length is not None
+            for key, feature in pooled.items()
         }
         self.groups, self.attentions, self.deep = groups, attentions, deep
 
@@ -134,7 +137,7 @@ class DINHead(Head):
         self, dense: Tensor, pooled: KeyedTensor | None, jagged: list[dict[str, JaggedTensor]], weights: Tensor
     ) -> Tensor:
         features = {key: ids for collection in jagged for key, ids in collection.items()}
-        vectors = {key: self._pool(key, features[key]) for key in self.pooling}  # each [B, D of its table]
+        vectors = {key: self._pool(key, features[key]) for key in self.means}  # each [B, D of its table]
         interests = [
             self._interest(attention, group, features, vectors)
             for attention, group in zip(self.attentions, self.histories.values(), strict=True)
@@ -144,8 +147,8 @@ class DINHead(Head):
         return self.deep(inputs, valid=weights).squeeze(1)
 
     def _pool(self, key: str, ids: JaggedTensor) -> Tensor:
-        pool = segment_mean if self.pooling[key] == "mean" else segment_sum
-        return pool(ids.values(), Segments.of(ids.offsets(), len(ids.values())))
+        pool = segment_mean if self.means[key] else segment_sum
+        return pool(ids.values(), Segments.of(ids.offsets(), ids.values().shape[0]))
 
     def _interest(
         self,
@@ -154,9 +157,14 @@ class DINHead(Head):
         features: dict[str, JaggedTensor],
         vectors: dict[str, Tensor],
     ) -> Tensor:
-        query = torch.cat([vectors[self.targets[key]] for key in group], dim=1)  # [B, D]
-        tokens = torch.cat([features[key].values() for key in group], dim=1)  # [T, D]
+        query = joined([vectors[self.targets[key]] for key in group])  # [B, D]
+        tokens = joined([features[key].values() for key in group])  # [T, D]
         return attention(query, tokens, features[group[0]].offsets())  # [B, D]
+
+
+def joined(vectors: list[Tensor]) -> Tensor:
+    """Side by side, [N, summed width]; a single one as it is."""
+    return torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]
 
 
 Model = DIN

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
-from trainer.modules.jagged import Segments, expand, from_the_end, segment_softmax, segment_sum
+from trainer.modules.jagged import Segments, expand, from_the_end, segment_softmax, sum_rows, weighted_sum
 from trainer.modules.mlp import MLP, activate, build_activation, check_units
+from trainer.modules.normalization import Rows
 
 
 class TargetAttention(nn.Module):
@@ -58,26 +60,84 @@ class TargetAttention(nn.Module):
 
     def forward(self, query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
         """``query`` [B, D], ``tokens`` [T, D], ``offsets`` [B + 1] -> [B, D] float32; zeros for an empty history."""
-        segments = Segments.of(offsets, len(tokens))
+        segments = Segments.of(offsets, tokens.shape[0])
         weights = self.scores(query, tokens, segments)  # [T]
         if self.softmax:
             weights = segment_softmax(weights, segments)
-        values = tokens.float() if self.intensity is None else tokens.float() + self.intensity
-        return segment_sum(weights.unsqueeze(1) * values, segments)  # [B, D]
+        return weighted_sum(weights, tokens if self.intensity is None else tokens + self.intensity, segments)  # [B, D]
 
-    def scores(self, query: Tensor, tokens: Tensor, segments: "Segments") -> Tensor:
+    def scores(self, query: Tensor, tokens: Tensor, segments: Segments) -> Tensor:
         """``a(token, query of its sample)`` for every token: [T] float32."""
-        for_query, for_token, for_difference, for_product = self.first.weight.chunk(4, dim=1)  # each [C, D]
-        of_query = functional.linear(query, for_query + for_difference, self.first.bias)  # [B, C]
-        hidden = token_linear(tokens, for_token - for_difference) + expand(of_query, segments)  # [T, C]
-        queries = expand(query, segments)  # [T, D]
-        hidden = hidden + token_linear(queries * tokens, for_product)
+        hidden = first_layer(query, tokens, self.first.weight, self.first.bias, segments)  # [T, C]
         if self.cosine is not None:
-            hidden = hidden + self.cosine(functional.cosine_similarity(queries, tokens, dim=1).unsqueeze(1))
+            cosines = functional.cosine_similarity(expand(query, segments), tokens, dim=1)  # [T]
+            hidden = hidden + self.cosine(cosines.unsqueeze(1))
         if self.positions is not None:
-            distance = from_the_end(segments).clamp(max=len(self.positions) - 1)  # [T]
+            distance = from_the_end(segments).clamp(max=self.positions.shape[0] - 1)  # [T]
             hidden = hidden + functional.embedding(distance, self.positions).to(hidden.dtype)
-        return self.rest(activate(self.activation, hidden, None)).squeeze(1)
+        every = Rows(hidden, None)
+        return self.rest(activate(self.activation, hidden, every), every).squeeze(1)
+
+
+def first_layer(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, segments: Segments) -> Tensor:
+    """``W [q, k, q - k, q * k] + bias`` of ``query`` [B, D], ``tokens`` [T, D], ``weight`` [C, 4D] -> [T, C], in autocast's
+    type."""
+    device = tokens.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    with torch.autocast(device, enabled=False):
+        return _FirstLayer.apply(query.float(), tokens.float(), weight, bias, dtype, *segments)
+
+
+class _FirstLayer(torch.autograd.Function):
+    """``(Wq + Wd) q + bias`` once a sample, in float32, plus ``[Wk - Wd, Wp] [k, q * k]`` for each token, in ``dtype``."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        query: Tensor,
+        tokens: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        *segments: Tensor,
+    ) -> Tensor:
+        sample = Segments(*segments).sample
+        of_query, of_pair = _split(weight, dtype)  # [C, D], [C, 2D]
+        queries = query.index_select(0, sample)  # [T, D]
+        pairs = fill(_beside(tokens, queries * tokens, dtype))  # [T, 2D], or some rows more
+        ctx.save_for_backward(query, tokens, queries, pairs, of_query, of_pair, *segments)
+        hidden = (pairs @ of_pair.t())[: tokens.shape[0]]
+        return hidden.add_(torch.addmm(bias, query, of_query.t()).to(dtype).index_select(0, sample))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, tokens, queries, pairs, of_query, of_pair, *offsets = ctx.saved_tensors
+        segments = Segments(*offsets)
+        by_sample = sum_rows(gradient.float(), segments)  # [B, C]
+        gradient = fill(gradient)
+        for_tokens, for_products = (gradient @ of_pair)[: tokens.shape[0]].chunk(2, dim=1)  # each [T, D]
+        for_query = sum_rows(for_products * tokens, segments).addmm_(by_sample, of_query)
+        weight_of_query = by_sample.t() @ query  # [C, D]
+        weight_of_token, weight_of_product = (gradient.t() @ pairs).float().chunk(2, dim=1)
+        weight = (weight_of_query, weight_of_token, weight_of_query - weight_of_token, weight_of_product)
+        return (
+            for_query,
+            torch.addcmul(for_tokens, for_products, queries),
+            torch.cat(weight, dim=1),
+            by_sample.sum(0),
+            *(None,) * (1 + len(segments)),
+        )
+
+
+def _split(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``weight`` [C, 4D] of [q, k, q - k, q * k] as what q [C, D] and what [k, q * k] [C, 2D] are multiplied by."""
+    for_query, for_token, for_difference, for_product = weight.chunk(4, dim=1)
+    return for_query + for_difference, _beside(for_token - for_difference, for_product, dtype)
+
+
+def _beside(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[left, right]`` [N, 2D] of [N, D] each."""
+    return torch.cat((left, right), dim=1, out=left.new_empty(left.shape[0], 2 * left.shape[1], dtype=dtype))
 
 
 class TokenLinear(nn.Linear):
@@ -88,14 +148,21 @@ class TokenLinear(nn.Linear):
 
 
 def token_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``functional.linear`` of ``inputs`` [T, D] for a T that is another in each batch -> [T, C].
-
-    For a bf16 product on a CPU oneDNN compiles a kernel for each shape that it meets, and keeps the last 1024 of them. With
-    T as it comes that was a third of DIN's time and gigabytes of memory, so T is filled up to one of few numbers."""
+    """``functional.linear`` of ``inputs`` [T, D] for a T that is another in each batch -> [T, C]."""
     if inputs.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return functional.linear(inputs, weight, bias)
-    filled = functional.pad(inputs, (0, 0, 0, filled_up(len(inputs)) - len(inputs)))
-    return functional.linear(filled, weight, bias)[: len(inputs)]
+    filled = fill(inputs.to(torch.get_autocast_dtype("cpu")))
+    return functional.linear(filled, weight, bias)[: inputs.shape[0]]
+
+
+def fill(rows: Tensor) -> Tensor:
+    """``rows`` [T, D], with rows of zeros at the end where they are to be multiplied in bf16 on a CPU.
+
+    There oneDNN compiles a kernel for each shape that it meets, and keeps the last 1024 of them. With T as it comes that was a
+    third of DIN's time and gigabytes of memory, so T is filled up to one of few numbers."""
+    if rows.device.type != "cpu" or rows.dtype == torch.float32:
+        return rows
+    return functional.pad(rows, (0, 0, 0, filled_up(rows.shape[0]) - rows.shape[0]))
 
 
 def filled_up(num_tokens: int) -> int:

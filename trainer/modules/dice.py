@@ -1,9 +1,5 @@
 """Dice, the data adaptive activation of DIN (Zhou et al., 2018, "Deep Interest Network", equation 3).
 
-Over a history's tokens it is the largest part of DIN's arithmetic and, written as plain operations, nearly all memory
-traffic: some twenty tensors the size of its input a step. Here forward and backward walk over the rows in pieces that
-stay in a CPU's cache and keep nothing but the input.
-
 Shapes: N rows or tokens, C channels.
 """
 
@@ -11,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from trainer.modules.normalization import BatchStatistics, pieces
+from trainer.modules.normalization import BatchStatistics, Rows, SumOverRanks, through_statistics
 
 
 class Dice(BatchStatistics):
@@ -22,39 +18,50 @@ class Dice(BatchStatistics):
         super().__init__(channels, eps=eps, momentum=momentum)
         self.alpha = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, valid: Tensor | Rows | None = None) -> Tensor:
         """``inputs`` [N, C]; rows where ``valid`` [N] is not positive stay out of the statistics -> [N, C]."""
         with torch.autocast(inputs.device.type, enabled=False):
-            mean, variance = self.statistics(inputs, valid)  # [C], [C]
-            return _Gate.apply(inputs, mean, torch.rsqrt(variance + self.eps), self.alpha)
+            if not self.training:
+                return (slope(self.moving_normalized(inputs).sigmoid(), self.alpha) * inputs).to(inputs.dtype)
+            found = self.normalized(inputs, Rows.of(inputs, valid))
+            return _Dice.apply(inputs, self.alpha, *found, self.all_reduce)
 
 
-class _Gate(torch.autograd.Function):
-    """(s [N, C], mean, scale, alpha, each [C]) -> ``s * (alpha + (1 - alpha) * p)``, ``p = sigmoid((s - mean) * scale)``."""
+def slope(p: Tensor, alpha: Tensor) -> Tensor:
+    """``p + (1 - p) alpha``, which ``f`` multiplies s by: [N, C]."""
+    return torch.addcmul(alpha, p, 1 - alpha)
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, mean: Tensor, scale: Tensor, alpha: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, mean, scale, alpha)
-        result = torch.empty_like(inputs)
-        for rows in pieces(inputs):
-            s = inputs[rows].float()
-            p = ((s - mean).mul_(scale)).sigmoid_()
-            result[rows] = p.mul_(1 - alpha).add_(alpha).mul_(s)
-        return result
+
+class _Dice(torch.autograd.Function):
+    """(s [N, C], alpha [C], and ``BatchStatistics.normalized`` of s) -> ``s * (p + (1 - p) alpha)``, ``p = sigmoid(z)``, with
+    the gradient through the statistics, in a quarter of the operations that autograd would take."""
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inputs, mean, scale, alpha = ctx.saved_tensors
-        result = torch.empty_like(inputs)
-        of_mean, of_scale, of_alpha = mean.new_zeros(3, len(mean))
-        for rows in pieces(inputs):
-            s, g = inputs[rows].float(), gradient[rows].float()
-            centred = s - mean
-            p = (centred * scale).sigmoid_()
-            gs = g * s
-            of_alpha += (gs * (1 - p)).sum(0)
-            slope = (p * (1 - p)).mul_(gs).mul_(1 - alpha)  # d loss / d ((s - mean) * scale)
-            of_mean -= slope.sum(0)
-            of_scale += (slope * centred).sum(0)
-            result[rows] = p.mul_(1 - alpha).add_(alpha).mul_(g).add_(slope.mul_(scale))
-        return result, of_mean * scale, of_scale, of_alpha
+    def forward(
+        ctx: FunctionCtx,
+        inputs: Tensor,
+        alpha: Tensor,
+        normalized: Tensor,
+        scale: Tensor,
+        share: Tensor,
+        all_reduce: SumOverRanks | None,
+    ) -> Tensor:
+        p = normalized.sigmoid()
+        ctx.save_for_backward(inputs, alpha, normalized, scale, share, p)
+        ctx.all_reduce = all_reduce
+        return torch.mul(slope(p, alpha), inputs, out=torch.empty_like(inputs))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, alpha, normalized, scale, share, p = ctx.saved_tensors
+        of_alpha, of_normalized, moved = terms = p.new_empty(3, *p.shape)
+        torch.sub(1, p, out=of_alpha).mul_(gradient).mul_(inputs)  # g s (1 - p)
+        torch.mul(of_alpha, p, out=of_normalized).mul_(1 - alpha)  # dz
+        torch.mul(of_normalized, normalized, out=moved)
+        sums = terms.sum(1)  # [3, C]
+        if ctx.all_reduce is not None:
+            ctx.all_reduce(sums[1:])
+        of_inputs = through_statistics(of_normalized, normalized, sums[1:], share)
+        direct = slope(p, alpha).mul_(gradient)
+        of_inputs = torch.addcmul(direct, of_inputs, scale).to(inputs.dtype)
+        return of_inputs, sums[0], None, None, None, None

@@ -15,7 +15,7 @@ from torch.nn import functional
 from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.modules.dice import Dice
-from trainer.modules.normalization import build_normalization, normalize
+from trainer.modules.normalization import Rows, build_normalization, normalize
 
 ALIGNMENT = 16  # columns
 ACTIVATIONS = ("relu", "prelu", "dice", "tanh")
@@ -50,13 +50,13 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(dims[-1], out_dim)
 
-    def forward(self, inputs: Tensor, valid: Tensor | None = None, *, first: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, valid: Tensor | Rows | None = None, *, first: Tensor | None = None) -> Tensor:
         """``inputs`` [N, in_dim], or wider by columns of zeros (``aligned``), ``valid`` [N] (which rows count in statistics;
         None: all) -> [N, out_dim] float32, the output layer also under autocast. ``first`` [C, width of the inputs]: used in
         place of the first layer's own weight."""
         if first is None and self.layers and inputs.shape[1] > self.layers[0].in_features:
             first = aligned(self.layers[0].weight)
-        hidden = inputs
+        hidden, valid = inputs, Rows.of(inputs, valid)
         for layer, normalization, activation in zip(self.layers, self.normalizations, self.activations, strict=True):
             hidden = layer(hidden) if first is None else functional.linear(hidden, first, layer.bias)  # [N, C]
             hidden = self.dropout(activate(activation, normalize(normalization, hidden, valid), valid))
@@ -96,7 +96,7 @@ def build_activation(name: str, channels: int) -> nn.Module:
     return nn.Tanh() if name == "tanh" else nn.ReLU()
 
 
-def activate(activation: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
+def activate(activation: nn.Module, inputs: Tensor, valid: Tensor | Rows | None) -> Tensor:
     return activation(inputs, valid) if isinstance(activation, Dice) else activation(inputs)
 
 

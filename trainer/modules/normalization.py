@@ -1,12 +1,12 @@
 """Statistics of activations over the rows of the global batch, for batch normalisation and Dice, and normalisation itself.
 
-Rows of weight 0 (padding, rows left out) stay out of the statistics. Forward and backward of the sums walk over the rows in
-pieces that stay in a CPU's cache and keep nothing but the input.
+Rows of weight 0 (padding, rows left out) stay out of the statistics.
 
 Shapes: N rows or tokens, C channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,49 @@ from torch.autograd.function import FunctionCtx
 
 from data_loaders.schema import one_of
 
-PIECE = 2048  # rows; with 64 channels half a MB of float32
+SumOverRanks = Callable[[Tensor], object]  # in place
 
 
-def identity(tensor: Tensor) -> Tensor:
-    return tensor
+class Rows:
+    """Which rows of a batch count in its statistics: all, or those where ``valid`` [N] is positive. What follows from that is
+    computed when it is first asked for, once for all layers of a network."""
+
+    def __init__(self, like: Tensor, valid: Tensor | None) -> None:
+        self.num_rows, self.device, self.valid = like.shape[0], like.device, valid
+
+    @classmethod
+    def of(cls, like: Tensor, valid: "Tensor | Rows | None") -> "Rows":
+        return valid if isinstance(valid, Rows) else cls(like, valid)
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """[N, 1], or None: all count."""
+        return None if self.valid is None else (self.valid > 0).unsqueeze(1)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """How many there are: [] float32."""
+        if self.mask is None:
+            return torch.full((), float(self.num_rows), device=self.device)
+        return self.mask.sum(dtype=torch.float32)
+
+    @cached_property
+    def share(self) -> Tensor:
+        return self.share_of(self.count)
+
+    def share_of(self, count: Tensor) -> Tensor:
+        """What each row counts in a mean over ``count`` [] rows: [], or [N, 1] with zeros where it does not."""
+        seen = count.clamp(min=1)
+        return seen.reciprocal() if self.mask is None else self.mask / seen
 
 
 class BatchStatistics(nn.Module):
     """Mean and variance of the batch in training, their moving averages in evaluation (the plain average of the first
     1 / momentum batches, so that a short run is not held to the initial values).
 
-    ``all_reduce`` is called once a training forward with a flat float32 tensor [2C + 1] (count, sums, sums of squares, of
-    values shifted by the moving mean, which keeps float32 accurate). With a differentiable sum over ranks (``reduce_by``) the
-    statistics are those of the global batch. Every rank must then call it equally often, so one without any rows does too.
+    With a sum over ranks (``reduce_by``) the statistics are those of the global batch. It sums a flat float32 tensor in place,
+    once a training forward ([2C + 1]: count, sums, sums of squares, of values shifted by the moving mean, which keeps float32
+    accurate) and once a backward ([2, C]). Every rank must then call it equally often, so one without any rows does too.
     """
 
     def __init__(self, channels: int, *, eps: float, momentum: float) -> None:
@@ -36,37 +65,88 @@ class BatchStatistics(nn.Module):
         self.register_buffer("moving_mean", torch.zeros(channels))
         self.register_buffer("moving_variance", torch.ones(channels))
         self.register_buffer("batches", torch.zeros(()))
-        self.all_reduce: Callable[[Tensor], Tensor] = identity
+        self.all_reduce: SumOverRanks | None = None
 
-    def reduce_by(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def reduce_by(self, all_reduce: SumOverRanks) -> None:
         self.all_reduce = all_reduce
 
-    def statistics(self, inputs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance, [C] each, to normalise ``inputs`` [N, C] by; rows where ``valid`` [N] is not positive stay
-        out of them."""
-        if not self.training:
-            return self.moving_mean, self.moving_variance
-        shift = self.moving_mean.clone()
-        mask = None if valid is None else (valid > 0).to(shift.dtype)  # [N]
-        sums = self.all_reduce(_Moments.apply(inputs, shift, mask))
-        count, total, squares = sums.split((1, len(shift), len(shift)))
-        seen = count.clamp(min=1)
-        offset = total / seen
-        mean, variance = shift + offset, (squares / seen - offset.square()).clamp(min=0)
-        self._track(mean.detach(), self.tracked_variance(variance.detach(), count.detach()), count.detach())
-        return mean, variance
-
-    def tracked_variance(self, variance: Tensor, count: Tensor) -> Tensor:
-        """What the moving average takes for the variance [C] of a batch of ``count`` [1] rows."""
-        return variance
+    def moving_normalized(self, inputs: Tensor) -> Tensor:
+        """``inputs`` [N, C] normalised by the moving averages -> [N, C] float32."""
+        return (inputs - self.moving_mean) * torch.rsqrt(self.moving_variance + self.eps)
 
     @torch.no_grad()
+    def normalized(self, inputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """``z = (x - E[x]) * scale``, ``scale = 1 / sqrt(Var[x] + eps)``, of ``inputs`` [N, C] by the global batch:
+        z [N, C] float32, scale [C], and the share of each row in the mean and the variance, [] or [N, 1]."""
+        count, share = rows.count, rows.share
+        mean = _weighted_sum(inputs.float(), share)
+        centred = inputs - mean
+        variance = _weighted_sum(centred.square(), share)
+        if self.all_reduce is not None:
+            mean, variance, count = self._over_ranks(mean, variance, count)
+            centred, share = inputs - mean, rows.share_of(count)
+        self._track(mean, self.tracked_variance(variance, count), count)
+        scale = (variance + self.eps).rsqrt_()
+        return centred.mul_(scale), scale, share
+
+    def _over_ranks(self, mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [C], variance [C] and count [] of all ranks' rows together."""
+        assert self.all_reduce is not None
+        offset = mean - self.moving_mean
+        sums = torch.cat((count.reshape(1), count * offset, count * (variance + offset.square())))
+        self.all_reduce(sums)
+        count, (total, squares) = sums[0], sums[1:].chunk(2)
+        seen = count.clamp(min=1)
+        offset = total / seen
+        return self.moving_mean + offset, (squares / seen - offset.square()).clamp(min=0), count
+
+    def tracked_variance(self, variance: Tensor, count: Tensor) -> Tensor:
+        """What the moving average takes for the variance [C] of a batch of ``count`` [] rows."""
+        return variance
+
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        some = (count > 0).to(mean.dtype)  # [1]: a batch without rows says nothing
-        self.batches += some.squeeze()
-        rate = some * (1 / self.batches.clamp(min=1)).clamp(min=self.momentum)
-        self.moving_mean.lerp_(mean, rate.expand_as(mean))
-        self.moving_variance.lerp_(variance, rate.expand_as(variance))
+        some = count.clamp(max=1)  # 0 or 1: a batch without rows says nothing
+        self.batches += some
+        rate = (some / self.batches.clamp(1, 1 / self.momentum)).expand_as(mean)
+        self.moving_mean.lerp_(mean, rate)
+        self.moving_variance.lerp_(variance, rate)
+
+
+def _weighted_sum(values: Tensor, share: Tensor) -> Tensor:
+    return (values * share).sum(0) if share.dim() else values.sum(0) * share
+
+
+def through_statistics(gradient: Tensor, normalized: Tensor, sums: Tensor, share: Tensor) -> Tensor:
+    """Of z = ``normalized`` [N, C] with ``gradient`` dz: ``dz - share (sum dz + z sum (dz z))``, which times scale is the
+    gradient of x. ``sums`` [2, C]: ``sum dz`` and ``sum (dz z)`` over the rows of all ranks."""
+    through = torch.addcmul(sums[0], normalized, sums[1]).mul_(share)
+    return torch.sub(gradient, through, out=through)
+
+
+class _Normalize(torch.autograd.Function):
+    """(x [N, C], and ``BatchStatistics.normalized`` of it) -> z [N, C]."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        inputs: Tensor,
+        normalized: Tensor,
+        scale: Tensor,
+        share: Tensor,
+        all_reduce: SumOverRanks | None,
+    ) -> Tensor:
+        ctx.save_for_backward(normalized, scale, share)
+        ctx.dtype, ctx.all_reduce = inputs.dtype, all_reduce
+        return normalized.view_as(normalized)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        normalized, scale, share = ctx.saved_tensors
+        sums = torch.stack((gradient, gradient * normalized)).sum(1)
+        if ctx.all_reduce is not None:
+            ctx.all_reduce(sums)
+        found = through_statistics(gradient, normalized, sums, share).mul_(scale)
+        return found.to(ctx.dtype), None, None, None, None
 
 
 class BatchNorm(BatchStatistics):
@@ -81,12 +161,13 @@ class BatchNorm(BatchStatistics):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, valid: Tensor | Rows | None = None) -> Tensor:
         """``inputs`` [N, C], ``valid`` [N] -> [N, C] float32."""
         with torch.autocast(inputs.device.type, enabled=False):
-            inputs = inputs.float()
-            mean, variance = self.statistics(inputs, valid)
-            return (inputs - mean) * (torch.rsqrt(variance + self.eps) * self.weight) + self.bias
+            if not self.training:
+                return torch.addcmul(self.bias, self.moving_normalized(inputs), self.weight)
+            found = self.normalized(inputs, Rows.of(inputs, valid))
+            return torch.addcmul(self.bias, _Normalize.apply(inputs, *found, self.all_reduce), self.weight)
 
     def tracked_variance(self, variance: Tensor, count: Tensor) -> Tensor:
         return variance * (count / (count - 1).clamp(min=1))
@@ -95,46 +176,10 @@ class BatchNorm(BatchStatistics):
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation (Ba et al., 2016, equation 4) of each row, in float32 under autocast, too."""
 
-    def forward(self, inputs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, valid: Tensor | Rows | None = None) -> Tensor:
         """``inputs`` [N, C] -> [N, C] float32. ``valid`` is of no concern to a row."""
         with torch.autocast(inputs.device.type, enabled=False):
             return super().forward(inputs.float())
-
-
-class _Moments(torch.autograd.Function):
-    """(inputs [N, C], shift [C], mask [N] or None) -> [2C + 1]: the count, ``sum x`` and ``sum x^2`` of x = inputs - shift
-    over the rows that the mask leaves."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, shift: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inputs, shift, mask)
-        sums = shift.new_zeros(2, len(shift))
-        for rows in pieces(inputs):
-            x = _masked(inputs[rows].float() - shift, mask, rows)
-            sums[0] += x.sum(0)
-            sums[1] += x.square_().sum(0)
-        count = mask.sum() if mask is not None else shift.new_full((), len(inputs))
-        return torch.cat((count.reshape(1), sums.flatten()))
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        inputs, shift, mask = ctx.saved_tensors
-        _, of_total, of_squares = gradient.split((1, len(shift), len(shift)))
-        result = torch.empty_like(inputs)
-        for rows in pieces(inputs):
-            x = inputs[rows].float() - shift
-            result[rows] = _masked(x.mul_(2 * of_squares).add_(of_total), mask, rows)
-        return result, None, None
-
-
-def pieces(rows: Tensor) -> Iterator[slice]:
-    """Slices over the rows; one for all on a GPU, where a launch costs more than memory."""
-    step = PIECE if rows.device.type == "cpu" else max(len(rows), 1)
-    return (slice(start, start + step) for start in range(0, len(rows), step))
-
-
-def _masked(values: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-    return values if mask is None else values.mul_(mask[rows].unsqueeze(1))
 
 
 NORMALIZATIONS = ("none", "batch", "layer")
@@ -147,5 +192,5 @@ def build_normalization(name: str, channels: int) -> nn.Module:
     return LayerNorm(channels) if name == "layer" else nn.Identity()
 
 
-def normalize(normalization: nn.Module, inputs: Tensor, valid: Tensor | None) -> Tensor:
+def normalize(normalization: nn.Module, inputs: Tensor, valid: Tensor | Rows | None) -> Tensor:
     return inputs if isinstance(normalization, nn.Identity) else normalization(inputs, valid)

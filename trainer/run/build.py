@@ -26,7 +26,7 @@ from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime import cpu
-from trainer.runtime.distributed import Ranks, from_first, mean_over_ranks, sum_with_gradient
+from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, mean_over_ranks
 from trainer.sharding import initialize, planner, shard
 from trainer.sharding.pipeline import StepPipeline
 from trainer.sharding.table_plan import TablePlan
@@ -45,10 +45,16 @@ class Built:
 
 
 def build_task(
-    model: nn.Module, precision: str, device: torch.device, *, may_drop: bool, loss: LossConfig | None = None
+    model: nn.Module,
+    precision: str,
+    device: torch.device,
+    *,
+    may_drop: bool,
+    loss: LossConfig | None = None,
+    world_size: int = 1,
 ) -> ClickTask:
-    """Model + loss. Dense arithmetic in bf16 where asked for; statistics of activations over all ranks, and, where rows may be
-    dropped, the number of rows a loss is the mean of."""
+    """Model + loss. Dense arithmetic in bf16 where asked for; statistics of activations over ``world_size`` ranks, and, where
+    rows may be dropped, the number of rows a loss is the mean of."""
     loss = loss or LossConfig()
     task = ClickTask(
         model,
@@ -60,14 +66,21 @@ def build_task(
         cpu.multiply_float32_by_onednn()
     set_autocast(task, autocast_dtype(precision, device))
     for module in task.modules():
-        if isinstance(module, BatchStatistics):
-            module.reduce_by(sum_with_gradient)
+        if isinstance(module, BatchStatistics) and world_size > 1:
+            module.reduce_by(all_reduce_sum)
     return task
 
 
 def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
     """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
-    task = build_task(model, config.precision, ranks.device, may_drop=config.data.schema.may_drop, loss=config.loss)
+    task = build_task(
+        model,
+        config.precision,
+        ranks.device,
+        may_drop=config.data.schema.may_drop,
+        loss=config.loss,
+        world_size=ranks.world_size,
+    )
     plan = planner.make_plan(
         task,
         config.sharding,

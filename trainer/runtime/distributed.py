@@ -12,7 +12,6 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from data_loaders.errors import UserError
 from data_loaders.messages import one_line
@@ -150,23 +149,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean over ranks; the tensor stays as it is."""
     return all_reduce_sum(tensor.clone()) / dist.get_world_size()
-
-
-def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """The sum over ranks, differentiable: what Dice's statistics go through."""
-    return _Sum.apply(tensor)
-
-
-class _Sum(torch.autograd.Function):
-    """Every rank's input adds to every rank's output, so a gradient is the sum of all ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
-        return all_reduce_sum(tensor.clone())
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        return all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
 
 
 def from_first(make: Callable[[], T]) -> T:

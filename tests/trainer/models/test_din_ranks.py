@@ -9,7 +9,7 @@ from tests.helpers.ranks import run_distributed
 from tests.helpers.samples import Row, make_batch, random_rows, randomize, small_schema
 from trainer.models.din import Model
 from trainer.modules.dice import Dice
-from trainer.runtime.distributed import all_reduce_sum, sum_with_gradient
+from trainer.runtime.distributed import all_reduce_sum
 
 ROWS, TOTAL = 11, 13  # the last rows are padding
 HISTORY = ("clicked_items", "clicked_categories")
@@ -49,7 +49,7 @@ def _like_the_whole(rank: int, world_size: int) -> int:
     whole, part, mine = build(), build(), parts(world_size)[rank]
     assert len(dices(part)) == 4  # two in the activation unit, two in the network
     for dice in dices(part):
-        dice.reduce_by(sum_with_gradient)
+        dice.reduce_by(all_reduce_sum)
     for _ in range(2):  # moving averages go from the first batch to the second
         whole.zero_grad(), part.zero_grad()
         expected, found = run(whole, range(TOTAL)), run(part, mine)

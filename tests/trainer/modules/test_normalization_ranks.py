@@ -7,7 +7,7 @@ from torch import nn
 from tests.helpers.ranks import run_distributed
 from trainer.modules.mlp import MLP
 from trainer.modules.normalization import BatchNorm, BatchStatistics
-from trainer.runtime.distributed import all_reduce_sum, sum_with_gradient
+from trainer.runtime.distributed import all_reduce_sum
 
 ROWS, STEPS = 12, 3
 
@@ -21,7 +21,7 @@ def built(normalization, dropout=0.0):
                 parameter.copy_(torch.rand(parameter.shape) + 0.5)
     for child in module.modules():
         if isinstance(child, BatchStatistics):
-            child.reduce_by(sum_with_gradient)
+            child.reduce_by(all_reduce_sum)
     return module
 
 

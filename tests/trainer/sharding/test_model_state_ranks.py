@@ -24,7 +24,7 @@ from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConf
 from trainer.modules.dice import Dice
 from trainer.modules.embeddings import is_wide_table
 from trainer.optim.combined import CombinedOptimizer
-from trainer.runtime.distributed import sum_with_gradient
+from trainer.runtime.distributed import all_reduce_sum
 from trainer.sharding.initialize import gather_table
 from trainer.sharding.model_state import model_pieces
 
@@ -56,7 +56,7 @@ class Counted(nn.Module):
     def __init__(self, top: nn.Module) -> None:
         super().__init__()
         self.top, self.dice = top, Dice(32)
-        self.dice.reduce_by(sum_with_gradient)
+        self.dice.reduce_by(all_reduce_sum)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, deep: Tensor) -> Tensor:
