@@ -149,7 +149,10 @@ def train_day(plan: Plan, day: Day, previous: Day | None) -> int:
         words.append(f"data.train=[{quoted(day.path)}]")
     words += ["data.valid=[]", "data.test=[]", "evaluation.before_training=true"]
     if previous is not None:
-        words.append(f"warm_start.path={quoted(run_folder(plan, previous))}")
+        before = quoted(run_folder(plan, previous))
+        words.append(f"warm_start.path={before}")
+        if not plan.recipe:  # prepared days have roots of their own, in which names of files repeat
+            words.append(f"data.new_since={before}")
     note(f"day {day.name}: training")
     code = _call(["launch.run", *plan.ranks, *words])
     if not code:

@@ -74,6 +74,17 @@ def test_raw_days_are_prepared_each_on_the_one_before(tmp_path, monkeypatch):
     assert "split.hash=null" in command and "model=din" not in command
 
 
+def test_ready_days_take_what_the_day_before_has_not_trained(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(incremental, "_call", lambda command: called.append(command) or 7)
+    plan = incremental.parse([f"output={tmp_path}", "data.days=[a,b]", "model=din"])
+    for day, previous in ((plan.days[0], None), (plan.days[1], plan.days[0])):
+        assert incremental.train_day(plan, day, previous) == 7
+    first, second = ({word for word in command if "runs/a" in word} for command in called)
+    before = f"{tmp_path}/runs/a"
+    assert (first, second) == ({f"run.dir={before}"}, {f"warm_start.path={before}", f"data.new_since={before}"})
+
+
 def run_days(root, output, days, faults=""):
     command = [sys.executable, "-m", "launch.incremental", "--nproc-per-node", "1", f"output={output}"]
     overrides = [*tiny.arguments(root, "model=deepfm", "model.hidden_units=[8]", "data.probability=null", "epochs=1")]
