@@ -1,5 +1,8 @@
 """Texts of messages, and the one place that prints what is no result. Standard library only, as ``packages`` is."""
 
+import os
+import shlex
+import shutil
 import sys
 
 from data_loaders.secrets import scrub
@@ -24,6 +27,15 @@ def fail(error: object, code: int = USER_ERROR) -> int:
     """Prints an error, without secrets; returns the exit code."""
     note(f"error: {scrub(str(error))}")
     return code
+
+
+def program() -> str:
+    """``clicktrainer`` as a shell in this folder finds it: that of this environment, by name where it is on PATH."""
+    ours = os.path.join(sys.prefix, "bin", "clicktrainer")
+    found = shutil.which("clicktrainer")
+    if found and os.path.realpath(found) == os.path.realpath(ours):
+        return "clicktrainer"
+    return shlex.quote(min(ours, os.path.relpath(ours), key=len))
 
 
 def one_line(text: object, longest: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Evaluates a trained run on any data: ``torchrun … -m trainer.evaluate RUN_FOLDER [--split test] [overrides]``.
+"""Evaluates a trained run on any data: ``clicktrainer evaluate RUN [--split test] [overrides]``.
 
 Overrides change the recorded configuration: ``data.root=… data.test=[other.parquet] evaluation.batch_size=65536
 evaluation.group_by=user_id 'evaluation.slices=[device]'`` (docs/metrics.md).

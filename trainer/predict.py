@@ -1,12 +1,12 @@
 """Writes click probabilities for Parquet input, row order kept.
 
-``torchrun … -m trainer.predict RUN_FOLDER --input FILE_OR_FOLDER … --output predictions.parquet [--keep COLUMN …]``
+``clicktrainer predict RUN --input FILE_OR_FOLDER … --output predictions.parquet [--keep COLUMN …]``
 
 Every input row has its row in the output, which replaces nothing but an earlier output. The column ``prediction`` is its
 click probability, null where a policy of the schema (``on_null: drop`` and the like) leaves the row out. Input may lie in an
 object store: ``s3://bucket/new/*.parquet``.
 
-With ``--raw`` the one input is a folder of raw files, laid out as the recipe of ``data_loaders.prepare`` says; they go
+With ``--raw`` the one input is a folder of raw files, laid out as the recipe of ``clicktrainer prepare`` says; they go
 through the vocabularies and statistics that the training data were made with (``data.prepared``).
 """
 
@@ -128,7 +128,7 @@ def prepare_raw(prepared: str | None, options: argparse.Namespace) -> Path:
     if prepared is None:
         raise UserError(
             "data.prepared is not set, so the vocabularies of the training data are not known: name the output folder of "
-            "data_loaders.prepare, data.prepared=DIR"
+            "clicktrainer prepare, data.prepared=DIR"
         )
     # Imported here: Ibis takes a second to load, and only raw rows need it.
     from data_loaders.prepare.pipeline import Options, transform

@@ -1,1 +1,1 @@
-"""Raw logs -> training-ready Parquet, out of core: ``python -m data_loaders.prepare recipe=criteo input=… output=…``."""
+"""Raw logs -> training-ready Parquet, out of core: ``clicktrainer prepare recipe=criteo input=… output=…``."""

@@ -11,7 +11,7 @@ import yaml
 
 from data_loaders import example_log
 from data_loaders.errors import UserError
-from data_loaders.messages import fail
+from data_loaders.messages import fail, program
 from data_loaders.prepare import arguments, compose
 from data_loaders.prepare.engine import EngineError
 from data_loaders.prepare.pipeline import Options, prepare, transform
@@ -53,7 +53,9 @@ def run(given: Sequence[str], print_config: bool = False) -> None:
     progress = Progress()
     report = prepare(declaration, options, progress)
     rows = ", ".join(f"{name} {count:,}" for name, count in report["rows"].items())
-    print(f"{options.output}: {rows} rows. Train on it: --config-dir {options.output} data={declaration.name}")
+    print(
+        f"{options.output}: {rows} rows. Train on it: {program()} train --config-dir {options.output} data={declaration.name}"
+    )
 
 
 def _write_example(folder: Path) -> None:
@@ -66,9 +68,7 @@ def _score(own: dict[str, Any], overrides: Sequence[str]) -> None:
         raise UserError("prepared= takes the declaration of that output: leave out recipe=, extend= and changes to it")
     options = _options(own)
     rows = transform(Prepared.open(own["prepared"]), options, Progress())
-    print(
-        f"{options.output}: {rows:,} rows to score. Score them: trainer.predict RUN --input {options.output} --output …"
-    )
+    print(f"{options.output}: {rows:,} rows to score: {program()} predict RUN --input {options.output} --output FILE")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -148,7 +148,7 @@ def write_facts(
         "schema": _without_defaults(schema),
     }
     (made / "data").mkdir()
-    head = "# Made by data_loaders.prepare. Train on it: --config-dir <this file's folder's folder> data=<this file's name>\n"
+    head = "# Train on it: clicktrainer train --config-dir <this file's folder's folder> data=<this file's name>\n"
     write_text(made / "data" / f"{declaration.name}.yaml", head + _yaml(data))
     write_text(made / REPORT, json.dumps(report, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from data_loaders.messages import program
 from data_loaders.state_files import write_json
 from launch import messages
 from launch.sweep import experiment, picture
@@ -38,7 +39,7 @@ def leave(
         headline = f"Trial {winner.number} of {root}: {metric} {winner.value:.6f}"
         arguments = experiment.write(root, [*fixed, *winner.overrides], config_dirs, headline)
         messages.result(f"Best: {winner}, {metric} {winner.value:.6f}, in {winner.folder}")
-        messages.result(f"Run it: clicktrainer train {shlex.join(arguments)}")
+        messages.result(f"Run it: {program()} train {shlex.join(arguments)}")
 
 
 def print_table(trials: Sequence[Trial], dimensions: Sequence[Dimension], metric: str) -> None:

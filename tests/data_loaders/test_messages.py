@@ -19,6 +19,7 @@ PRINT = {
     "trainer/checkpoint/__main__.py",
     "trainer/cli.py",
     "trainer/kernels/__main__.py",
+    "trainer/monitoring/metrics_logger.py",
     "trainer/monitoring/progress_bar.py",
     "trainer/plan/__main__.py",
     "trainer/predict.py",
@@ -51,3 +52,21 @@ def test_a_line_is_printed_above_the_progress_bar(monkeypatch):
         bar.update()
     shown = [line.rpartition("\r")[2].strip() for line in terminal.getvalue().split("\n")]
     assert shown[0] == "warning: rank 1 is slow" and shown[1].startswith("50%")
+
+
+def test_a_command_is_named_as_this_shell_finds_it(tmp_path, monkeypatch):
+    ours = tmp_path / "a folder" / ".venv" / "bin"
+    ours.mkdir(parents=True)
+    for place in (ours, tmp_path):
+        (place / "clicktrainer").touch(mode=0o755)
+    monkeypatch.setattr(sys, "prefix", str(ours.parent))
+    monkeypatch.chdir(tmp_path / "a folder")
+    for path, expected in (
+        (ours, "clicktrainer"),
+        (tmp_path, ".venv/bin/clicktrainer"),
+        ("", ".venv/bin/clicktrainer"),
+    ):
+        monkeypatch.setenv("PATH", str(path))
+        assert messages.program() == expected
+    monkeypatch.chdir(tmp_path)
+    assert messages.program() == "'a folder/.venv/bin/clicktrainer'"

@@ -50,7 +50,7 @@ def test_two_trials_of_a_search(click_log, tmp_path):
         assert config["optim"]["dense"]["lr"] == float(trial["values"]["optim.dense.lr"])
     assert results[0]["value"] >= results[1]["value"]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Run it: ")]
-    ran = shlex.split(line.removeprefix("Run it: clicktrainer train "))
+    ran = shlex.split(line.partition(" train ")[2])
     best = yaml.safe_load((Path(results[0]["folder"]) / "config.yaml").read_text())
     again = compose(ran).tree
     assert {**again, "run": None} == {**best, "run": None}

@@ -1,4 +1,4 @@
-"""Looks into checkpoints: `python -m trainer.checkpoint inspect|verify|diff PATH …`.
+"""Looks into checkpoints: `clicktrainer checkpoint inspect|verify|diff PATH …`.
 
 inspect: what is in one; verify: whether all under PATH are whole; diff: how two differ. PATH is a step-N folder, or a run's
 folder or its checkpoints folder: then the newest there is meant. It may lie in an object store: 's3://bucket/…'. Needs

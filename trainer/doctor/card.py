@@ -1,4 +1,4 @@
-"""What `python -m trainer.doctor --gpu` has done in processes of its own: `python -m trainer.doctor.card pinned FOLDER`,
+"""What `clicktrainer doctor --gpu` has done in processes of its own: `python -m trainer.doctor.card pinned FOLDER`,
 `… nccl RANK WORLD_SIZE STORE`, `… difference RUN RUN`. Each prints one line of JSON."""
 
 import datetime

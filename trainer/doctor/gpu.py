@@ -1,4 +1,4 @@
-"""`python -m trainer.doctor --gpu`: whether everything that training needs of a GPU is right, and how fast, in some minutes.
+"""`clicktrainer doctor --gpu`: whether everything that training needs of a GPU is right, and how fast, in some minutes.
 
 Prints a page and writes all figures as JSON, to keep, or to send in. Each part runs in processes of its own, which have a
 time limit.
@@ -33,7 +33,7 @@ def main(folder: Path, seconds: float, as_json: bool) -> int:
     try:
         (seen,) = run_probes([["gpus"]], seconds)
     except ProbeError as error:
-        return _stop(f"--gpu: PyTorch cannot look for GPUs ({error}): `python -m trainer.doctor` says more")
+        return _stop(f"--gpu: PyTorch cannot look for GPUs ({error}): `clicktrainer doctor` says more")
     if not (seen["devices"] or seen["unusable"]):
         return _stop(no_gpu(seen["build"]))
     found: list[Finding] = []

@@ -293,7 +293,7 @@ def crowded(table: Hashed) -> Finding | None:
     return f"collisions:{table.name}", (
         f"{count} different values share the {table.rows:,} rows that '{table.name}' has for hashed ones; "
         f"{table.colliding:.0%} of them have no row of their own. Give it rows (num_embeddings, or num_buckets of a cross): "
-        f"{wanted}; or leave rare values out with a vocabulary (data_loaders.prepare)"
+        f"{wanted}; or leave rare values out with a vocabulary (clicktrainer prepare)"
     )
 
 

@@ -1,5 +1,6 @@
 """What a run says while it goes: a progress line, ``metrics.jsonl`` (and trackers), warnings, the final table."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from data_loaders.errors import UserError
 from data_loaders.loader import Loader
+from data_loaders.messages import program
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.metrics.click_metrics import ClickMetrics
@@ -232,9 +234,11 @@ def print_summary(final: Mapping[str, Any], folder: Path, report: bool) -> None:
     table.add_row("run folder", str(folder))
     if report:
         table.add_row("report", str(folder / REPORT))
-    commands = f"evaluate {folder}", f"predict {folder} --input FILE --output FILE", f"compare {folder} RUN"
-    table.add_row("next", "\n".join(f"clicktrainer {command}" for command in commands))
     Console().print(table)
+    print("Next:")  # below the table, which would break long lines: they are there to be copied
+    run = shlex.quote(str(folder))
+    for command in (f"evaluate {run}", f"predict {run} --input FILE --output FILE", f"compare {run} RUN"):
+        print(f"  {program()} {command}")
 
 
 def _shown(value: float | None) -> str:

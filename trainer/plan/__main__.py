@@ -1,4 +1,4 @@
-"""``python -m trainer.plan model=… data=… topology=8xH100``: the job of ``trainer.train``'s arguments, on a cluster that need
+"""``clicktrainer plan model=… data=… topology=8xH100``: the job of ``clicktrainer train``'s arguments, on a cluster that need
 not be here. Exit code 0 where it fits, 1 where it does not, 2 for a mistake."""
 
 import argparse

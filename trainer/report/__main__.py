@@ -1,4 +1,4 @@
-"""``python -m trainer.report RUN_FOLDER [--output FILE]``: draws the report of a run, ended or not, from its files alone.
+"""``clicktrainer report RUN [--output FILE]``: draws the report of a run, ended or not, from its files alone.
 Exit code: 0, or 2 for a mistake."""
 
 import sys

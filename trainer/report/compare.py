@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m trainer.report.compare RUN RUN … [--metric valid.auc] [--picture compare.html]`.
+"""Runs side by side: `clicktrainer compare RUN RUN … [--metric valid.auc] [--picture compare.html]`.
 
 What differs in their configurations, the metrics each ended with, and the curve of one metric by rows trained, as a table
 and a picture. A run need not have ended. Exit code: 0, or 2 for a mistake in the command.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_loaders import packages
 from data_loaders.errors import UserError
-from data_loaders.messages import one_line, warn
+from data_loaders.messages import one_line, program, warn
 from data_loaders.output_files import check_output, head_of
 from trainer.report.run_record import RunRecord
 from trainer.runtime.run_folder import REPORT
@@ -35,7 +35,7 @@ def draw_or_warn(folder: Path) -> None:
         draw(folder, folder / REPORT)
     except Exception as error:  # noqa: BLE001 - whatever it is, the model is trained
         reason = f"{type(error).__name__}: {one_line(error)}"
-        warn(f"{folder / REPORT} was not drawn ({reason}): python -m trainer.report {folder}")
+        warn(f"{folder / REPORT} was not drawn ({reason}): {program()} report {folder}")
 
 
 def draw_comparison(runs: Mapping[str, RunRecord], metric: str, output: Path) -> None:

@@ -224,5 +224,5 @@ def test_a_report_that_cannot_be_drawn_is_a_warning(reason, tmp_path, capsys, mo
         monkeypatch.delattr("trainer.report.page")
     draw_or_warn(run)
     (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"warning: {run}/report.html was not drawn (") and f"python -m trainer.report {run}" in told
+    assert told.startswith(f"warning: {run}/report.html was not drawn (") and f"clicktrainer report {run}" in told
     assert not (run / "report.html").exists()
