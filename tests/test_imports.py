@@ -203,7 +203,12 @@ SET_ON_OTHERS = {
     "trainer.optim.dense": {"parameter.grad"},  # a zero gradient has torch.optim make its state
     "trainer.runtime.distributed": {"torch.utils.deterministic.fill_uninitialized_memory"},  # PyTorch's own switch
     "trainer.sharding.shard": {"wrapped.module.forward"},
-    "trainer.sharding.torchrec_internals": {"option.output_dtype", "exchange._is_sequence", "part.storage"},
+    "trainer.sharding.torchrec_internals": {
+        "batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen",
+        "option.output_dtype",
+        "exchange._is_sequence",
+        "part.storage",
+    },
 }
 OWN = re.compile(r"(self|cls)\.\w+")
 

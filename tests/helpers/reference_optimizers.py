@@ -48,17 +48,36 @@ def train(
     pipeline.detach()
 
 
+class Moments:
+    """Adam's of a table, of the rows that a step touches."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.first, self.second, self.steps = torch.zeros_like(weights), torch.zeros_like(weights), 0
+
+    def step(self, c: TableOptimizerConfig, weights: Tensor, gradient: Tensor) -> None:
+        self.steps += 1
+        rows = gradient.any(1)
+        self.first[rows] += (1 - c.beta1) * (gradient - self.first)[rows]
+        self.second[rows] += (1 - c.beta2) * (gradient.square() - self.second)[rows]
+        root = (self.second / (1 - c.beta2**self.steps)).sqrt()
+        weights -= torch.where(rows.unsqueeze(1), c.lr / (1 - c.beta1**self.steps) * self.first / (root + c.eps), 0)
+
+
 class Closed:
     """The formulas of ``trainer.optim.tables``, with their state, for all tables but the wide ones (SGD there)."""
 
     def __init__(self, config: TableOptimizerConfig, cut: Mapping[str, int] | None = None) -> None:
         self.config, self.cut = config, cut or {}
         self.sums: dict[str, Tensor] = {}
+        self.moments: dict[str, Moments] = {}
 
     def __call__(self, table: str, weights: Tensor, gradient: Tensor) -> None:
         c = self.config
         if c.name == "sgd" or table.startswith("wide_"):
             weights -= c.lr * gradient
+            return
+        if c.name == "adam":
+            self.moments.setdefault(table, Moments(weights)).step(c, weights, gradient)
             return
         squares = gradient.square()
         if c.name == "rowwise_adagrad":  # one mean for each part of a row

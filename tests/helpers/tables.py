@@ -10,6 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
+from trainer import kernels
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.modules.embeddings import InitialValues, WideLookup
@@ -144,14 +145,16 @@ def build(
     rows: Mapping[str, int] = ROWS,
     model: nn.Module | None = None,
     seed: int = 3,
+    compiled: bool | None = None,
 ) -> tuple[DistributedModelParallel, tuple[TablePlan, ...]]:
-    """The tiny model, planned, sharded and initialised: deep tables with deviation 0.5, wide ones with 0."""
+    """The tiny model, planned, sharded and initialised: deep tables with deviation 0.5, wide ones with 0. ``compiled``: by
+    default where there are compiled kernels."""
     model = model or TinyModel(sequence, rows)
     plan = make_plan(
         model, sharding, optim, batch_size=6, device=CPU, world_size=world_size, local_world_size=world_size
     )
     apply_table_optimizers(model, plan.tables, CPU)
-    sharded = shard(model, plan.sharding, CPU)
+    sharded = shard(model, plan.sharding, CPU, compiled=kernels.available() if compiled is None else compiled)
     deviations = {name: 0.0 if name.startswith("wide_") else 0.5 for name in DIMS}
     initialize_tables(sharded, plan.tables, seed, {name: InitialValues(std) for name, std in deviations.items()})
     return sharded, plan.tables

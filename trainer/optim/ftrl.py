@@ -5,10 +5,10 @@ McMahan et al., 2013, "Ad Click Prediction: a View from the Trenches", algorithm
     σ = (√(n + g²) - √n) / α;    z += g - σ w;    n += g²
     w = 0 if |z| <= λ₁, else -(z - sign(z) λ₁) / ((β + √n) / α + λ₂)
 
-FBGEMM has no such kernel. Here ``WideLookup`` puts the weight's gradient into slot 3 of the row's gradient, and
-FBGEMM's plain SGD with rate 1 leaves there -g, summed over the batch and over ranks. After backward the rows that this
-step looked up are updated where they lie and slot 3 returns to zero. The state is part of the table, so it travels with
-it through every sharding and checkpoint.
+FBGEMM has no such kernel. ``WideLookup`` puts the weight's gradient into slot 3 of the row's gradient. Compiled kernels of a
+CPU update the row by that (``trainer.sharding.cpu_tables``). Elsewhere FBGEMM's plain SGD with rate 1 leaves there -g, summed
+over the batch and over ranks, and after backward the rows that this step looked up are updated where they lie, and slot 3
+returns to zero. The state is part of the table, so it travels with it through every sharding and checkpoint.
 
 Shapes: N ids of a kernel's call, F features of the kernel, R rows of 4 floats in the kernel's memory.
 """
@@ -23,6 +23,7 @@ from torch.nn import functional
 from trainer.config.optim import TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, WideLookup, is_wide_table
 from trainer.optim.touched_rows import Lookup, TouchedRows
+from trainer.sharding.cpu_tables import CpuTables
 from trainer.sharding.kernels import FusedKernel
 
 GRADIENT_SLOT = 3
@@ -46,6 +47,7 @@ class FTRL:
         for module in model.modules():
             if isinstance(module, WideLookup):
                 module.collect_gradient(GRADIENT_SLOT)
+        self.restore_rate(config.lr)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -70,6 +72,8 @@ class FTRL:
     def restore_rate(self, lr: float) -> None:
         """The α that the tables' state has been made with."""
         self.config = replace(self.config, lr=lr)
+        for kernel in self._kernels:
+            kernel.learn_in_backward(self.config)
 
 
 def ftrl_update(rows: Tensor, config: TableOptimizerConfig) -> Tensor:
@@ -100,7 +104,15 @@ class _Kernel:
         shards = range(len(wide))
         self._begins = touched.of_feature([begins.get(shard, first) if wide[shard] else first for shard in shards])
         self._keeps = None if all(wide) else touched.of_feature([int(is_wide) for is_wide in wide])
-        self._rows, self.lookups = touched, touched.after_backward()
+        self._rows = touched
+        self._learns_in_backward = isinstance(touched.kernel, CpuTables) and touched.kernel.takes_ftrl
+        self.lookups = [] if self._learns_in_backward else touched.after_backward()
+
+    def learn_in_backward(self, config: TableOptimizerConfig) -> None:
+        """Where the kernel can."""
+        if self._learns_in_backward:
+            wide = [number for number, shard in enumerate(self._rows.shards) if is_wide_table(shard.name)]
+            self._rows.kernel.learn_by_ftrl(wide, alpha=config.lr, beta=config.beta, l1=config.l1, l2=config.l2)
 
     def rows(self) -> Tensor:
         """The kernel's memory as rows of 4 floats: [R, 4]."""

@@ -1,4 +1,5 @@
-"""Optimizers of embedding tables: fused into backward (FBGEMM), or ordinary ones for data-parallel tables.
+"""Optimizers of embedding tables: fused into backward (FBGEMM, or ``trainer.sharding.cpu_tables``), or ordinary ones for
+data-parallel tables.
 
 Gradients. TorchRec divides what a table receives by the world size, so a table is updated with the gradient of the
 mean over ranks of the ranks' losses, as DistributedDataParallel does for dense parameters. Contributions to one row are
@@ -112,12 +113,7 @@ def data_parallel_table_optimizers(
 def _check_fused(table: EmbeddingTable, device: torch.device) -> None:
     """Raises ``UserError`` for what a table can have only where it is data-parallel."""
     config, remedy = table.optimizer, f"sharding.by_table.{table.name}=data_parallel"
-    if config.name == "adam" and device.type == "cpu":
-        raise UserError(
-            f"optim: table '{table.name}' has optimizer adam, which FBGEMM lacks on a CPU: use rowwise_adagrad, adagrad or "
-            f"sgd, or device=cuda, or {remedy}"
-        )
-    if config.name == "adam" and table.dtype != torch.float32:
+    if config.name == "adam" and device.type == "cuda" and table.dtype != torch.float32:
         raise UserError(
             f"optim: table '{table.name}' has optimizer adam and rows of fp16, which FBGEMM's Adam fails on in its first "
             f"step: set data.schema.tables.{table.name}.dtype=fp32, or use rowwise_adagrad, adagrad or sgd"

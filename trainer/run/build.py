@@ -17,6 +17,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.messages import note
 from data_loaders.schema import Layout, Schema
 from data_loaders.storage import is_uri, root_name
+from trainer import kernels
 from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import LossConfig, TrainConfig
 from trainer.modules.embeddings import initial_values_of_tables
@@ -92,7 +93,7 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
         ids_per_row=planner.ids_per_row(config.data.schema),
     )
     apply_table_optimizers(task, plan.tables, ranks.device)
-    sharded = shard.shard(task, plan.sharding, ranks.device)
+    sharded = shard.shard(task, plan.sharding, ranks.device, compiled=config.kernels and kernels.available())
     initialize.initialize_tables(sharded, plan.tables, config.seed, initial_values_of_tables(config.data.schema))
     optimizer = CombinedOptimizer(sharded, plan.tables, config.optim, total_steps=total_steps)
     pipeline = StepPipeline(sharded, optimizer, ranks.device)

@@ -1,5 +1,8 @@
 """The sharded model, and what must hold once it is built."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -9,23 +12,26 @@ from torchrec.distributed.model_parallel import (
 )
 from torchrec.distributed.types import ShardingPlan
 
-from trainer.sharding.torchrec_internals import lookups_of, sharders
+from trainer.sharding.cpu_tables import CpuTables
+from trainer.sharding.torchrec_internals import lookups_of, sharders, table_kernels
 
 
-def shard(model: nn.Module, plan: ShardingPlan, device: torch.device) -> DistributedModelParallel:
+def shard(model: nn.Module, plan: ShardingPlan, device: torch.device, *, compiled: bool) -> DistributedModelParallel:
     """Moves the tables to where the plan says, uninitialised (see ``initialize_tables``), and the dense part to
-    DistributedDataParallel, with rank 0's values.
+    DistributedDataParallel, with rank 0's values. ``compiled``: on a CPU, tables work by compiled kernels.
 
     The dense graph must be the same at every step (``static_graph``: gradients are all-reduced while backward runs and
     stay in the buckets they are reduced in); buffers belong to their rank.
     """
-    sharded = DistributedModelParallel(
-        model,
-        device=device,
-        plan=plan,
-        sharders=sharders(),
-        data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
-    )
+    on_cpu = device.type == "cpu"
+    with table_kernels(partial(CpuTables, compiled=compiled)) if on_cpu else nullcontext():
+        sharded = DistributedModelParallel(
+            model,
+            device=device,
+            plan=plan,
+            sharders=sharders(),
+            data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
+        )
     _settle_buckets(sharded)
     return sharded
 

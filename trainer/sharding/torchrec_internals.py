@@ -1,12 +1,14 @@
 """All that the trainer does by private names of TorchRec (1.6 and 1.8), and TorchRec's classes that it puts right, each with the
 reason."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
+from torchrec.distributed import batched_embedding_kernel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import ShardedEmbeddingModule
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
@@ -32,6 +34,17 @@ EXCHANGES = (  # of lookups' results and their gradients
     CommOp.SEQUENCE_EMBEDDINGS_ALL_TO_ALL.name,
 )
 ROW_WISE = ("row_wise", "table_row_wise")  # pooled by sums whatever the table's pooling
+
+
+@contextlib.contextmanager
+def table_kernels(make: Callable[..., nn.Module]) -> Iterator[None]:
+    """Within, TorchRec has ``make`` for FBGEMM's class of tables with an optimizer fused in: it has no argument for that."""
+    fbgemm = batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen
+    batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen = make
+    try:
+        yield
+    finally:
+        batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen = fbgemm
 
 
 def lookups_of(model: nn.Module) -> list[nn.Module]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from tests.helpers.compiled import compiled_kernels
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Reference
 from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, make_batch
@@ -38,10 +39,10 @@ def _update(optim: OptimConfig):
     return update
 
 
-def _train(rank: int, world_size: int) -> dict[str, object]:
+def _train(rank: int, world_size: int, compiled: bool) -> dict[str, object]:
     found: dict[str, object] = {"zeros": 0, "weights": 0, "mixed kernels": 0}
     for name, (optim, layout) in CASES.items():
-        model, plan = build(world_size, layout, optim, sequence=True)
+        model, plan = build(world_size, layout, optim, sequence=True, compiled=compiled)
         reference = Reference(all_tables(model, True), _update(optim), True)
         optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
         for _, shards in fused_kernels(model):
@@ -79,9 +80,10 @@ def _evaluate(model, pipeline, rank: int, world_size: int, before: dict[str, Ten
         assert torch.equal(values, before[table]), table
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiled_kernels)])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_sharded_ftrl_is_the_dense_reference(world_size: int) -> None:
-    for found in run_distributed(_train, world_size):
+def test_sharded_ftrl_is_the_dense_reference(world_size: int, compiled: bool) -> None:
+    for found in run_distributed(_train, world_size, compiled):
         assert found["zeros"] > 0 and found["weights"] > 0
     if world_size == 1:
         assert found["mixed kernels"] == 2

@@ -3,6 +3,7 @@ ranks. (What is saved of them: ``test_pieces``.)"""
 
 import pytest
 
+from tests.helpers.compiled import compiled_kernels
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, HALVES, STEPS, Closed, Reference, train
 from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch
@@ -19,19 +20,22 @@ CASES = {
     "rowwise_adagrad, row-wise": (TableOptimizerConfig(lr=0.3), LAYOUTS["row_wise"], {}),
     "rowwise_adagrad, mixed": (TableOptimizerConfig(lr=0.3, eps=0.1), LAYOUTS["mixed"], {}),
     "rowwise_adagrad, column-wise": (TableOptimizerConfig(lr=0.3), LAYOUTS["column_wise"], HALVES),
+    "adam, table-wise": (TableOptimizerConfig("adam", lr=0.1, eps=1e-3), LAYOUTS["table_wise"], {}),
+    "adam, row-wise": (TableOptimizerConfig("adam", lr=0.1, eps=1e-3, beta1=0.5), LAYOUTS["row_wise"], {}),
+    "adam, column-wise": (TableOptimizerConfig("adam", lr=0.1, eps=1e-3, beta2=0.9), LAYOUTS["column_wise"], {}),
     "sgd, data-parallel": (TableOptimizerConfig("sgd", lr=0.5), everywhere("data_parallel"), {}),
     "adagrad, data-parallel": (TableOptimizerConfig("adagrad", lr=0.3), everywhere("data_parallel"), {}),
     "rowwise_adagrad, data-parallel": (TableOptimizerConfig(lr=0.3), everywhere("data_parallel"), {}),
 }
 
 
-def _updates(rank: int, world_size: int) -> float:
+def _updates(rank: int, world_size: int, compiled: bool) -> float:
     """Every case on these ranks; the largest difference from the closed form."""
     largest = 0.0
     for name, (config, layout, cut) in CASES.items():
         sequence = "data-parallel" not in name
         optim = OptimConfig(tables=config, wide=TableOptimizerConfig("sgd", lr=config.lr), dense=DENSE)
-        model, plan = build(world_size, layout, optim, sequence=sequence)
+        model, plan = build(world_size, layout, optim, sequence=sequence, compiled=compiled)
         reference = Reference(all_tables(model, sequence), Closed(config, cut), sequence)
         optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
         train(model, optimizer, rank, world_size, range(STEPS))
@@ -47,6 +51,7 @@ def _updates(rank: int, world_size: int) -> float:
     return largest
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=compiled_kernels)])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_table_updates_are_the_closed_forms(world_size: int) -> None:
-    assert max(run_distributed(_updates, world_size)) > 0
+def test_table_updates_are_the_closed_forms(world_size: int, compiled: bool) -> None:
+    assert max(run_distributed(_updates, world_size, compiled)) > 0

@@ -38,6 +38,7 @@ KINDS = {
         "sgd": TableOptimizerConfig("sgd", lr=0.5),
         "adagrad": TableOptimizerConfig("adagrad", lr=0.3),
         "rowwise_adagrad": TableOptimizerConfig("rowwise_adagrad", lr=0.3),
+        "adam": TableOptimizerConfig("adam", lr=0.1),
     }.items()
 } | {
     "everything": OptimConfig(
@@ -228,7 +229,7 @@ def test_what_counts_steps_has_counted_them(runs) -> None:
         assert state["tables/wide_user/weight"][0][:, 2].any()  # FTRL's sums are in the table
 
 
-# Adam, which FBGEMM lacks on a CPU: data-parallel tables only.
+# Adam of data-parallel tables, whose optimizer is PyTorch's.
 
 
 def _adam(rank: int, world_size: int) -> list[str]:
