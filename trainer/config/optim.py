@@ -38,7 +38,7 @@ class TableOptimizerConfig:
     """The optimizer of embedding tables, fused into the backward pass."""
 
     name: str = "rowwise_adagrad"
-    """Optimizer; ``adam`` on GPUs only, ``ftrl`` for the linear part only."""
+    """Optimizer; ``ftrl`` for the linear part only."""
     lr: float = 0.02
     """Learning rate; FTRL's alpha."""
     eps: float = 1e-8
