@@ -23,13 +23,13 @@ from torch import Tensor
 
 from data_loaders.errors import UserError
 from trainer.metrics.histograms import distribution, equal_mass_sums
+from trainer.metrics.scored_rows import ScoredRows, scored
 from trainer.runtime.read_back import to_host
 
 NUM_BINS = 1 << 20
 LOGIT_RANGE = 16.0  # logits beyond ±16 (probabilities beyond 1e-7) share the outermost bins
-LARGEST_LOGIT = 1e30  # keeps an infinite logit's log loss a (huge) number instead of NaN
 
-NUM_SUMS = 6  # weighted log loss, weights, weighted predictions, weighted labels, rows, NaN logits
+NUM_SUMS = 6  # those of ``ScoredRows``
 
 
 class ClickMetrics:
@@ -58,29 +58,23 @@ class ClickMetrics:
         parts of the rows, add up."""
         return self._state
 
-    @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Adds a batch. ``logits``, ``labels`` (0 … 1) and ``weights`` [B], of any floating type, on the device of the
         sums. Rows of weight 0 (padding) do not count, whatever their logit. Never waits for a GPU: a NaN logit is
         counted here and raised by ``compute``."""
-        assert logits.dim() == 1 and logits.shape == labels.shape == weights.shape, (logits.shape, weights.shape)
-        counted = weights > 0  # [B]
-        nan = logits.isnan() & counted  # [B]
-        w = weights.double()  # [B]
-        y = labels.double()  # [B]
-        x = logits.double().masked_fill(nan | ~counted, 0.0).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)  # [B]
-        positive, negative = w * y, w * (1 - y)  # [B]
+        self.add(scored([logits], [labels], [weights]))
 
-        scaled = (x.clamp(-LOGIT_RANGE, LOGIT_RANGE) + LOGIT_RANGE) * (self.num_bins / (2 * LOGIT_RANGE))  # [B]
-        bins = scaled.long().clamp_(max=self.num_bins - 1)  # [B]
-        self._state.index_add_(0, torch.cat((bins, bins + self.num_bins)), torch.cat((negative, positive)))
-
-        loss = x.clamp(min=0) - x * y + torch.log1p(torch.exp(-x.abs()))  # [B], -y·log(p) - (1-y)·log(1-p)
-        rows = counted.double()
-        prediction = torch.sigmoid(x)
-        self._sums.add_(torch.stack((loss * w, w, prediction * w, positive, rows, nan.double())).sum(1))
+    @torch.no_grad()
+    def add(self, rows: ScoredRows) -> None:
+        """Adds n batches."""
+        x, y, w = rows.logits, rows.labels, rows.weights  # [n B]
+        scaled = (x.clamp(-LOGIT_RANGE, LOGIT_RANGE) + LOGIT_RANGE) * (self.num_bins / (2 * LOGIT_RANGE))  # [n B]
+        bins = scaled.long().clamp_(max=self.num_bins - 1)  # [n B]
+        self._state.index_add_(0, torch.cat((bins, bins + self.num_bins)), torch.cat((w * (1 - y), w * y)))
+        for sums in rows.sums:  # one after the other: the result does not depend on how many are added at once
+            self._sums.add_(sums)
         if self.calibration_bins:
-            self._update_calibration(prediction, y, w)
+            self._update_calibration(torch.sigmoid(x), y, w)
 
     def _update_calibration(self, prediction: Tensor, y: Tensor, w: Tensor) -> None:
         size = self.calibration_bins

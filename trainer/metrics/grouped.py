@@ -15,7 +15,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from trainer.metrics.click_metrics import LARGEST_LOGIT
+from trainer.metrics.scored_rows import LARGEST_LOGIT
 from trainer.metrics.shuffle_by_key import Rows, sum_by_part, unpack
 
 MOST_SLICES = 50

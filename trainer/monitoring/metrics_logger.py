@@ -16,6 +16,7 @@ from data_loaders.messages import program
 from trainer.checkpoint import Reader
 from trainer.checkpoint.piece import Piece, whole_piece
 from trainer.metrics.click_metrics import ClickMetrics
+from trainer.metrics.scored_rows import CollectedRows
 from trainer.modules.task import TaskOutput
 from trainer.monitoring.alerts import FACTS as ALERTS_FACTS
 from trainer.monitoring.alerts import Alerts, say
@@ -55,6 +56,7 @@ class MetricsLogger:
         self.loader, self.every_steps, self.ranks = loader, every_steps, ranks
         self.window = ClickMetrics(num_bins=WINDOW_BINS, device=ranks.device)
         self.epoch = ClickMetrics(device=ranks.device)
+        self._rows = CollectedRows(self.window.add, self.epoch.add)
         self._epoch_number = -1
         self._last: dict[str, Any] = {}  # metrics of each split, when they were last computed
         self._started = self._window_started = time.perf_counter()
@@ -73,6 +75,7 @@ class MetricsLogger:
     def snapshot(self) -> list[Piece]:
         """The sums of the rows trained so far, over all ranks, for rank 0 to save."""
         pieces = []
+        self._rows.flush()
         for name, metrics in self._metrics().items():
             sums = all_reduce_sum(metrics.sums.clone())
             pieces.append(Piece(f"metrics/{name}", tuple(sums.shape), (0,), sums, written=self.ranks.is_first))
@@ -88,6 +91,7 @@ class MetricsLogger:
         if self.alerts is not None:
             check_form(facts["alerts"], ALERTS_FACTS, f"checkpoint {reader.path}: state.json: metrics.alerts")
             self.alerts.restore(facts["alerts"])
+        self._rows.clear()
         for metrics in self._metrics().values():
             metrics.reset()
         from_first(lambda: self._read_sums(reader))
@@ -104,16 +108,25 @@ class MetricsLogger:
         metrics: dict[str, ClickMetrics | FeatureCoverage] = {"window": self.window, "epoch": self.epoch}
         return metrics if self.alerts is None else metrics | {"seen": self.alerts.coverage}
 
+    def _of(self, metrics: ClickMetrics) -> dict[str, Any]:
+        """Of all rows so far, over all ranks."""
+        self._rows.flush()
+        return metrics.compute(all_reduce_sum)
+
     def update(self, outputs: TaskOutput, progress: Progress) -> None:
         if outputs.cursor.epoch != self._epoch_number:
+            self._rows.flush()
             self.epoch.reset()
             self._epoch_number = outputs.cursor.epoch
-        for metrics in (self.window, self.epoch):
-            metrics.update(outputs.logits, outputs.labels, outputs.weights)
+        self._rows.update(outputs.logits, outputs.labels, outputs.weights)
         self._window_rows += outputs.cursor.rows
         self._window_steps += 1
         self._trained += outputs.cursor.rows
         self._line.step(progress)
+
+    def is_due(self, progress: Progress) -> bool:
+        """Whether ``maybe_report`` has something to say."""
+        return self._early is None or progress.step % self.every_steps == 0
 
     def maybe_report(self, progress: Progress) -> None:
         """A line of ``metrics.jsonl`` every ``every_steps``. Raises ``UserError`` on all ranks when the loss is not finite."""
@@ -126,13 +139,13 @@ class MetricsLogger:
         """After the first step of this process: numbers that no model can take should not wait for the first line."""
         self._early = []
         if self.alerts is not None and self.alerts.config.enabled:
-            values = self.window.compute(all_reduce_sum)
+            values = self._of(self.window)
             self._early = self.alerts.first_look(values, progress.step, self.loader.magnitudes, all_reduce_sum)
             if self.ranks.is_first:
                 say(self._early)
 
     def report(self, progress: Progress) -> None:
-        values = self.window.compute(all_reduce_sum)
+        values = self._of(self.window)
         elapsed = time.perf_counter() - self._window_started
         wait = self.loader.wait_seconds - self._window_wait
         values.update(samples_per_second=self._window_rows / elapsed, input_wait_fraction=wait / elapsed)
@@ -180,7 +193,7 @@ class MetricsLogger:
     def training_metrics(self) -> dict[str, Any]:
         """Progressive metrics of the last epoch (each row scored before it was trained), speed of the whole run."""
         seconds = max(time.perf_counter() - self._started - self._outside, 1e-9)
-        values = self.epoch.compute(all_reduce_sum)
+        values = self._of(self.epoch)
         return {
             **values,
             "rows_trained": self._trained,
