@@ -1,7 +1,9 @@
 """What the batches of a run held, as sums on the training device: which features were ever there, and how full hashed
 tables are.
 
-A look at a batch costs a few kernels and never waits for a GPU; every ``LOOK_EVERY``-th batch is looked at. Like
+A look at a batch costs a few kernels and never waits for a GPU. Of the first ``OFTEN_BATCHES`` batches of a run every
+``LOOK_EVERY``-th is looked at, of all others every ``LATER_EVERY``-th: what is wrong with the data shows early. Counts are
+of what was looked at, and so are the rows they are held against; nothing is extrapolated. Like
 ``trainer.metrics.click_metrics`` these are sums that ranks add up, so that a checkpoint holds them and any number of
 ranks goes on.
 
@@ -21,12 +23,13 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from data_loaders.batch import Batch
+from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
 from trainer.monitoring.magnitudes import filled
 from trainer.runtime.read_back import to_host
 
-LOOK_EVERY = 4
+LOOK_EVERY, LATER_EVERY = 4, 64
+OFTEN_BATCHES = 256
 ROWS_WATCHED = 1024
 NEVER = -1  # an id that no batch holds
 
@@ -92,7 +95,7 @@ class FeatureCoverage:
     @torch.no_grad()
     def look(self, batch: Batch) -> None:
         """Adds a batch, where its turn is. Never waits for a GPU."""
-        if not self._enabled or batch.cursor.step % LOOK_EVERY:
+        if not self._enabled or not is_sampled(batch.cursor):
             return
         counts = batch.weights > 0  # [B]
         self._sums[0] += counts.sum()
@@ -129,6 +132,12 @@ class FeatureCoverage:
             for (name, count), found in zip(self._hashed.items(), occupied)
         ]
         return Seen(rows, dict(zip([*self._keys, *self._dense], present)), hashed)
+
+
+def is_sampled(cursor: Cursor) -> bool:
+    """Whether the batch there is looked at: by its place in the data alone, so that a resumed run looks at the same ones."""
+    often = cursor.epoch == 0 and cursor.step <= OFTEN_BATCHES
+    return cursor.step % (LOOK_EVERY if often else LATER_EVERY) == 0
 
 
 def _hashed_tables(schema: Schema, layout: Layout) -> dict[str, int]:

@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data_loaders.batch import Cursor
 from data_loaders.hashing import mix, rows_from_hashes
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Layout, Schema, Table
 from tests.helpers import tiny
-from trainer.monitoring.feature_coverage import LOOK_EVERY, ROWS_WATCHED, FeatureCoverage, Hashed
+from trainer.monitoring.feature_coverage import LOOK_EVERY, ROWS_WATCHED, FeatureCoverage, Hashed, is_sampled
 
 CPU = torch.device("cpu")
 
@@ -90,3 +91,11 @@ def test_a_table_that_plain_ids_share_is_not_taken_for_hashed():
     schema = Schema(embedding_dim=4, tables=tables, features={**both, "c": _hash("u"), "d": _hash("u")})
     seen = FeatureCoverage(schema, Layout(("a", "b", "c", "d")), CPU)
     assert [table.name for table in seen.compute(lambda sums: sums).hashed] == ["u"]
+
+
+def test_looks_become_rarer():
+    def sampled(epoch, steps):
+        return [step for step in range(1, steps + 1) if is_sampled(Cursor(epoch, step, rows=1, local_rows=1))]
+
+    assert sampled(0, 450) == [*range(4, 257, 4), 320, 384, 448]
+    assert sampled(1, 130) == [64, 128]
