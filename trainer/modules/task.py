@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from data_loaders.batch import Batch, Cursor
@@ -44,11 +45,29 @@ class WeightedLogLoss(nn.Module):
         self.label_smoothing, self.mean_over_ranks = label_smoothing, mean_over_ranks
 
     def forward(self, logits: Tensor, labels: Tensor, weights: Tensor, normalizer: Tensor) -> Tensor:
-        labels = labels.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-        losses = functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")  # [B]
+        labels = labels.float()
+        if self.label_smoothing:
+            labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
         if self.mean_over_ranks is not None:
             normalizer = self.mean_over_ranks(normalizer)
-        return (losses * weights).sum() / normalizer.clamp(min=torch.finfo(torch.float32).tiny)
+        shares = weights * normalizer.clamp(min=torch.finfo(torch.float32).tiny).reciprocal()  # [B]
+        return _CrossEntropy.apply(logits.float(), labels, shares)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``Σ share · (log(1 + e^x) - x y)`` of logits x, labels y and shares, [B] each: 3 kernels forward and 4 backward, where
+    PyTorch's own function takes twice as many. The gradient is share · (σ(x) - y)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, labels, shares)
+        losses = functional.softplus(logits).addcmul_(logits, labels, value=-1)  # [B]
+        return torch.dot(losses, shares)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, labels, shares = ctx.saved_tensors
+        return torch.sigmoid(logits).sub_(labels).mul_(shares).mul_(gradient), None, None
 
 
 class Outcome(nn.Module):
