@@ -266,17 +266,15 @@ def made(folder: Path, write_into: Callable[[Path], None]) -> Path:
     return folder
 
 
-def trained(arguments: Sequence[str], num_ranks: int) -> tuple[dict[str, Any], list[float]]:
-    """One run of the trainer in processes of its own: its final metrics, and valid.auc at each evaluation. Raises
-    ``RuntimeError`` with its stderr where it fails."""
+def trained(arguments: Sequence[str], num_ranks: int) -> dict[str, Any]:
+    """The final metrics of one run of the trainer in processes of its own. Raises ``RuntimeError`` with its stderr."""
     with tempfile.TemporaryDirectory() as folder:
         started = [sys.executable, "-m", "launch.run", "--nproc-per-node", str(num_ranks), *arguments]
         started.append(f"run.dir={folder}/run")
         done = subprocess.run(started, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise RuntimeError(f"{shlex.join(started)} failed:\n{done.stderr}")
-        run = RunRecord(Path(folder, "run"))
-        return run.final, [auc for _, auc in run.curve("valid.auc")]
+        return RunRecord(Path(folder, "run")).final
 
 
 def status_bytes(key: str, pid: int | str = "self") -> int:

@@ -58,7 +58,7 @@ def named(overrides: list[str], num_ranks: int) -> str:
 
 
 def run(arguments: list[str], num_ranks: int) -> dict[str, Any]:
-    final, _ = harness.trained(arguments, num_ranks)
+    final = harness.trained(arguments, num_ranks)
     test = {key: final["test"].get(key) for key in ("auc", "gauc", "logloss", "ne", "calibration", "ece")}
     valid = {"valid_auc": final["valid"]["auc"], "valid_gauc": final["valid"].get("gauc")}
     return {**valid, **test, "rows_trained": final["train"]["rows_trained"]}

@@ -63,7 +63,11 @@ def combine(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's next value after state ``values``: a bijection of 64-bit integers."""
-    mixed = values + _GOLDEN
+    return finalised(values + _GOLDEN)
+
+
+def finalised(mixed: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, in place."""
     shifted = mixed >> np.uint64(30)
     mixed ^= shifted
     mixed *= _MIX_1

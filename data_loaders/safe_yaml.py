@@ -6,7 +6,6 @@ with file, line and remedy. Numbers are read as OmegaConf reads them: ``1e-3`` i
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def _check(text: str) -> None:
     """Raises ``_Refused``."""
     sizes: dict[str, int] = {}  # of what an anchor names
     repeated, path = 0, [_Open(is_map=False, anchor=None)]
-    for event in _events(text):
+    for event in yaml.parse(text, _FAST):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.CollectionEndEvent):
             done = path.pop()
@@ -165,10 +164,6 @@ def _check(text: str) -> None:
             path.append(_Open(isinstance(event, yaml.MappingStartEvent), event.anchor))
             if len(path) > MAX_DEPTH:
                 raise _Refused(line, f"lists and maps are nested more than {MAX_DEPTH} deep: that is no configuration")
-
-
-def _events(text: str) -> Iterator[yaml.Event]:
-    return yaml.parse(text, _FAST)
 
 
 def _take_key(parent: _Open, event: yaml.ScalarEvent | None, line: int) -> None:

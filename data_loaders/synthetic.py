@@ -39,6 +39,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_loaders.errors import UserError
+from data_loaders.hashing import finalised
 from data_loaders.schema import Feature, Schema
 from data_loaders.state_files import sync, sync_below
 
@@ -452,7 +453,7 @@ class RawIds:
 
     def _ids(self, ranks: np.ndarray) -> np.ndarray:
         if self.space.hashed:
-            return (_splitmix64(ranks.astype(np.uint64) + np.uint64(self.salt)) >> np.uint64(1)).astype(np.int64)
+            return (finalised(ranks.astype(np.uint64) + np.uint64(self.salt)) >> np.uint64(1)).astype(np.int64)
         size = self.space.size
         ids = (ranks.astype(np.uint64) * np.uint64(self.factor) + np.uint64(self.salt % size)) % np.uint64(size)
         ids = ids.astype(np.int64)
@@ -499,13 +500,6 @@ def _bias(logits: np.ndarray, click_rate: float) -> float:
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits))
-
-
-def _splitmix64(values: np.ndarray) -> np.ndarray:
-    """Finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:

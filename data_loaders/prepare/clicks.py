@@ -26,7 +26,7 @@ def label(table: ibis.Table, clicks: ibis.Table, spec: Clicks, where: str) -> ib
     if spec.within < 0:
         raise UserError(f"{where}.within is {spec.within}: it must not be negative")
     events = ibis.union(_events(table, spec.on, spec.time, 0), _events(clicks, spec.on, time, 1))
-    following = ibis.window(group_by=_keys(spec.on), order_by=["__time", "__kind", *KEY])
+    following = ibis.window(group_by=list(_keys(spec.on)), order_by=["__time", "__kind", *KEY])
     events = events.mutate(
         __next_kind=events["__kind"].lead().over(following), __next_time=events["__time"].lead().over(following)
     )
@@ -39,17 +39,13 @@ def label(table: ibis.Table, clicks: ibis.Table, spec: Clicks, where: str) -> ib
     return joined.select(*dict.fromkeys((*table.columns, spec.label)))
 
 
-def _keys(on: list[str]) -> list[str]:
-    return [f"__on_{number}" for number in range(len(on))]
+def _keys(on: list[str]) -> dict[str, str]:
+    return {f"__on_{number}": name for number, name in enumerate(on)}
 
 
 def _events(table: ibis.Table, on: list[str], time: str, kind: int) -> ibis.Table:
-    """Keys, time and place of the rows that have all of them."""
-    values = {key: columns.comparable(table[name]) for key, name in zip(_keys(on), on)}
-    rows = table.select(
-        **values, __time=columns.comparable(table[time]), __kind=ibis.literal(kind, "int8"), **columns.key(table)
-    )
-    return rows.filter(*(columns.known(rows[name]) for name in (*values, "__time")))
+    events = columns.placed(table, _keys(on), time, __kind=ibis.literal(kind, "int8"))
+    return events.select(*_keys(on), "__time", "__kind", *KEY)
 
 
 def _within(time: ibis.Value, later: ibis.Value, limit: float, where: str) -> ibis.Value:

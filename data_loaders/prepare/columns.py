@@ -44,6 +44,13 @@ def comparable(value: ibis.Value) -> ibis.Value:
     return value.cast("int64") if value.type().is_integer() else value
 
 
+def placed(table: ibis.Table, by: dict[str, str], time: str, **more: ibis.Value) -> ibis.Table:
+    """``by`` (name here -> column), ``__time``, ``__row``, ``__part`` and ``more``: rows with a time and all of ``by``."""
+    values = {name: comparable(table[column]) for name, column in by.items()}
+    rows = table.select(**values, __time=comparable(table[time]), **key(table), **more)
+    return rows.filter(*(known(rows[name]) for name in (*by, "__time")))
+
+
 def known(value: ibis.Value) -> ibis.Value:
     """Whether it is a value: neither null nor NaN."""
     return value.notnull() & ~value.isnan() if value.type().is_floating() else value.notnull()

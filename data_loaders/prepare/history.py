@@ -70,9 +70,7 @@ def _users(history: History) -> list[str]:
 
 def _placeable(table: ibis.Table, history: History, **more: ibis.Value) -> ibis.Table:
     """The rows with a user and a time."""
-    values = {key: columns.comparable(table[name]) for key, name in zip(_users(history), history.by)}
-    rows = table.select(**values, __time=columns.comparable(table[history.time]), **columns.key(table), **more)
-    return rows.filter(*(columns.known(rows[name]) for name in (*values, "__time")))
+    return columns.placed(table, dict(zip(_users(history), history.by)), history.time, **more)
 
 
 def _events(

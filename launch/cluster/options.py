@@ -12,19 +12,8 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PLAIN = re.compile(r"[^\n\r\0]*")
 # Of the batch script itself: an option that said otherwise would break requeueing, resuming or the rendezvous.
 SLURM_OURS = (
-    "chdir",
-    "cpus-per-task",
-    "error",
-    "gpus-per-node",
-    "job-name",
-    "nodes",
-    "no-requeue",
-    "ntasks",
-    "ntasks-per-node",
-    "open-mode",
-    "output",
-    "requeue",
-    "signal",
+    *("chdir", "cpus-per-task", "error", "gpus-per-node", "job-name", "nodes", "no-requeue", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "requeue", "signal"),
 )
 KUBERNETES_NAME = re.compile(r"[a-z]([-a-z0-9]{0,43}[a-z0-9])?")  # pods are called <name>-node-0-<index>-<5 letters>
 
