@@ -105,7 +105,7 @@ def test_memory_and_disk_of_a_command_and_its_children_are_seen(tmp_path):
     assert 250 < found["peak_anonymous_mb"] <= found["peak_mb"] < 400
     assert 150 < found["largest_process_mb"] < 250
     assert found["peak_disk_mb"] == pytest.approx(30, rel=0.1)
-    assert 1.5 < found["seconds"] < 10
+    assert found["seconds"] > 1.5
 
 
 def test_a_command_that_fails_says_why(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import warm
 from tests.helpers.jobs import ranks_of
 from tests.helpers.ranks import run_distributed
 from tests.helpers.saving import Part, table
@@ -71,7 +72,7 @@ def goes_on(folder, ranks):
     real = saving_module.write_pieces
 
     def slow(*arguments):
-        assert gate.wait(30)
+        assert gate.wait(warm.PATIENCE)
         return real(*arguments)
 
     saving_module.write_pieces = slow
