@@ -35,7 +35,7 @@ def _check_id_type(name: str, schema: Schema, types: Mapping[str, pa.DataType]) 
         _expect(where, column, types, is_list, "a list", "use 'kind: sparse' for single ids")
     if feature.max_length is not None and is_text(value_type(found)):
         remedy = (
-            f"split the text where the data are made, as data_loaders.prepare does with {{select: {{{column}: "
+            f"split the text where the data are made, as clicktrainer prepare does with {{select: {{{column}: "
             f"\"string_split({column}, ',')\"}}}}; where each text is one id, leave out schema.features.{name}.max_length"
         )
         _expect(f"{where} is a bag (max_length)", column, types, is_list, "a list", remedy)

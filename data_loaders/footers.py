@@ -37,9 +37,7 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 _CHILD = f"import sys; sys.path.insert(0, {_ROOT!r}); from data_loaders.footer_checks import main; main()"
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGXCPU)
 _TEXT = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".bz2", ".xz", ".zip")
-PREPARE = (
-    "make Parquet of CSV and JSON with data_loaders.prepare (docs/prepare.md); rows to score: trainer.predict --raw"
-)
+PREPARE = "make Parquet of CSV and JSON with clicktrainer prepare (docs/prepare.md); rows to score: clicktrainer predict --raw"
 
 
 @dataclass(frozen=True)

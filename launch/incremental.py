@@ -47,7 +47,7 @@ class Day:
 @dataclass
 class Plan:
     """What the command line says. ``ranks``: options of how a day's ranks are started, ``overrides``: the
-    trainer's, ``prepare``: those of ``data_loaders.prepare``."""
+    trainer's, ``prepare``: those of ``clicktrainer prepare``."""
 
     output: Path
     days: list[Day]

@@ -111,11 +111,11 @@ class Folder:
         if others is None:
             raise UserError(
                 f"output={self.output}: {folder} exists and is not a prepared data set (it has no {owned.MARKER} of "
-                "data_loaders.prepare): name another place, or move it away"
+                "clicktrainer prepare): name another place, or move it away"
             )
         if others:
             raise UserError(
-                f"output={self.output}: {folder} holds {len(others)} file(s) or folder(s) that data_loaders.prepare did not "
+                f"output={self.output}: {folder} holds {len(others)} file(s) or folder(s) that clicktrainer prepare did not "
                 f"write, or that have changed since ({', '.join(others[:5])}{', …' if len(others) > 5 else ''}): move them "
                 "away, or name another place"
             )

@@ -623,7 +623,7 @@ def test_d13_text_as_training_data_points_to_the_preparation(name, tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / name).write_text("user,item\n" * 20)
     for path in (name, str((tmp_path / name).parent)):
-        with pytest.raises(ValueError, match="make Parquet of CSV and JSON with data_loaders.prepare"):
+        with pytest.raises(ValueError, match="make Parquet of CSV and JSON with clicktrainer prepare"):
             read(tmp_path, paths=[path])
 
 

@@ -101,8 +101,8 @@ def test_files_added_wait_for_the_next_pass_and_a_missing_one_is_an_error(told):
     for part in ("1 missing", "'day=3/clicks.parquet'", "step-3", "restore them", "another run.dir"):
         assert part in said["missing"]
     assert "1 file(s) were added" in said["waits"] and "'day=2/clicks.parquet'" in said["waits"]
-    assert "without them" in said["waits"] and "step 3" in said["waits"]
-    assert "takes them" in said["takes"]
+    assert "does not include them" in said["waits"] and "step 3" in said["waits"]
+    assert "includes them" in said["takes"]
     assert trained(run) == {0: places(["day=1", "day=3"]), 1: places(DAYS)}
     assert json.loads((run / "metrics.json").read_text())["train"]["step"] == 8 + 13
     newest = json.loads((run / "checkpoints" / "step-21" / "data.json").read_text())

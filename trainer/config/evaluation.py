@@ -20,7 +20,7 @@ class EvaluationConfig:
     group_by: str | None = None
     """Column, a feature or not, whose groups GAUC averages over."""
     request: str | None = None
-    """Column that tells requests apart, for NDCG, hit rate and MRR."""
+    """Column that identifies the request, for NDCG, hit rate and MRR."""
     top_k: list[int] = field(default_factory=lambda: [1, 5, 10])
     """Cut-offs of the hit rate."""
     slices: list[str] = field(default_factory=list)

@@ -25,13 +25,13 @@ class TargetAttention(nn.Module):
 
     Weights are not normalised (section 4.3: their sum expresses the intensity of the interest) unless ``softmax``.
 
-    ``positions``: so many distances from the end of the history (0: the last event) are told apart, each by a vector
+    ``positions``: so many distances from the end of the history (0: the last event) are distinguished, each by a vector
     that is added to the first layer's output and begins as 0; older events share the last one. This is an embedding of
     the distance among the inputs of ``a``, multiplied by its part of the first layer once and for all. None: the order
     of events is not looked at, as in the paper.
 
-    ``cosine``: ``a`` also sees the cosine of q and k, which is 1 where both are the same ids and has no scale: it tells
-    ids apart that training has never touched, whose products are too small to be seen beside those of trained rows.
+    ``cosine``: ``a`` also sees the cosine of q and k, which is 1 where both are the same ids and has no scale: it
+    distinguishes ids that training has never touched, whose products are too small to be seen beside those of trained rows.
     ``intensity``: a learned vector v, at first ones, is added to every event, ``sum of a * (k + v)``: the sum of the
     weights gets a direction of its own, while alone it can be read only along the events themselves.
     Raises ``UserError`` (``model.attention_units``, ``model.activation``).

@@ -49,7 +49,7 @@ def check_built(name: str, model: nn.Module, schema: Schema) -> None:
 
 def check_logits(model_class: type, logits: object, labels: Tensor, *, training: bool) -> None:
     """Whether ``forward`` has returned a logit for each row of ``labels`` [B]. Raises ``UserError``."""
-    expected = f"one floating-point logit a row, shape [{len(labels)}], is due"
+    expected = f"expected one floating-point logit per row, shape [{len(labels)}]"
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{_forward(model_class)} returns {'' if logits is None else 'something '}{_kind(logits)}: {expected}"

@@ -202,8 +202,8 @@ def undefined(metric: str, keys: Sequence[str], values: Values) -> Finding:
         why = "no group of valid (evaluation.group_by) has both clicks and others"
     other = "" if metric == "valid.logloss" or not rows else ", or watch valid.logloss"
     return f"undefined:{metric}", (
-        f"{metric} is not defined: {why}. So {' and '.join(keys)} cannot work, and training goes on without: the last "
-        f"checkpoint counts, no best one. Give valid rows of both kinds (data.valid){other}"
+        f"{metric} is not defined: {why}. So {' and '.join(keys)} cannot work: training continues without, and the last "
+        f"checkpoint is taken, not a best one. Give valid rows of both kinds (data.valid){other}"
     )
 
 
@@ -212,7 +212,7 @@ def leaking(split: str, values: Values) -> Finding | None:
     if auc is None or auc < LEAK or min(_classes(values)) < LEAK_ROWS:
         return None
     return "label_leaking", (
-        f"the AUC of {split} is {auc:.4f}, better than any click model: a feature probably tells the label (a column written "
+        f"the AUC of {split} is {auc:.4f}, better than any click model: a feature probably reveals the label (a column written "
         "after the click, an id that only clicked rows have, a history that holds the row's own click). Leave one feature "
         "after the other out until it falls, and mend that one"
     )

@@ -5,7 +5,7 @@ A look at a batch costs a few kernels and never waits for a GPU. Of the first ``
 ``LOOK_EVERY``-th is looked at, of all others every ``LATER_EVERY``-th: what is wrong with the data shows early. Counts are
 of what was looked at, and so are the rows they are held against; nothing is extrapolated. Like
 ``trainer.metrics.click_metrics`` these are sums that ranks add up, so that a checkpoint holds them and any number of
-ranks goes on.
+ranks can resume.
 
 How many different values a hashed table was asked for follows from how many of its rows were asked for: n values thrown
 into m rows leave a share exp(-n / m) of them empty, so n ≈ -m · ln(empty share) (linear counting; Whang et al. 1990, "A

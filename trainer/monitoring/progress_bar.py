@@ -14,7 +14,7 @@ LOG_SECONDS = 10.0  # between two lines of a log
 
 class ProgressBar:
     """Step, rows, samples/s, loss, AUC and input wait of the last line of metrics, and the time left. Begins at the first
-    step: whatever is told before that has lines of its own."""
+    step: messages before that have lines of their own."""
 
     def __init__(self, total_steps: int, *, quiet: bool, file: TextIO | None = None) -> None:
         self._total, self._quiet, self._file = total_steps, quiet, file or sys.stderr

@@ -204,7 +204,7 @@ def _given_up(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - whatever a server or its client raises
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        _warn(f"{name} is not told of this run any more ({type(error).__name__}: {first.strip()[:300]})")
+        _warn(f"{name} gets nothing more of this run ({type(error).__name__}: {first.strip()[:300]})")
 
 
 def _warn(message: str) -> None:

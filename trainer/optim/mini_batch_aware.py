@@ -15,7 +15,7 @@ optimizer's own step, on a CPU and a GPU alike. (FBGEMM's weight decay is not us
 have none, and row-wise AdaGrad's goes through s, adam's does not.)
 
 n_j is exact: before the first step of a run all its rows are read once for their ids (``count``), whose numbers go to the
-shards' owners. They are pieces of the checkpoint, ``counts/<table>``, so a run that goes on does not count again, under
+shards' owners. They are pieces of the checkpoint, ``counts/<table>``, so a resumed run does not count again, under
 whatever plan. (Not ``tables/<table>/…``: they are facts of the data, which a warm start has others of.) An id that was not
 counted, in files that came later, is taken to occur once.
 
@@ -67,7 +67,7 @@ class MiniBatchAware:
 
     def count(self, batches: Iterable[Batch], *, batches_per_round: int) -> None:
         """Sets the counts to how often ids occur in ``batches``, all ranks' together: each has equally many of them.
-        ``batches_per_round``: after so many, ranks tell each other (memory for their ids is all that it takes)."""
+        ``batches_per_round``: after so many batches the ranks exchange their ids, which must fit into memory."""
         for kernel in self._kernels:
             kernel.counts.zero_()
         pending: list[Tensor] = []

@@ -44,8 +44,8 @@ def run(
     ranks: Ranks,
 ) -> None:
     """Trains until ``batches`` end, ``early_stopping`` has stopped, or ``guard`` has seen that a rank was asked to stop: then
-    all ranks return after the same step, without saving or evaluating. Every event keeps its own cadence; all ranks take
-    part in each."""
+    all ranks return after the same step, without saving or evaluating. Every event has its own cadence, and all ranks take
+    part in it."""
 
     def between(batch: Batch, outputs: TaskOutput) -> None:
         with record_function("## guard ##"):  # such names are read in traces (trainer/monitoring/profiling)

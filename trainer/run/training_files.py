@@ -111,15 +111,15 @@ def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tupl
     if any(found.values()):
         shown = "; ".join(f"{len(paths)} {what}: {_some(paths)}" for what, paths in found.items() if paths)
         raise UserError(
-            f"{where} was trained on files under '{present.root}' that are no longer as they were ({shown}): restore them, "
+            f"{where} was trained on files under '{present.root}' that have changed or are missing ({shown}): restore them, "
             "or start anew with another run.dir"
         )
     added = f"{len(changes.added)} file(s) were added to the data since {where}: {_some(changes.added)}."
     if changes.added and may_begin_epoch:
         return TrainingFiles(present, saved.progress.epoch + 1, inputs.before), [
-            f"{added} The epoch that begins takes them."
+            f"{added} The epoch that begins includes them."
         ]
-    notes = [f"{added} This pass over the data goes on without them."] if changes.added else []
+    notes = [f"{added} This pass over the data does not include them."] if changes.added else []
     return replace(inputs, manifest=_in_order_of(present, inputs.manifest)), notes
 
 
@@ -139,7 +139,7 @@ def incremental(present: Manifest, saved: Saved) -> tuple[TrainingFiles, list[st
     if saved.progress.epoch == saved.inputs.first_epoch and saved.rows_left:
         notes.append(
             f"warning: {saved.path} stands within the first pass over its files: {saved.rows_left:,} of their rows are "
-            "trained neither there nor here, unless that run goes on"
+            "trained neither there nor here, unless that run is resumed"
         )
     return TrainingFiles(present.select(new), 0, before), notes
 
@@ -172,7 +172,7 @@ def _unseen(present: Manifest, before: Mapping[str, str], where: str) -> list[st
     changed = [path for path, footer in footers.items() if before.get(path, footer) != footer]
     if changed:
         raise UserError(
-            f"{where}: {len(changed)} file(s) that an earlier run has seen are no longer as they were ({_some(changed)} "
+            f"{where}: {len(changed)} file(s) that an earlier run has seen have changed ({_some(changed)} "
             f"under '{present.root}'): restore them, and write new rows to files of their own"
         )
     return [path for path in footers if path not in before]

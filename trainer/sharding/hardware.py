@@ -2,8 +2,8 @@
 
 Figures of ``GPUS`` are peaks, of the form that is joined by NVLink where there is one (SXM):
 
-* memory: what PyTorch tells of a device ("total capacity" in its errors), which is less than what is sold: error
-  correction and the driver keep some;
+* memory: what PyTorch reports of a device ("total capacity" in its errors), less than what is sold: error correction
+  and the driver keep some;
 * memory_bandwidth, matmul (dense bf16; fp16 where a device has no bf16): NVIDIA's data sheets of A100 (1758950 r4: 312
   TFLOPS, 1,555 and 2,039 GB/s), H100 (1,979 TFLOPS with sparsity, 3.35 TB/s), H200 (1,979, 4.8 TB/s), DGX B200 (36 PFLOPS
   with sparsity and 64 TB/s for eight), L4 (242 with sparsity, 300 GB/s), L40S (362.05 dense, 864 GB/s), V100 (125, 900 GB/s),
@@ -115,7 +115,7 @@ OTHER_FORM = re.compile(r"PCIE?|NVL|MIG|GH200|GB200", re.IGNORECASE)
 
 
 def recognised(device_name: str, total_memory: float) -> Hardware | None:
-    """The GPU of ``torch.cuda.get_device_name``, told from others of its name by its memory; None for one that is not in
+    """The GPU of ``torch.cuda.get_device_name``, distinguished from others of its name by its memory; None for one that is not in
     the table, or in another form."""
     if OTHER_FORM.search(device_name):
         return None

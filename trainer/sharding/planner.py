@@ -327,7 +327,7 @@ def _topology(
 
 
 def _gpu_bandwidth(device: torch.device) -> float | None:
-    """Bytes per millisecond of the device's memory, from its clock and bus; None where PyTorch does not tell."""
+    """Bytes per millisecond of the device's memory, from its clock and bus; None where PyTorch does not report them."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(device)

@@ -170,7 +170,7 @@ class Enumerator(EmbeddingEnumerator):
     """TorchRec's, with three things put right.
 
     The memory of optimizer state is ours: TorchRec takes it for as many values of the weights' own type, by the class of
-    an optimizer (which our parameters do not tell it), and knows no counts. Lookups give fp32 and exchange fp32, forward
+    an optimizer (which our parameters do not carry), and knows no counts. Lookups give fp32 and exchange fp32, forward
     and backward: TorchRec takes both to be of the tables' type. And options are in a fixed order: TorchRec takes them from
     a set of strings, whose order differs from process to process, and equally good plans would be chosen by chance."""
 

@@ -77,7 +77,7 @@ class Matching:
         return matches(name, self.rules.grow)
 
     def explained_by_features(self, features: Sequence[str], side: Side) -> bool:
-        """Whether a tensor is on one side only because all its features are (which is told of them)."""
+        """Whether a tensor is on one side only because all its features are (they are reported then)."""
         if side is self.new:
             return bool(features) and all(self.source_feature(feature) is None for feature in features)
         used = {self.source_feature(feature) for feature in self.new.features}
@@ -143,7 +143,7 @@ def _all_match(features: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _kind(spec: Spec) -> tuple[bool, bool, object]:
-    """What tells states of one name apart: one value a row or a column each, one for all, the type."""
+    """How states of one name may differ: one value a row or a column each, one for all, the type."""
     return spec.widths is not None, not spec.shape, spec.dtype
 
 

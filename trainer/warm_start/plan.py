@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def keeps_table_state(self) -> bool:
-        """Whether the number of the old run's steps goes on counting for the tables' optimizers."""
+        """Whether the tables' optimizers keep counting from the old run's number of steps."""
         return any(plan.source is not None and plan.has_state and plan.factor is not None for plan in self.tables)
 
 

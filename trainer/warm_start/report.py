@@ -1,4 +1,4 @@
-"""What a warm start will do, told before anything is trained: ``warm_start.json`` and two tables to read."""
+"""What a warm start will do, shown before anything is trained: ``warm_start.json`` and two tables to read."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass

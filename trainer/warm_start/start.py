@@ -1,4 +1,4 @@
-"""From ``warm_start.path`` to a model that goes on from it."""
+"""From ``warm_start.path`` to a model initialized from it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def warm_start(
     ranks: Ranks,
     path: AnyPath,
 ) -> Begun:
-    """Tells what comes from the old run and, unless this is a dry run, writes it into ``pieces`` (of an initialised model
+    """Reports what comes from the old run and, unless this is a dry run, writes it into ``pieces`` (of an initialised model
     and its optimizers) and the report into ``folder``. ``path`` is the old run's checkpoint (``whole_checkpoint``). All
     ranks call it together.
 
@@ -99,7 +99,7 @@ def source_checkpoint(path: str) -> AnyPath:
 
 
 def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None) -> Vocabularies:
-    """``prepared`` is the new run's folder; the old run's is told by ``warm_start.prepared`` or the checkpoint's own
+    """``prepared`` is the new run's folder; the old run's is named by ``warm_start.prepared`` or the checkpoint's own
     configuration. Raises ``UserError`` for a folder that is not there."""
     old = rules.prepared
     if old is None:

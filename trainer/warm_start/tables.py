@@ -120,7 +120,7 @@ def _state(matching: Matching, table: str, source: str) -> tuple[float | None, b
 
 
 def _ids(matching: Matching, table: str, source: str) -> Ids | None:
-    """None where it is told as a problem."""
+    """None where it is recorded as a problem."""
     name, new, old = f"tables/{table}", matching.new, matching.old
     rows, old_rows = new.rows(table), old.rows(source)
     problem = _hashed_differently(matching, table, source)

@@ -1,6 +1,6 @@
 """Which row of the new table was which row of the old one: raw value -> old id -> new id.
 
-A vocabulary is ``vocabulary/<table>.parquet`` of a folder that ``data_loaders.prepare`` made, with columns value and id;
+A vocabulary is ``vocabulary/<table>.parquet`` of a folder that ``clicktrainer prepare`` made, with columns value and id;
 ids begin at ``FIRST_ID``, the rows below belong to missing and unknown values on both sides.
 """
 

@@ -90,7 +90,7 @@ def test_a_layout_names_features_of_the_schema():
 
 
 LOGITS = [
-    (None, "None: one floating-point logit a row, shape \\[3\\], is due"),
+    (None, "None: expected one floating-point logit per row, shape \\[3\\]"),
     ((torch.zeros(3),), "something of type tuple"),
     (torch.zeros(3, 1), r"shape \[3, 1\].*end it with .squeeze\(1\)"),
     (torch.zeros(3, 2), r"shape \[3, 2\]"),

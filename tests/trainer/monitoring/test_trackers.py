@@ -108,8 +108,8 @@ def test_a_tracker_that_fails_is_given_up_with_one_warning_and_the_others_go_on(
     fakes["wandb"].failing.add("init")
     run(tmp_path, tensorboard=True, mlflow=True, wandb=True)
     told = capsys.readouterr().err
-    assert told.count("warning: mlflow is not told of this run any more (ConnectionError: mlflow does not answer)") == 1
-    assert told.count("warning: wandb is not told") == 1 and told.count("warning") == 2
+    assert told.count("warning: mlflow gets nothing more of this run (ConnectionError: mlflow does not answer)") == 1
+    assert told.count("warning: wandb gets nothing more") == 1 and told.count("warning") == 2
     assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/auc")[0].step == 10
 
 

@@ -74,12 +74,17 @@ def test_files_added_wait_for_the_end_of_the_pass(tmp_path, log):
     inputs, notes = continued(scan(log), saved, may_begin_epoch=False)
     assert inputs.manifest.fingerprint == saved.inputs.manifest.fingerprint and inputs.first_epoch == 0
     assert [found["x"] for _, found in inputs.manifest.types(["x"])] == [pa.int64()]  # no trace of the other's schema
-    assert len(notes) == 1 and "1 file(s)" in notes[0] and "'0-first.parquet'" in notes[0] and "without" in notes[0]
+    assert (
+        len(notes) == 1
+        and "1 file(s)" in notes[0]
+        and "'0-first.parquet'" in notes[0]
+        and "does not include" in notes[0]
+    )
     at_the_end = Saved(saved.path, saved.identity, Progress(5, 20, 0, 5), saved.inputs)
     assert at_the_end.rows_left == 0
     inputs, notes = continued(scan(log), at_the_end, may_begin_epoch=True)
     assert names(inputs) == ["0-first.parquet", "a.parquet", "b.parquet"] and inputs.first_epoch == 1
-    assert len(notes) == 1 and "takes them" in notes[0]
+    assert len(notes) == 1 and "includes them" in notes[0]
 
 
 def test_new_files_alone_over_a_chain_of_three_days(tmp_path, log):
