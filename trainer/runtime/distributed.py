@@ -141,14 +141,16 @@ def unordered_operation_named() -> Iterator[None]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over ranks, in place."""
-    dist.all_reduce(tensor)
+    """The sum over ranks, in place. One rank asks nobody, here and below."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
     return tensor
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean over ranks; the tensor stays as it is."""
-    return all_reduce_sum(tensor.clone()) / dist.get_world_size()
+    ranks = dist.get_world_size()
+    return all_reduce_sum(tensor.clone()) / ranks if ranks > 1 else tensor
 
 
 def from_first(make: Callable[[], T]) -> T:

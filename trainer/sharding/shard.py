@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import (
@@ -13,26 +14,32 @@ from torchrec.distributed.model_parallel import (
 from torchrec.distributed.types import ShardingPlan
 
 from trainer.sharding.cpu_tables import CpuTables
-from trainer.sharding.torchrec_internals import lookups_of, sharders, table_kernels
+from trainer.sharding.torchrec_internals import lookups_of, sharders, table_kernels, without_ddp
 
 
 def shard(model: nn.Module, plan: ShardingPlan, device: torch.device, *, compiled: bool) -> DistributedModelParallel:
     """Moves the tables to where the plan says, uninitialised (see ``initialize_tables``), and the dense part to
-    DistributedDataParallel, with rank 0's values. ``compiled``: on a CPU, tables work by compiled kernels.
+    DistributedDataParallel, with rank 0's values. One rank alone has none: it would take a copy of each gradient and an
+    all-reduce a step. ``compiled``: on a CPU, tables work by compiled kernels.
 
     The dense graph must be the same at every step (``static_graph``: gradients are all-reduced while backward runs and
     stay in the buckets they are reduced in); buffers belong to their rank.
     """
-    on_cpu = device.type == "cpu"
+    on_cpu, several = device.type == "cpu", dist.get_world_size() > 1
     with table_kernels(partial(CpuTables, compiled=compiled)) if on_cpu else nullcontext():
         sharded = DistributedModelParallel(
             model,
             device=device,
             plan=plan,
             sharders=sharders(),
+            init_data_parallel=several,
             data_parallel_wrapper=DefaultDataParallelWrapper(bucket_cap_mb=25, static_graph=True),
         )
-    _settle_buckets(sharded)
+    if several:
+        _settle_buckets(sharded)
+    else:
+        sharded.module.to(device)
+        without_ddp(sharded)
     return sharded
 
 

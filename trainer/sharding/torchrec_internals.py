@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import batched_embedding_kernel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.embedding_types import ShardedEmbeddingModule
@@ -51,6 +52,15 @@ def lookups_of(model: nn.Module) -> list[nn.Module]:
     """What holds the kernels of a sharded model: lists of their collections, and so not among ``model.modules()``."""
     collections = [module for module in model.modules() if isinstance(module, ShardedEmbeddingModule)]
     return [lookup for module in collections for lookup in module._lookups]
+
+
+def without_ddp(model: nn.Module) -> None:
+    """Takes the lookups of data-parallel tables out of their DistributedDataParallel."""
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingModule):
+            for number, lookup in enumerate(module._lookups):
+                if isinstance(lookup, DistributedDataParallel):
+                    module._lookups[number] = lookup.module
 
 
 def chosen_options(planner: EmbeddingShardingPlanner) -> list[ShardingOption]:
