@@ -31,6 +31,7 @@ class TableRates:
         self._total_steps = total_steps
         self._groups = [group for optimizer in data_parallel for group in optimizer.param_groups]
         self._kernels = []
+        self._rates: list[float] = []  # of the kernels
         optimizers = {table.name: table.optimizer for table in tables}
         for kernel, shards in kernels:
             configs = [optimizers[shard.name] for shard in shards]
@@ -41,8 +42,11 @@ class TableRates:
         """For the step that ``step`` steps precede."""
         for group in self._groups:
             group["lr"] = self._rate(group["config"], step, reduction)
-        for kernel, config in self._kernels:
-            kernel.set_learning_rate(self._rate(config, step, reduction))
+        rates = [self._rate(config, step, reduction) for _, config in self._kernels]
+        if rates != self._rates:
+            for (kernel, _), rate in zip(self._kernels, rates, strict=True):
+                kernel.set_learning_rate(rate)
+        self._rates = rates
 
     def _rate(self, config: TableOptimizerConfig, step: int, reduction: float) -> float:
         return config.lr * schedule_factor(config.schedule, step, self._total_steps) * reduction
