@@ -77,16 +77,19 @@ class FTRL:
 
 
 def ftrl_update(rows: Tensor, config: TableOptimizerConfig) -> Tensor:
-    """The rows ``[w, z, n, -g]`` after a step, as ``[w, z, n, 0]``: [N, 4] -> [N, 4]."""
+    """The rows ``[w, z, n, -g]`` after a step, as ``[w, z, n, 0]``: [N, 4], in place, in as few kernels as there are."""
     w, z, n, negative_g = rows.unbind(1)  # [N] each
-    g = -negative_g
-    root, grown = n.sqrt(), n + g * g
-    grown_root = grown.sqrt()
-    moved = z + g - (grown_root - root) / config.lr * w
+    root = n.sqrt()
+    n.addcmul_(negative_g, negative_g)
+    grown_root = n.sqrt()
+    z.sub_(negative_g).addcmul_(root.sub_(grown_root), w, value=1 / config.lr)
     # softshrink(z, l1) is z - sign(z) l1 beyond l1 and exactly 0 within.
-    weight = -functional.softshrink(moved, config.l1) / ((config.beta + grown_root) / config.lr + config.l2)
+    negative_denominator = torch.rsub(grown_root, -(config.beta / config.lr + config.l2), alpha=1 / config.lr)
+    weight = functional.softshrink(z, config.l1).div_(negative_denominator)
     # Without a gradient z and n are what they were, but w may be an initial value, or 0 / 0 with n and beta of 0.
-    return torch.stack((torch.where(g != 0, weight, w), moved, grown, torch.zeros_like(g)), dim=1)
+    torch.where(negative_g != 0, weight, w, out=w)
+    negative_g.zero_()
+    return rows
 
 
 class _Kernel:
