@@ -200,7 +200,10 @@ SET_ON_OTHERS = {
     "trainer.checkpoint.host_memory": {
         "weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, address).atexit"
     },
-    "trainer.optim.dense": {"parameter.grad"},  # a zero gradient has torch.optim make its state
+    "trainer.optim.dense": {
+        "parameter.grad",
+        "optimizer.found_inf",
+    },  # what torch.optim makes its state by, and skips by
     "trainer.runtime.distributed": {"torch.utils.deterministic.fill_uninitialized_memory"},  # PyTorch's own switch
     "trainer.sharding.shard": {"wrapped.module.forward"},
     "trainer.sharding.torchrec_internals": {

@@ -34,6 +34,7 @@ from trainer.run import build, loop
 from trainer.run.data import open_data
 from trainer.run.evaluator import best_possible, evaluate
 from trainer.run.job import Job, begin, make_job
+from trainer.run.step_seeds import StepSeeds
 from trainer.run.training_state import ModelState
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.cpu import start_again_with_variables
@@ -151,6 +152,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
         watchdog,
         session.attempts,
         data.files.manifest,
+        job.built.mask,
         lambda: job.alerts.culprits(data.loader.magnitudes),
     )
     with job.stragglers, session.signals.deferred(), profiled(job, watchdog) as profile:
@@ -171,8 +173,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
                     checkpoints=checkpoints,
                     grace=GraceCheck(checkpoints, grace_seconds(), job.ranks),
                     profile=profile,
-                    seed=job.config.seed,
-                    ranks=job.ranks,
+                    seeds=StepSeeds(job.config.seed, job.ranks),
                 )
         finally:
             job.close()

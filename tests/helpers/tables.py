@@ -15,6 +15,7 @@ from trainer.config.optim import OptimConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.tables import apply_table_optimizers
+from trainer.runtime.step_mask import StepMask
 from trainer.sharding.initialize import gather_table, initialize_tables
 from trainer.sharding.planner import make_plan
 from trainer.sharding.shard import shard
@@ -32,6 +33,11 @@ FEATURES = {
     "clicked": ["clicks"],
 }
 TOP_WEIGHT = torch.linspace(-1.0, 1.0, 32)  # of the dense layer: [user 8, friends 8, item 16]
+
+
+def unmasked() -> StepMask:
+    """Of steps that all count."""
+    return StepMask(CPU)
 
 
 class Head(nn.Module):

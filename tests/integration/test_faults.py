@@ -60,8 +60,9 @@ def stopped_while_saving(job):
 
 
 def not_finite(job):
-    """R21: the loss of step 6 is NaN on rank 1."""
-    return [job.launch("debug.ledger=true", faults="rank=1,step=6,phase=forward,action=nan")]
+    """R21: the loss of step 6 is NaN on rank 1; then that of step 8, which is to be saved."""
+    faults = [f"rank=1,step={step},phase=forward,action=nan" for step in (6, 8)]
+    return [job.launch("debug.ledger=true", faults=each) for each in faults]
 
 
 def hanging(job):
@@ -158,12 +159,13 @@ def test_a_signal_lets_a_save_finish_and_a_second_one_does_not(jobs):
 
 
 def test_a_loss_that_is_not_finite_ends_all_ranks_with_its_place(jobs):
-    job, (end,) = jobs[not_finite]
-    assert end.code != 0 and end.steps == [4]
-    assert len(end.errors) == 1 and end.stderr.count("Traceback (most recent call last)") <= 1  # torchrun's own
-    assert "rank 1: the loss of step 6 is nan, in batch 6 of epoch 0" in end.errors[0]
-    assert "train/" in end.errors[0] and " row " in end.errors[0]
-    assert (end.status["state"], end.status["retryable"], end.status["step"]) == ("failed", False, 6)
+    job, ends = jobs[not_finite]
+    for end, step in zip(ends, (6, 8), strict=True):
+        assert end.code != 0 and end.steps == [4]
+        assert len(end.errors) == 1 and end.stderr.count("Traceback (most recent call last)") <= 1  # torchrun's own
+        assert f"rank 1: the loss of step {step} is nan, in batch {step} of epoch 0" in end.errors[0]
+        assert "train/" in end.errors[0] and " row " in end.errors[0]
+        assert (end.status["state"], end.status["retryable"], end.status["step"]) == ("failed", False, step)
     saved = Reader(newest(job.run / "checkpoints"))
     assert all(torch.isfinite(saved.read(name)).all() for name in saved.names)
 

@@ -244,17 +244,25 @@ class Checkpoints:
 
     # When.
 
+    def may_be_due(self, step: int) -> bool:
+        """Whether ``maybe_save`` may begin a save at this step: it has yet to look at the clock."""
+        return self._is_step_due(step) or self._is_clock_step(step)
+
     def _is_due(self, step: int) -> bool:
         if self._last_step == step or (self._save is not None and self._save.step == step):
             return False
-        every, minutes = self.config.every_steps, self.config.every_minutes
-        if every is not None and step % every == 0:
-            return True
-        if self._retry_step is not None and step >= self._retry_step:
-            return True
-        if minutes is None or step % CLOCK_STEPS:
-            return False
-        return from_first(lambda: time.monotonic() - self._last_time >= 60 * minutes)
+        return self._is_step_due(step) or (self._is_clock_step(step) and from_first(self._is_time))
+
+    def _is_step_due(self, step: int) -> bool:
+        every, retry = self.config.every_steps, self._retry_step
+        return (every is not None and step % every == 0) or (retry is not None and step >= retry)
+
+    def _is_clock_step(self, step: int) -> bool:
+        return self.config.every_minutes is not None and step % CLOCK_STEPS == 0
+
+    def _is_time(self) -> bool:
+        assert self.config.every_minutes is not None
+        return time.monotonic() - self._last_time >= 60 * self.config.every_minutes
 
     # The steps of a save.
 

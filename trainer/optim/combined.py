@@ -7,18 +7,26 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from trainer.checkpoint.piece import Piece, empty_piece, in_order, whole_piece, written_once
 from trainer.config.optim import OptimConfig
 from trainer.optim.average import DenseAverage
-from trainer.optim.dense import clip_gradients, make_dense_optimizer, materialise_state, schedule_factor
+from trainer.optim.dense import (
+    clip_gradients,
+    leaves_out_masked,
+    make_dense_optimizer,
+    materialise_state,
+    schedule_factor,
+)
 from trainer.optim.ftrl import FTRL
+from trainer.optim.masked_tables import MaskedTables
 from trainer.optim.mini_batch_aware import MiniBatchAware
 from trainer.optim.rates import TableRates, check_schedules
 from trainer.optim.tables import data_parallel_table_optimizers, state_names
+from trainer.runtime.step_mask import Rollback, StepMask
 from trainer.sharding.kernels import (
     FusedShard,
     count_training_steps_only,
@@ -33,11 +41,18 @@ class CombinedOptimizer:
     """All optimizers of a sharded model.
 
     ``steps`` counts the steps made. It and ``reduction``, what a plateau left of all rates, decide the learning rates of
-    the next step. Clipping is for dense parameters only. Raises ``UserError`` for options that an optimizer does not have.
+    the next step. Clipping is for dense parameters only. A step that ``mask`` masks changes nothing but these
+    counts. Raises ``UserError`` for options that an optimizer does not have.
     """
 
     def __init__(
-        self, model: DistributedModelParallel, tables: Sequence[TablePlan], optim: OptimConfig, *, total_steps: int
+        self,
+        model: DistributedModelParallel,
+        tables: Sequence[TablePlan],
+        optim: OptimConfig,
+        *,
+        total_steps: int,
+        mask: StepMask,
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
         self.steps = self.table_steps = 0
@@ -60,7 +75,9 @@ class CombinedOptimizer:
         self._ftrl = FTRL(model, self._kernels, optim.wide) if has_ftrl else None
         self._table_rates = TableRates(self._kernels, self._data_parallel, tables, total_steps)
         self._table_rates.set(self.steps, self.reduction)
-        self.mini_batch_aware = MiniBatchAware(self._kernels, tables)
+        self.mini_batch_aware = MiniBatchAware(self._kernels, tables, mask)
+        self._masked_tables = MaskedTables(self._kernels, tables, mask)
+        self._rollback = Rollback(self._moved_when_masked(mask), mask)
         count_training_steps_only(self._kernels)
 
     @property
@@ -86,14 +103,18 @@ class CombinedOptimizer:
         if self._dense is not None:
             if self.config.clip_norm is not None:
                 clip_gradients(list(self._dense_parameters.values()), self.config.clip_norm)
+            rate = self.lr
             for group in self._dense.param_groups:
-                group["lr"] = self.lr
+                group["lr"] = rate
+        self._rollback.keep()
         for optimizer in self._ordinary():
             optimizer.step()
         if self._ftrl is not None:
             self._ftrl.step()
         if self._average is not None:
             self._average.update(self.steps)
+        self._rollback.restore()
+        self._masked_tables.restore()
         self.steps += 1
         self._table_rates.set(self.steps, self.reduction)
 
@@ -137,6 +158,15 @@ class CombinedOptimizer:
 
     def _ordinary(self) -> list[torch.optim.Optimizer]:
         return [*self._data_parallel, *([self._dense] if self._dense is not None else [])]
+
+    def _moved_when_masked(self, mask: StepMask) -> list[Tensor]:
+        """What a step changes that cannot be left out by its optimizer itself."""
+        moved = [] if self._average is None else list(self._average.values.values())
+        for optimizer in self._ordinary():
+            if not leaves_out_masked(optimizer, mask):
+                moved += [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                moved += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return moved
 
     def _dense_pieces(self) -> list[Piece]:
         found: list[Piece] = []

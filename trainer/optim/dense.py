@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 from trainer.config.optim import DENSE_OPTIMIZERS, DenseOptimizerConfig, ScheduleConfig
+from trainer.runtime.step_mask import StepMask
 
 _CLASSES = {
     "adam": torch.optim.Adam,
@@ -80,6 +81,14 @@ def materialise_state(optimizer: torch.optim.Optimizer) -> None:
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):  # all start at 0 but NAdam's running product
                 value.fill_(1.0 if key == "mu_product" else 0.0)
+
+
+def leaves_out_masked(optimizer: torch.optim.Optimizer, mask: StepMask) -> bool:
+    """Has a fused optimizer leave out a masked step. Whether it is one; others move at a gradient of zero, too."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    if fused:
+        optimizer.found_inf = mask.skip  # where PyTorch's GradScaler puts it, and the optimizer's step looks for it
+    return fused
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

@@ -19,13 +19,12 @@ shards' owners. They are pieces of the checkpoint, ``counts/<table>``, so a resu
 whatever plan. (Not ``tables/<table>/…``: they are facts of the data, which a warm start has others of.) An id that was not
 counted, in files that came later, is taken to occur once.
 
-Shapes: N ids of a kernel's call, M the most units a row has (see ``_Kernel``), n distinct ids of a round.
+Shapes: N ids of a kernel's call, U the most units a row has (``touched_rows.RowUnits``), n distinct ids of a round.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import gcd
 
 import torch
 import torch.distributed as dist
@@ -34,7 +33,8 @@ from torch import Tensor
 from data_loaders.batch import Batch
 from data_loaders.errors import UserError
 from trainer.checkpoint.piece import Piece, empty_piece
-from trainer.optim.touched_rows import Lookup, TouchedRows
+from trainer.optim.touched_rows import Lookup, RowUnits, TouchedRows
+from trainer.runtime.step_mask import StepMask
 from trainer.sharding.kernels import FusedKernel
 from trainer.sharding.table_plan import TablePlan
 
@@ -45,7 +45,7 @@ class MiniBatchAware:
 
     Raises ``UserError`` for a data-parallel table."""
 
-    def __init__(self, kernels: Iterable[FusedKernel], tables: Sequence[TablePlan]) -> None:
+    def __init__(self, kernels: Iterable[FusedKernel], tables: Sequence[TablePlan], mask: StepMask) -> None:
         self.tables = [table for table in tables if table.optimizer.mini_batch_l2]
         for table in self.tables:
             _check_sharded(table)
@@ -56,7 +56,7 @@ class MiniBatchAware:
             for name, config in optimizers.items()
         }
         self._kernels = [
-            _Kernel(TouchedRows(kernel), l2, weight_decay)
+            _Kernel(TouchedRows(kernel), l2, weight_decay, mask)
             for kernel in kernels
             if any(l2[shard.name] or weight_decay[shard.name] for shard in kernel.shards)
         ]
@@ -128,12 +128,12 @@ class _Shard:
 
 
 class _Kernel:
-    """A kernel with a table to decay, perhaps among others.
+    """A kernel with a table to decay, perhaps among others."""
 
-    Its memory is looked at in units of as many floats as divide all its rows and all places where a table begins: where
-    tables are equally wide, a row is one unit."""
-
-    def __init__(self, touched: TouchedRows, l2: dict[str, float], weight_decay: dict[str, float]) -> None:
+    def __init__(
+        self, touched: TouchedRows, l2: dict[str, float], weight_decay: dict[str, float], mask: StepMask
+    ) -> None:
+        self._mask = mask
         self._rows, shards, of_feature = touched, touched.shards, touched.of_feature
         device = touched.memory.device
         counted = [shard.local_rows if l2[shard.name] else 0 for shard in shards]
@@ -145,14 +145,10 @@ class _Kernel:
             for shard, part in zip(shards, parts, strict=True)
             if l2[shard.name]
         ]
-        widths = [shard.local_cols for shard in shards]
-        self._unit = gcd(*widths, *touched.begins, touched.memory.numel())
+        self._units = RowUnits(touched)
         self._features = torch.arange(len(touched.begins), device=device)
         self._l2 = of_feature([l2[shard.name] for shard in shards])
         self._weight_decay = of_feature([weight_decay[shard.name] for shard in shards])
-        self._begins = torch.tensor(touched.begins, device=device) // self._unit
-        self._units = of_feature(widths) // self._unit
-        self._each_unit = torch.arange(max(widths) // self._unit, device=device)
         # An id of a table without counts stands for the first count, and its λ is 0.
         self._counted = of_feature([int(count > 0) for count in counted])
         self._first_counts = of_feature([end - count if count else 0 for end, count in zip(ends, counted)])
@@ -165,12 +161,11 @@ class _Kernel:
         if self.counts.numel():
             counts = self.counts.index_select(0, self._first_counts[feature] + ids * self._counted[feature])
             decay = decay + self._l2[feature] / counts.clamp(min=1)
-        # The kernel's rate, a tensor on the host: nothing waits for a GPU.
-        kept = 1 - self._rows.kernel.learning_rate_tensor * decay
-        units = torch.minimum(self._each_unit, self._units[feature].unsqueeze(1) - 1)  # [N, M]
-        rows = (self._begins[feature] + ids * self._units[feature]).unsqueeze(1) + units
+        # The kernel's rate, a tensor on the host: nothing waits for a GPU. A masked step keeps all of a row.
+        kept = 1 - self._mask.zeroed(self._rows.kernel.learning_rate_tensor * decay)
+        rows = self._units.of(ids, feature)  # [N, U]
         kept = kept.unsqueeze(1).expand_as(rows).reshape(-1, 1)
-        memory, rows = self._rows.memory.view(-1, self._unit), rows.view(-1)  # [N * M]
+        memory, rows = self._rows.memory.view(-1, self._units.floats), rows.view(-1)  # [N * U]
         memory.index_copy_(0, rows, (memory.index_select(0, rows) * kept).to(memory.dtype))
 
 

@@ -28,6 +28,7 @@ from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime import cpu
 from trainer.runtime.distributed import Ranks, all_reduce_sum, from_first, mean_over_ranks
+from trainer.runtime.step_mask import StepMask
 from trainer.sharding import initialize, planner, shard
 from trainer.sharding.pipeline import StepPipeline
 from trainer.sharding.table_plan import TablePlan
@@ -42,6 +43,7 @@ class Built:
     task: DistributedModelParallel
     optimizer: CombinedOptimizer
     pipeline: StepPipeline
+    mask: StepMask
     tables: tuple[TablePlan, ...]
 
 
@@ -95,9 +97,10 @@ def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size:
     apply_table_optimizers(task, plan.tables, ranks.device)
     sharded = shard.shard(task, plan.sharding, ranks.device, compiled=config.kernels and kernels.available())
     initialize.initialize_tables(sharded, plan.tables, config.seed, initial_values_of_tables(config.data.schema))
-    optimizer = CombinedOptimizer(sharded, plan.tables, config.optim, total_steps=total_steps)
+    mask = StepMask(ranks.device)
+    optimizer = CombinedOptimizer(sharded, plan.tables, config.optim, total_steps=total_steps, mask=mask)
     pipeline = StepPipeline(sharded, optimizer, ranks.device)
-    return Built(sharded, optimizer, pipeline, plan.tables)
+    return Built(sharded, optimizer, pipeline, mask, plan.tables)
 
 
 def build_train_loader(

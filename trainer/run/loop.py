@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch.profiler import record_function
 
 from data_loaders.batch import Batch
@@ -17,8 +15,8 @@ from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.monitoring.row_log import RowLog
 from trainer.run.early_stopping import EarlyStopping
 from trainer.run.evaluator import Evaluator
+from trainer.run.step_seeds import StepSeeds
 from trainer.runtime import fault_injection
-from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
 from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.watchdog import Watchdog
@@ -40,12 +38,12 @@ def run(
     checkpoints: Checkpoints,
     grace: GraceCheck,
     profile: Callable[[int], None],
-    seed: int,
-    ranks: Ranks,
+    seeds: StepSeeds,
 ) -> None:
     """Trains until ``batches`` end, ``early_stopping`` has stopped, or ``guard`` has seen that a rank was asked to stop: then
     all ranks return after the same step, without saving or evaluating. Every event has its own cadence, and all ranks take
-    part in it."""
+    part in it. The host runs ahead of a GPU: only before an event that reads or keeps what the step has made does it wait for
+    the answer whether the step counts (``guard.settle``)."""
 
     def between(batch: Batch, outputs: TaskOutput) -> None:
         with record_function("## guard ##"):  # such names are read in traces (trainer/monitoring/profiling)
@@ -57,7 +55,7 @@ def run(
         guard.begin(progress.step + 1)
         profile(progress.step)
         grace.look()
-        seed_dropout(seed, ranks, progress.step)
+        seeds.begin(progress.step)
         try:
             # Next batch -> forward -> guard, coverage -> backward, with the tables' optimizers -> dense optimizer.
             outputs = pipeline.step(incoming, between)
@@ -67,10 +65,12 @@ def run(
             progress.advance(outputs.cursor)
             row_log.record(outputs.cursor, progress.step)
             logger.update(outputs, progress)
+            if logger.is_due(progress) or evaluator.is_due(progress) or checkpoints.may_be_due(progress.step):
+                guard.settle()
             logger.maybe_report(progress)  # when a line is due: with stragglers and alerts, to trackers too
         guard.end()
         if guard.stop_requested:
-            return
+            return guard.over(progress.step)
         with watchdog.paused(), record_function("## evaluation and checkpoint ##"):
             waited = checkpoints.seconds
             if evaluator.is_due(progress):
@@ -97,15 +97,6 @@ def _read(batches: Iterator[Batch], first_step: int) -> Iterator[Batch]:
     for step, batch in enumerate(batches, first_step):
         fault_injection.at("reader", step=step)
         yield batch
-
-
-def seed_dropout(seed: int, ranks: Ranks, step: int) -> None:
-    """Makes what a step draws a function of (seed, rank, step) alone, so that a resumed run draws the same."""
-    drawn = np.random.SeedSequence((seed, ranks.rank, step)).generate_state(1, np.uint64)
-    # Not torch.manual_seed, which is slow: it asks every kind of device.
-    on_gpu = ranks.device.type == "cuda"
-    generator = torch.cuda.default_generators[ranks.device.index] if on_gpu else torch.default_generator
-    generator.manual_seed(int(drawn[0]))
 
 
 def batches_from(loader: Loader, progress: Progress, total_steps: int) -> BatchIterator:

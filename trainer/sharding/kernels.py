@@ -72,3 +72,14 @@ def _uncount_evaluation(kernel: nn.Module, inputs: Any, output: Any) -> None:
     if not kernel.training:
         kernel.iter.sub_(1)
         kernel.iter_cpu.sub_(1)
+
+
+def pointwise_states(kernel: SplitTableBatchedEmbeddingBagsCodegen) -> list[Tensor]:
+    """What Adam keeps, live and laid out as the kernel's weights are; none of other optimizers."""
+    if kernel.optimizer != EmbOptimType.ADAM:
+        return []
+    on_device = kernel.weights_dev.numel() > 0
+    names = ("momentum1", "momentum2")
+    found = [getattr(kernel, f"{name}_{'dev' if on_device else 'host'}").data for name in names]
+    assert all(state.numel() == max(kernel.weights_dev.numel(), kernel.weights_host.numel()) for state in found)
+    return found

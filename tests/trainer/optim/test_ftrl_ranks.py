@@ -8,7 +8,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tests.helpers.compiled import compiled_kernels
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Reference
-from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, make_batch
+from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, make_batch, unmasked
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.ftrl import ftrl_update
@@ -44,7 +44,7 @@ def _train(rank: int, world_size: int, compiled: bool) -> dict[str, object]:
     for name, (optim, layout) in CASES.items():
         model, plan = build(world_size, layout, optim, sequence=True, compiled=compiled)
         reference = Reference(all_tables(model, True), _update(optim), True)
-        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS, mask=unmasked())
         for _, shards in fused_kernels(model):
             widths = [shard.local_cols for shard in shards if len(shards) > 1]
             found["mixed kernels"] += 4 in widths and 8 in widths

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType
 from tests.helpers.model_states import LAYOUTS, Whole, assembled, assert_equal, load, train
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, HALVES, Closed, Reference
-from tests.helpers.tables import DIMS, TinyModel, all_tables, build, make_batch, plan_alone
+from tests.helpers.tables import DIMS, TinyModel, all_tables, build, make_batch, plan_alone, unmasked
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer
@@ -38,7 +38,7 @@ class Job:
         self.optim = OptimConfig(tables=config, wide=TableOptimizerConfig("sgd", lr=config.lr), dense=DENSE)
         model, world_size = TinyModel(True, data_type=DataType.FP16), dist.get_world_size()
         self.model, sharding = build(world_size, LAYOUTS[plan], self.optim, sequence=True, model=model)
-        self.optimizer = CombinedOptimizer(self.model, sharding, self.optim, total_steps=TOTAL)
+        self.optimizer = CombinedOptimizer(self.model, sharding, self.optim, total_steps=TOTAL, mask=unmasked())
         self.pieces = [*model_pieces(self.model, sharding), *self.optimizer.pieces()]
 
     def train(self, steps: range) -> None:

@@ -18,7 +18,7 @@ from tests.helpers.jobs import built_job, curve, ranks_of, state_of
 from tests.helpers.model_states import assembled, load
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Closed, Reference, train
-from tests.helpers.tables import DIMS, FEATURES, ROWS, all_tables, build, make_batch
+from tests.helpers.tables import DIMS, FEATURES, ROWS, all_tables, build, make_batch, unmasked
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
@@ -107,7 +107,7 @@ def _formula(rank: int, world_size: int) -> dict[str, int]:
         model, plan = build(world_size, layout, config, sequence=True)
         update = Regularised(config, world_size)
         reference = Reference(all_tables(model, True), update, True)
-        optimizer = CombinedOptimizer(model, plan, config, total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, config, total_steps=STEPS, mask=unmasked())
         count(optimizer, rank, world_size)
         for step, batches in enumerate(all_batches(world_size)):
             found = {table: [set(ids_of(batch, table)) for batch in batches] for table in DIMS}
@@ -134,7 +134,7 @@ def _states(rank: int, world_size: int, folder: str, earlier: list[int]) -> None
     """Counts are whole, exact and the same under every plan, and go from any plan and number of ranks to any other."""
     for number, (name, layout) in enumerate(PLANS.items()):
         model, plan = build(world_size, layout, optim(), sequence=True)
-        optimizer = CombinedOptimizer(model, plan, optim(), total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, optim(), total_steps=STEPS, mask=unmasked())
         pieces = optimizer.pieces()
         count(optimizer, rank, world_size)
         state = assembled(pieces)
@@ -266,9 +266,9 @@ def _data_parallel(rank: int, world_size: int) -> str:
     layout = ShardingConfig(["table_wise"], {"item": "data_parallel"})
     model, plan = build(world_size, layout, optim())
     with pytest.raises(ValueError) as caught:
-        MiniBatchAware(fused_kernels(model), plan)
+        MiniBatchAware(fused_kernels(model), plan, unmasked())
     unregularised = [replace(table, optimizer=replace(table.optimizer, mini_batch_l2=0.0)) for table in plan]
-    MiniBatchAware(fused_kernels(model), unregularised)
+    MiniBatchAware(fused_kernels(model), unregularised, unmasked())
     return str(caught.value)
 
 

@@ -10,7 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Reference
-from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, everywhere, make_batch
+from tests.helpers.tables import CPU, LAYOUTS, all_tables, build, everywhere, make_batch, unmasked
 from trainer.config.optim import OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.dense import schedule_factor
@@ -68,7 +68,7 @@ def _train(rank: int, world_size: int) -> int:
         sequence = "data-parallel" not in name
         model, plan = build(world_size, layout, optim, sequence=sequence)
         reference = AtDenseRates(all_tables(model, sequence), AtRates(optim), sequence)
-        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS, mask=unmasked())
         pipeline = TrainPipelineSparseDist(model, optimizer, CPU, execute_all_batches=True)
         batches = iter([make_batch(rank, world_size, step) for step in range(STEPS)])
         for step in range(STEPS):

@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.compiled import compiled_kernels
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, HALVES, STEPS, Closed, Reference, train
-from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch
+from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch, unmasked
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 
@@ -37,7 +37,7 @@ def _updates(rank: int, world_size: int, compiled: bool) -> float:
         optim = OptimConfig(tables=config, wide=TableOptimizerConfig("sgd", lr=config.lr), dense=DENSE)
         model, plan = build(world_size, layout, optim, sequence=sequence, compiled=compiled)
         reference = Reference(all_tables(model, sequence), Closed(config, cut), sequence)
-        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS, mask=unmasked())
         train(model, optimizer, rank, world_size, range(STEPS))
         for step in range(STEPS):
             reference.step([make_batch(r, world_size, step) for r in range(world_size)])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, STEPS, Closed, Reference, train
-from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch
+from tests.helpers.tables import LAYOUTS, all_tables, build, everywhere, make_batch, unmasked
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.optim.combined import CombinedOptimizer
 
@@ -62,7 +62,7 @@ def _decays(rank: int, world_size: int) -> None:
         model, plan = build(world_size, LAYOUTS.get(layout) or everywhere(layout), optim, sequence=sequence)
         before = all_tables(model, sequence)
         reference = Reference(before, Decayed(config), sequence)
-        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS)
+        optimizer = CombinedOptimizer(model, plan, optim, total_steps=STEPS, mask=unmasked())
         train(model, optimizer, rank, world_size, range(STEPS))
         for step in range(STEPS):
             reference.step([make_batch(r, world_size, step) for r in range(world_size)])

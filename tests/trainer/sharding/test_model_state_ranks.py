@@ -18,7 +18,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from tests.helpers.model_states import LAYOUTS, Whole, assembled, assert_equal, layout, load, train
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Closed, Reference
-from tests.helpers.tables import DIMS, ROWS, TinyModel, all_tables, build, make_batch
+from tests.helpers.tables import DIMS, ROWS, TinyModel, all_tables, build, make_batch, unmasked
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.modules.dice import Dice
@@ -74,7 +74,7 @@ class Job:
         if kind == "everything":
             model.head.top = Counted(model.head.top)
         self.model, self.tables = build(world_size, LAYOUTS[plan], self.optim, sequence=True, model=model, seed=seed)
-        self.optimizer = CombinedOptimizer(self.model, self.tables, self.optim, total_steps=TOTAL)
+        self.optimizer = CombinedOptimizer(self.model, self.tables, self.optim, total_steps=TOTAL, mask=unmasked())
         self.pieces = [*model_pieces(self.model, self.tables), *self.optimizer.pieces()]
         self.step = 0
 
@@ -236,7 +236,7 @@ def _adam(rank: int, world_size: int) -> list[str]:
     def job(seed: int) -> tuple[CombinedOptimizer, list[Piece], DistributedModelParallel]:
         model, plan = build(world_size, layout("data_parallel"), KINDS["adagrad"], seed=seed)
         plan = tuple(replace(t, optimizer=adam.of_table(t.name, wide=is_wide_table(t.name))) for t in plan)
-        optimizer = CombinedOptimizer(model, plan, adam, total_steps=TOTAL)
+        optimizer = CombinedOptimizer(model, plan, adam, total_steps=TOTAL, mask=unmasked())
         return optimizer, [*model_pieces(model, plan), *optimizer.pieces()], model
 
     adam = replace(KINDS["adagrad"], tables=TableOptimizerConfig("adam", lr=0.1))

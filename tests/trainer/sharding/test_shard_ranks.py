@@ -28,6 +28,7 @@ from tests.helpers.tables import (
     make_batch,
     plan_alone,
     reference_loss,
+    unmasked,
 )
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
@@ -87,7 +88,7 @@ def _pipeline_errors(rank: int, world_size: int) -> list[str]:
     messages = []
     for model in (TinyModel(sequence=True), Untraceable()):
         sharded, plan = build(world_size, ShardingConfig(), SGD, model=model)
-        optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=3)
+        optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=3, mask=unmasked())
         pipeline = StepPipeline(sharded, optimizer, CPU)
         try:
             pipeline.progress(iter([make_batch(rank, world_size, step) for step in range(3)]))
