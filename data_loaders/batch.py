@@ -35,8 +35,8 @@ class Batch(Pipelineable):
     float32 [B]. Padding and dropped rows have weight 0 and no ids. ``normalizer`` float32 []: its mean over ranks is the
     number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
     mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may
-    drop rows: then it is this rank's own number of rows. ``group_ids`` int64 [B, G]: of G columns
-    (``data_loaders.group_ids``), where the loader has ``group_by``; 0 in padding."""
+    drop rows: then it is this rank's own number of rows. It stays on the host: a factor that no kernel has to compute.
+    ``group_ids`` int64 [B, G]: of G columns (``data_loaders.group_ids``), where the loader has ``group_by``; 0 in padding."""
 
     dense: Tensor
     sparse: KeyedJaggedTensor
@@ -52,12 +52,13 @@ class Batch(Pipelineable):
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in self._movable()})
+        pinned = {name: getattr(self, name).pin_memory() for name in (*self._movable(), "normalizer")}
+        return replace(self, **pinned)
 
     def record_stream(self, stream: torch.Stream) -> None:
         for name in self._movable():
             getattr(self, name).record_stream(stream)
 
     def _movable(self) -> tuple[str, ...]:
-        names = ("dense", "sparse", "sequence", "labels", "weights", "normalizer", "group_ids")
+        names = ("dense", "sparse", "sequence", "labels", "weights", "group_ids")
         return tuple(name for name in names if getattr(self, name) is not None)

@@ -49,7 +49,7 @@ class WeightedLogLoss(nn.Module):
         if self.label_smoothing:
             labels = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
         if self.mean_over_ranks is not None:
-            normalizer = self.mean_over_ranks(normalizer)
+            normalizer = self.mean_over_ranks(normalizer.to(weights.device, non_blocking=True))
         shares = weights * normalizer.clamp(min=torch.finfo(torch.float32).tiny).reciprocal()  # [B]
         return _CrossEntropy.apply(logits.float(), labels, shares)
 
