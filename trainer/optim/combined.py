@@ -19,6 +19,7 @@ from trainer.optim.dense import (
     leaves_out_masked,
     make_dense_optimizer,
     materialise_state,
+    rests_without_gradient,
     schedule_factor,
 )
 from trainer.optim.ftrl import FTRL
@@ -77,7 +78,9 @@ class CombinedOptimizer:
         self._table_rates.set(self.steps, self.reduction)
         self.mini_batch_aware = MiniBatchAware(self._kernels, tables, mask)
         self._masked_tables = MaskedTables(self._kernels, tables, mask)
-        self._rollback = Rollback(self._moved_when_masked(mask), mask)
+        self._mask = mask
+        resting, moving = self._resting_and_moving()
+        self._resting, self._rollback = resting, Rollback(moving, mask)
         count_training_steps_only(self._kernels)
 
     @property
@@ -106,6 +109,7 @@ class CombinedOptimizer:
             rate = self.lr
             for group in self._dense.param_groups:
                 group["lr"] = rate
+        self._mask.zero([parameter.grad for parameter in self._resting if parameter.grad is not None])
         self._rollback.keep()
         for optimizer in self._ordinary():
             optimizer.step()
@@ -159,14 +163,21 @@ class CombinedOptimizer:
     def _ordinary(self) -> list[torch.optim.Optimizer]:
         return [*self._data_parallel, *([self._dense] if self._dense is not None else [])]
 
-    def _moved_when_masked(self, mask: StepMask) -> list[Tensor]:
-        """What a step changes that cannot be left out by its optimizer itself."""
-        moved = [] if self._average is None else list(self._average.values.values())
+    def _resting_and_moving(self) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Parameters that a gradient of zero leaves as they are; and all that a step changes without a gradient, unless its
+        optimizer leaves out a masked step by itself."""
+        resting: list[nn.Parameter] = []
+        moving = [] if self._average is None else list(self._average.values.values())
         for optimizer in self._ordinary():
-            if not leaves_out_masked(optimizer, mask):
-                moved += [parameter for group in optimizer.param_groups for parameter in group["params"]]
-                moved += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return moved
+            if leaves_out_masked(optimizer, self._mask):
+                continue
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            states = [(key, value) for state in optimizer.state.values() for key, value in state.items()]
+            rests = rests_without_gradient(optimizer)
+            resting += parameters if rests else []
+            moving += [] if rests else parameters
+            moving += [value for key, value in states if isinstance(value, Tensor) and (key == "step" or not rests)]
+        return resting, moving
 
     def _dense_pieces(self) -> list[Piece]:
         found: list[Piece] = []

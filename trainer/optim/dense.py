@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from data_loaders.errors import UserError
 from data_loaders.schema import one_of
@@ -31,6 +32,7 @@ _CLASSES = {
 assert set(_CLASSES) == set(DENSE_OPTIMIZERS)
 
 _FUSED = ("adam", "adamw", "sgd")  # one kernel for all parameters, on CPU and CUDA alike
+_RESTING = (torch.optim.SGD, torch.optim.Adagrad, RowWiseAdagrad)
 _NOT_OPTIONS = ("params", "lr", "weight_decay")  # these are keys of their own
 
 
@@ -47,8 +49,9 @@ def make_dense_optimizer(parameters: Mapping[str, nn.Parameter], config: DenseOp
     options: dict[str, Any] = dict(config.options)
     if config.name in _FUSED and not {"fused", "foreach", "differentiable"} & set(options):
         options["fused"] = True
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
+    # Without decay all are one group: each group takes kernels of its own.
+    decayed = [p for p in parameters.values() if p.ndim >= 2 or not config.weight_decay]
+    others = [p for p in parameters.values() if p.ndim < 2 and config.weight_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     try:
         optimizer = kind([group for group in groups if group["params"]], lr=config.lr, **options)
@@ -89,6 +92,14 @@ def leaves_out_masked(optimizer: torch.optim.Optimizer, mask: StepMask) -> bool:
     if fused:
         optimizer.found_inf = mask.skip  # where PyTorch's GradScaler puts it, and the optimizer's step looks for it
     return fused
+
+
+def rests_without_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a gradient of zero changes nothing but a count of steps."""
+    return isinstance(optimizer, _RESTING) and all(
+        group.get("eps", 1.0) > 0 and not group["weight_decay"] and not group.get("momentum")
+        for group in optimizer.param_groups
+    )
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
