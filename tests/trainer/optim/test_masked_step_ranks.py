@@ -31,6 +31,8 @@ TABLES = {
     "adagrad": (touched("adagrad"), "row_wise"),
     "rowwise_adagrad": (touched("rowwise_adagrad"), "column_wise"),
     "rowwise_adagrad, mixed": (touched("rowwise_adagrad"), "mixed"),
+    "adam": (touched("adam"), "row_wise"),
+    "adam with decay of touched rows": (touched("adam", weight_decay=0.1), "column_wise"),
     "decay of touched rows": (touched("sgd", weight_decay=0.1), "row_wise"),
     "mini-batch aware": (touched("adagrad", mini_batch_l2=0.5), "table_wise"),
     "data-parallel adam": (everywhere_decayed("adam"), "data_parallel"),
