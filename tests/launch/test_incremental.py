@@ -1,11 +1,12 @@
 """Day after day: what the command line means, and three days of the program, killed in the middle and begun again."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -85,36 +86,41 @@ def test_ready_days_take_what_the_day_before_has_not_trained(tmp_path, monkeypat
     assert (first, second) == ({f"run.dir={before}"}, {f"warm_start.path={before}", f"data.new_since={before}"})
 
 
+def command_line(root, output, days):
+    own = ["--nproc-per-node", "1", f"output={output}", f"data.days=[{','.join(days)}]"]
+    return [*own, *tiny.arguments(root, "model=deepfm", "model.hidden_units=[8]", "data.probability=null", "epochs=1")]
+
+
 def run_days(root, output, days, faults=""):
-    command = [sys.executable, "-m", "launch.incremental", "--nproc-per-node", "1", f"output={output}"]
-    overrides = [*tiny.arguments(root, "model=deepfm", "model.hidden_units=[8]", "data.probability=null", "epochs=1")]
-    return subprocess.run(
-        [*command, f"data.days=[{','.join(days)}]", *overrides],
-        capture_output=True,
-        text=True,
-        timeout=warm.PATIENCE,
-        env={**os.environ, "PYTHONPATH": str(tiny.REPOSITORY), "OMP_NUM_THREADS": "1", "TRAINER_FAULTS": faults},
-        stdin=subprocess.DEVNULL,
-    )
+    """The exit code and stderr. Each day's job is a rank that has PyTorch imported, in place of one of the launcher's."""
+
+    def call(command):
+        assert command[0] == "launch.run" and command[1::2][:3] == ["--nproc-per-node", "--max-restarts", "--grace"]
+        return warm.run(1, "trainer.train", command[7:], {**os.environ, "TRAINER_FAULTS": faults}).returncode
+
+    errors = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
+        patch.setattr(incremental, "_call", call)
+        return incremental.main(command_line(root, output, days)), errors.getvalue()
 
 
 def interrupted(root, output):
-    """One day; a second one that dies while it commits its last checkpoint; then all three."""
-    first = run_days(root, output, DAYS[:1])
-    assert first.returncode == 0, first.stderr
+    """One day; a second one that dies while it commits its last checkpoint; then all three, by the command itself."""
+    assert run_days(root, output, DAYS[:1])[0] == 0
     finished = (output / "runs" / "a" / "metrics.json").stat().st_mtime_ns
-    died = run_days(root, output, DAYS[:2], faults="phase=before_rename,action=kill9")
-    assert died.returncode != 0 and "the same command resumes it" in died.stderr
+    code, errors = run_days(root, output, DAYS[:2], faults="phase=before_rename,action=kill9")
+    assert code != 0 and "the same command resumes it" in errors
     assert not (output / "runs" / "b" / "metrics.json").exists()
-    ended = run_days(root, output, DAYS)
+    ended = subprocess.run(
+        [sys.executable, "-m", "launch.incremental", *command_line(root, output, DAYS)],
+        capture_output=True,
+        text=True,
+        timeout=warm.PATIENCE,
+        env={**os.environ, "PYTHONPATH": str(tiny.REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+    )
     assert ended.returncode == 0, ended.stderr
     assert (output / "runs" / "a" / "metrics.json").stat().st_mtime_ns == finished
-    return ended
-
-
-def undisturbed(root, output):
-    ended = run_days(root, output, DAYS)
-    assert ended.returncode == 0, ended.stderr
     return ended
 
 
@@ -125,9 +131,9 @@ def outputs(click_log, tmp_path_factory):
         shutil.copy(click_log / "train" / f"part-{number:05d}.parquet", root / f"{day}.parquet")
     for day in DAYS:
         (root / f"{day}.parquet").rename(root / day)
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(job, root, folder / job.__name__) for job in (interrupted, undisturbed)]
-        return folder, [job.result() for job in jobs]
+    code, errors = run_days(root, folder / "undisturbed", DAYS)
+    assert code == 0, errors
+    return folder, interrupted(root, folder / "interrupted")
 
 
 def tensors(output, day):
@@ -143,7 +149,7 @@ def test_a_crash_in_the_middle_changes_nothing(outputs):
 
 
 def test_each_day_is_scored_before_it_is_trained(outputs):
-    folder, (ended, _) = outputs
+    folder, ended = outputs
     report = json.loads((folder / "interrupted" / "report.json").read_text())
     assert [row["day"] for row in report] == list(DAYS)
     assert (
