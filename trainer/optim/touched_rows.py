@@ -106,5 +106,7 @@ class RowUnits:
     def of(self, ids: Tensor, feature: Tensor) -> Tensor:
         """The units of the rows of ``ids`` [N], whose features are ``feature`` [N] -> [N, U]; a narrower row's last unit stands
         for those it has not."""
+        if len(self._each) == 1:  # a row is a unit
+            return (self._begins[feature] + ids).unsqueeze(1)
         units = torch.minimum(self._each, self._units[feature].unsqueeze(1) - 1)  # [N, U]
         return (self._begins[feature] + ids * self._units[feature]).unsqueeze(1) + units

@@ -21,6 +21,7 @@ class StepMask:
         self.counts = torch.ones((), dtype=torch.bool, device=device)
         self.skip = torch.zeros((), device=device)
         self._zero = torch.zeros((), device=device)
+        self._none = torch.zeros((), dtype=torch.int64, device=device)
 
     def set(self, flag: Tensor) -> None:
         """Masks the step where ``flag`` [] is NaN."""
@@ -38,8 +39,8 @@ class StepMask:
             torch._foreach_mul_(each, self.counts.to(integer))
 
     def masked_only(self, numbers: Tensor) -> Tensor:
-        """Integers ``numbers`` where the step is masked, else zeros."""
-        return numbers * self.skip.to(numbers.dtype)
+        """``numbers`` int64 where the step is masked, else zeros."""
+        return torch.where(self.counts, self._none, numbers)
 
 
 class Rollback:
