@@ -31,7 +31,8 @@ class Cursor:
 
 @dataclass
 class Batch(Pipelineable):
-    """``dense`` float32 [B, D]; ``sparse`` and ``sequence`` int64 ids, one key a feature; ``labels`` and ``weights``
+    """``dense`` float32 [B, D]; ``sparse`` and ``sequence`` ids, one key a feature, int32 where no table has more rows
+    than that counts, else int64; ``labels`` and ``weights``
     float32 [B]. Padding and dropped rows have weight 0 and no ids. ``normalizer`` float32 []: its mean over ranks is the
     number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
     mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may

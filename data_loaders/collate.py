@@ -3,9 +3,10 @@
 Letters: B rows of the batch, of which ``real`` are data and the rest padding; K keys, of which S have at most one id a
 row and J any number; D dense features.
 
-Lengths are int64, like ids: FBGEMM casts offsets to int64 before each lookup, so int32 lengths would cost a kernel
-each. Offsets are not given: TorchRec's input distribution sends lengths and drops offsets, which would only be copied
-to the device. Stride, ``length_per_key`` and ``offset_per_key`` are given, since computing them on a GPU synchronises.
+Ids are int32 where all tables allow, which halves what is copied to a device and exchanged between ranks; TorchRec casts
+them to int64 before a lookup. Lengths are int64: FBGEMM would cast the offsets made of them before each lookup. Offsets are
+not given: TorchRec's input distribution sends lengths and drops offsets, which would only be copied to the device. Stride,
+``length_per_key`` and ``offset_per_key`` are given, since computing them on a GPU synchronises.
 """
 
 import itertools
@@ -118,11 +119,11 @@ class Collator:
             offset_per_key=[0, *itertools.accumulate(length_per_key)],
         )
 
-    def _single_ids(self, name: str, indices: list[int], chunks: list[Chunk], rows: int) -> NDArray[np.int64]:
+    def _single_ids(self, name: str, indices: list[int], chunks: list[Chunk], rows: int) -> NDArray[np.integer]:
         """Lines ``indices`` of ``Columns.ids`` in all chunks; the decoder numbers the keys of one tensor consecutively."""
         first, stop = (indices[0], indices[-1] + 1) if indices else (0, 0)
         assert indices == list(range(first, stop))
-        ids = self._buffers.empty(f"{name} ids", (stop - first, rows), np.int64)
+        ids = self._buffers.empty(f"{name} ids", (stop - first, rows), chunks[0].columns.ids.dtype.type)
         return np.concatenate([p.columns.ids[first:stop, p.start : p.stop] for p in chunks], axis=1, out=ids)
 
     def _ones(self, keys: int, rows: int) -> torch.Tensor:
@@ -135,7 +136,7 @@ class Collator:
         return self._kept_lengths[keys, rows]
 
     def _mixed(
-        self, name: str, slots: list[Slot], ids: NDArray[np.int64], chunks: list[Chunk], rows: int
+        self, name: str, slots: list[Slot], ids: NDArray[np.integer], chunks: list[Chunk], rows: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Values of all keys, lengths [K * B], and how many values each key has, where some have no id or several."""
         lengths = self._buffers.empty(f"{name} lengths", (len(slots), self._batch_size), np.int64)  # [K, B]
@@ -147,12 +148,12 @@ class Collator:
             for slot, out in zip(slots, lengths[:, :rows])
         ]
         length_per_key = [sum(map(len, found)) for found in parts]
-        values = self._buffers.empty(f"{name} values", (sum(length_per_key),), np.int64)
+        values = self._buffers.empty(f"{name} values", (sum(length_per_key),), ids.dtype.type)
         np.concatenate([part for found in parts for part in found], out=values)
         return torch.from_numpy(values), torch.from_numpy(lengths.reshape(-1)), length_per_key
 
 
-def _present(ids: NDArray[np.int64], lengths: NDArray[np.int64], complete: bool) -> NDArray[np.int64]:
+def _present(ids: NDArray[np.integer], lengths: NDArray[np.int64], complete: bool) -> NDArray[np.integer]:
     """The ids that are there; writes their lengths, 1 or 0."""
     if complete:
         lengths[:] = 1

@@ -92,7 +92,7 @@ class Decoder:
         self.magnitudes = Magnitudes(len(self._numbers))
         self._plain = PlainColumns(self._numbers, self._singles)
         self._buffers = Buffers()
-        # Half the memory and time of a shuffle; batches are int64.
+        # Half the memory and time of everything that moves ids, the device's copies among them.
         self._dtype = np.int32 if max(rows) <= np.iinfo(np.int32).max else np.int64
 
     def _add_key(self, key: str, schema: Schema, types: Mapping[str, pa.DataType], counters: Counters) -> None:

@@ -22,12 +22,12 @@ SLOTS = {
 }
 
 
-def random_columns(rng, rows, num_numbers=4):
+def random_columns(rng, rows, num_numbers=4, dtype=np.int32):
     def bags():
         lengths = rng.integers(0, 4, rows)
-        return Bags(np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, 9, lengths.sum()).astype(np.int32))
+        return Bags(np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, 9, lengths.sum()).astype(dtype))
 
-    ids = rng.integers(0, 9, (3, rows)).astype(np.int32)
+    ids = rng.integers(0, 9, (3, rows)).astype(dtype)
     ids[1, rng.random(rows) < 0.3] = NO_ID
     return Columns(2, rng.random((num_numbers, rows), np.float32), ids, [bags(), bags()])
 
@@ -58,14 +58,16 @@ def expected(chunks, key, batch_size):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("padding", [0, 3])
-def test_rows_come_in_order_and_are_padded(seed, padding):
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_rows_come_in_order_and_are_padded(seed, padding, dtype):
     rng = np.random.default_rng(seed)
-    chunks = [Chunk(random_columns(rng, rows), start, stop) for rows, start, stop in ((10, 2, 7), (8, 0, 8), (4, 4, 4))]
+    shapes = ((10, 2, 7), (8, 0, 8), (4, 4, 4))
+    chunks = [Chunk(random_columns(rng, rows, dtype=dtype), start, stop) for rows, start, stop in shapes]
     size = 13 + padding
     batch = collate(chunks, size)
     for kjt, keys in ((batch.sparse, LAYOUT.pooled), (batch.sequence, LAYOUT.unpooled)):
         assert tuple(kjt.keys()) == keys and kjt.stride() == size
-        assert kjt.values().dtype == kjt.lengths().dtype == torch.int64
+        assert kjt.values().numpy().dtype == dtype and kjt.lengths().dtype == torch.int64
         assert lists(kjt) == {key: expected(chunks, key, size) for key in keys}
         given = kjt._length_per_key, kjt._offset_per_key  # computed by the loader, not by TorchRec
         assert given[0] == [sum(map(len, lists(kjt)[key])) for key in keys]

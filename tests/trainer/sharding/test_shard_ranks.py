@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,31 @@ def _deterministic_bags(rank: int, world_size: int) -> list[bool]:
     return [exchange._is_sequence for module in sharded for exchange in module._input_dists]
 
 
+def _trained(rank: int, world_size: int, layout: ShardingConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tables after two steps of sequences and bags with ids of this type."""
+    sharded, plan = build(world_size, layout, SGD, sequence=True)
+    optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=2)
+    pipeline = StepPipeline(sharded, optimizer, CPU)
+    batches = iter([_with_ids(make_batch(rank, world_size, step), dtype) for step in range(2)])
+    for _ in range(2):
+        pipeline.progress(batches)
+    return all_tables(sharded, sequence=True)
+
+
+def _with_ids(batch: Batch, dtype: torch.dtype) -> Batch:
+    def cast(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        return KeyedJaggedTensor(
+            ids.keys(),
+            ids.values().to(dtype),
+            lengths=ids.lengths(),
+            stride=ids.stride(),
+            length_per_key=ids.length_per_key(),
+            offset_per_key=ids.offset_per_key(),
+        )
+
+    return replace(batch, sparse=cast(batch.sparse), sequence=cast(batch.sequence))
+
+
 def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
     """All that needs a process group, in one launch for each number of ranks."""
     long = dict(ROWS, user=20_001, wide_user=20_001)  # several chunks of initial values, and shards that end within one
@@ -132,6 +158,10 @@ def _on_ranks(rank: int, world_size: int) -> dict[str, object]:
         "short": _losses_and_tables(rank, world_size, short, two),
         "too_large": _error_of_a_plan_too_large(world_size),
         "uniform": {name: _uniform_tables(world_size, layout) for name, layout in LAYOUTS.items()},
+        "trained": [
+            [_trained(rank, world_size, layout, dtype) for dtype in (torch.int32, torch.int64)]
+            for layout in LAYOUTS.values()
+        ],
     }
     if world_size == 2:
         found["pipeline"] = _pipeline_errors(rank, world_size)
@@ -182,6 +212,13 @@ def test_a_plan_that_does_not_fit_fails_on_every_rank_with_the_sizes(runs) -> No
     assert messages[0] == messages[1]
     for word in ("do not fit", "item", "GB", "2 rank(s)", "sharding.ddr_gb"):
         assert word in messages[0]
+
+
+def test_ids_of_32_bits_train_the_same_bit_by_bit(runs) -> None:
+    for ranks in runs.values():
+        for narrow, wide in (pair for found in ranks for pair in found["trained"]):
+            assert all(torch.equal(narrow[name], wide[name]) for name in DIMS)
+            assert not all(torch.equal(wide[name], ranks[0]["tables"]["table_wise"][name]) for name in DIMS)
 
 
 def test_a_module_that_is_not_pipelined_is_named(runs) -> None:
