@@ -90,16 +90,26 @@ class Columns:
         self.numbers[:, rows][:, dropped] = 0
         self.ids[:, rows][:, dropped] = NO_ID
 
-    def fill(self, parts: list["Columns"], rows: NDArray[np.int64] | None, spare: NDArray[np.int64]) -> None:
+    def fill(
+        self,
+        parts: list["Columns"],
+        rows: NDArray[np.int64] | None,
+        spare: NDArray[np.int64],
+        turns: tuple[int, int, int] | None = None,
+    ) -> None:
         """Writes the rows of all parts, one after the other, in the order of ``rows``, a permutation of them (None: as they
-        come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far."""
+        come). ``spare`` [R or more] holds a line meanwhile: in the CPU's cache, while the parts come from far. ``turns``
+        (a, b, c): the permutation is that of a · b runs of c rows to b · a, which is copied faster than gathered."""
         for name in ("numbers", "ids") if self.group_ids is None else ("numbers", "ids", "group_ids"):
             lines = getattr(self, name)
             natural = spare.view(lines.dtype)[: self.num_rows]
             for index, line in enumerate(lines):
                 found = [getattr(part, name)[index] for part in parts]
                 np.concatenate(found, out=line if rows is None else natural)
-                if rows is not None:
+                if turns is not None:
+                    shards, steps, count = turns
+                    line.reshape(steps, shards, count)[:] = natural.reshape(turns).swapaxes(0, 1)
+                elif rows is not None:
                     # mode="clip" writes straight into ``out``; the default checks all indices before it touches it.
                     np.take(natural, rows, out=line, mode="clip")
         bags = [concat_bags(list(found)) for found in zip(*(part.bags for part in parts))]

@@ -1,8 +1,9 @@
 """What a Parquet footer must fulfil, tried in a process of its own, which the Parquet library may end (``footers``).
 
 The process reads requests from stdin, in integers of eight bytes: how many footers, of each its length and the size of its
-file, then the footers. It answers each footer with a line of JSON: ``row_groups``, the number of its ``schema``, and as ``new``
-the schema itself where the number is new; or ``error``. It ends with its stdin, or after a while without requests.
+file, then the footers. It answers each footer with a line of JSON: ``row_groups``, the number of its ``schema``, as ``new``
+the schema itself where the number is new, and whether it says that rows are ``shuffled``; or ``error``. It ends with its
+stdin, or after a while without requests.
 """
 
 import base64
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from data_loaders.errors import UserError
 
+ROW_ORDER = b"clicktrainer.row_order"  # a key of the file's metadata
 IDLE_SECONDS = 20.0
 _CPU_SECONDS = 60  # for one footer
 _MAGIC_BYTES = 4  # at the file's beginning
@@ -61,19 +63,20 @@ def _integers(values: bytes) -> tuple[int, ...]:
 def answer(footer: bytes, size: int, schemas: dict[str, int]) -> dict[str, Any]:
     """``schemas``: those sent already, with their numbers; thousands of files share a few."""
     try:
-        row_groups, schema = facts(footer, size)
+        row_groups, schema, shuffled = facts(footer, size)
     except DamagedFooter as error:
         return {"error": f"its footer is damaged: {error}"}
     except Exception:  # noqa: BLE001 - whatever the library says of bytes that it does not understand
         return {"error": "its footer is damaged"}
     text = base64.b64encode(schema.serialize()).decode()
     new = {} if text in schemas else {"new": text}
-    return {"row_groups": row_groups, "schema": schemas.setdefault(text, len(schemas)), **new}
+    number = schemas.setdefault(text, len(schemas))
+    return {"row_groups": row_groups, "schema": number, "shuffled": shuffled, **new}
 
 
-def facts(footer: bytes, size: int) -> tuple[list[int], pa.Schema]:
-    """Rows of each row group, and the Arrow schema without metadata, of a file of ``size`` bytes. Raises ``DamagedFooter``
-    for what contradicts itself or the file, and whatever the library raises."""
+def facts(footer: bytes, size: int) -> tuple[list[int], pa.Schema, bool]:
+    """Rows of each row group, the Arrow schema without metadata, and whether rows are marked as shuffled, of a file of
+    ``size`` bytes. Raises ``DamagedFooter`` for what contradicts itself or the file, and whatever the library raises."""
     metadata = pq.read_metadata(pa.BufferReader(footer))
     # As the reader will open it.
     schema = pq.ParquetFile(pa.BufferReader(footer), metadata=metadata).schema_arrow
@@ -96,7 +99,14 @@ def facts(footer: bytes, size: int) -> tuple[list[int], pa.Schema]:
                 begin = _begin(chunk)
                 ranges.append((begin, begin + chunk.total_compressed_size, number, leaf[0]))
     _check_ranges(ranges, size - len(footer))
-    return rows, schema.remove_metadata()
+    shuffled = (metadata.metadata or {}).get(ROW_ORDER) == shuffled_mark(metadata.num_rows)
+    return rows, schema.remove_metadata(), shuffled
+
+
+def shuffled_mark(rows: int) -> bytes:
+    """What a file of so many rows holds under ``ROW_ORDER`` where ``prepare`` has shuffled them. With their number, since
+    tools that leave out rows copy metadata."""
+    return f"shuffled, {rows} rows".encode()
 
 
 def _leaf(column: pq.ColumnSchema) -> tuple[str, str, bool]:

@@ -40,13 +40,18 @@ _TEXT = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".gz", ".zst", ".
 PREPARE = "make Parquet of CSV and JSON with clicktrainer prepare (docs/prepare.md); rows to score: clicktrainer predict --raw"
 
 
+Facts = tuple[tuple[int, ...], pa.Schema, bool]
+
+
 @dataclass(frozen=True)
 class Footer:
-    """``digest``: sha256, hex, of its bytes. ``row_groups``: rows of each. ``schema``: without metadata."""
+    """``digest``: sha256, hex, of its bytes. ``row_groups``: rows of each. ``schema``: without metadata. ``shuffled``: whether
+    the file says that ``prepare`` has shuffled its rows."""
 
     digest: str
     row_groups: tuple[int, ...]
     schema: pa.Schema
+    shuffled: bool
 
 
 def scan(storage: Storage, stats: Sequence[Stat]) -> list[Footer]:
@@ -125,9 +130,9 @@ class _Checker:
         self._process: subprocess.Popen | None = None
         self._schemas: list[pa.Schema] = []
 
-    def ask(self, footers: Sequence[tuple[bytes, int]]) -> list[tuple[tuple[int, ...], pa.Schema] | str]:
-        """Of each footer and size of its file: rows of each row group and the schema, or what is wrong."""
-        found: list[tuple[tuple[int, ...], pa.Schema] | str] = []
+    def ask(self, footers: Sequence[tuple[bytes, int]]) -> list[Facts | str]:
+        """Of each footer and size of its file what ``Footer`` holds behind the digest, or what is wrong."""
+        found: list[Facts | str] = []
         with self._lock:
             starts = 0
             while len(found) < len(footers):
@@ -145,9 +150,7 @@ class _Checker:
                     found.append("its footer is damaged")
         return found
 
-    def _answers(
-        self, child: subprocess.Popen, footers: Sequence[tuple[bytes, int]]
-    ) -> Iterator[tuple[tuple[int, ...], pa.Schema] | str]:
+    def _answers(self, child: subprocess.Popen, footers: Sequence[tuple[bytes, int]]) -> Iterator[Facts | str]:
         """As many as the child lives to give."""
         sizes = [number for footer, size in footers for number in (len(footer), size)]
         with contextlib.suppress(BrokenPipeError):
@@ -161,7 +164,10 @@ class _Checker:
             answer = json.loads(line)
             if "new" in answer:
                 self._schemas.append(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(answer["new"]))))
-            yield answer.get("error") or (tuple(answer["row_groups"]), self._schemas[answer["schema"]])
+            if "error" in answer:
+                yield answer["error"]
+            else:
+                yield tuple(answer["row_groups"]), self._schemas[answer["schema"]], answer["shuffled"]
 
     def _start(self) -> subprocess.Popen:
         # In a session of its own: Ctrl-C is its parent's matter, whose end closes its stdin.

@@ -1,7 +1,8 @@
-"""Keeps the training loop fed: threads read and decode ahead, one more shuffles and assembles batches.
+"""Keeps the training loop fed: threads read, decode and shuffle ahead, one more copies rows into batches.
 
-The unit of work is one block (see ``order``) of a few logical shards. All shards of a rank reach the end of a block at
-the same step, so while the batches of one block are assembled, the next block is read and decoded.
+The unit of work is one block (see ``order``) of a few logical shards, made whole by one thread: so rows per second grow
+with threads. All shards of a rank reach the end of a block at the same step, so while the batches of one block are
+assembled, the next block is made.
 
 Memory is bounded. A rank holds at most two blocks decoded, that is 2 · (``shuffle_rows`` rounded up to whole steps) /
 world size rows; for each of its shards one open row group (the pages being read; of a remote file at most 32 MiB as it
@@ -18,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -47,11 +47,12 @@ class Loader:
     """Batches of one rank, in the order of ``order.Order``.
 
     ``batch_size`` is global. Every rank has ``steps_per_epoch`` batches of ``local_batch_size`` rows an epoch, the last
-    ones padded; over all ranks every row comes once. ``shuffle=False`` gives time order: step k is rows [k · batch_size,
-    (k + 1) · batch_size) of the files as they lie. ``contiguous=True``, with a shard a rank, gives rank r the r-th part
-    of the files instead, which saves reading them on every rank (evaluation, prediction). ``labeled=False`` does without
-    label and weight columns; ``record_origin`` says in each cursor which rows came; ``group_by`` names columns, features or
-    not, whose raw values come hashed with each batch as ``Batch.group_ids``.
+    ones padded; over all ranks every row comes once. Where all files are marked as shuffled (``prepare``), rows are taken as
+    they lie in row groups that come in a random order; ``shuffle_rows`` then bounds memory alone. ``shuffle=False`` gives
+    time order: step k is rows [k · batch_size, (k + 1) · batch_size) of the files as they lie. ``contiguous=True``, with a
+    shard a rank, gives rank r the r-th part of the files instead, which saves reading them on every rank (evaluation,
+    prediction). ``labeled=False`` does without label and weight columns; ``record_origin`` says in each cursor which rows
+    came; ``group_by`` names columns, features or not, whose raw values come hashed with each batch as ``Batch.group_ids``.
 
     ``counters`` count, since construction, values that were null, out of range, non-finite or truncated, by
     ``<feature>.<what>``, in rows of this rank, and ``rows.dropped``. ``wait_seconds`` is how long the consumer has
@@ -89,7 +90,8 @@ class Loader:
                 remedy = f"raise batch_size, now {batch_size}, to {world_size} or more, and data.stream.shards with it"
             raise UserError(f"{world_size} ranks cannot share {shards} logical shards: {remedy}")
         sizes = [rows for file in manifest.files for rows in file.row_groups]
-        kind = "shuffled" if shuffle else "contiguous" if contiguous else "time"
+        shuffled = "preshuffled" if manifest.is_shuffled else "shuffled"
+        kind = shuffled if shuffle else "contiguous" if contiguous else "time"
         if not shuffle:  # nothing depends on blocks but memory and the work of each thread
             shuffle_rows = min(shuffle_rows, _UNIT_ROWS // 2 * threads * world_size)
         self._order = Order(
@@ -168,8 +170,6 @@ class Loader:
             following = next(tasks, None)
             # Not before: what a block shares with the next one is decided when all of it has been read.
             prepared = following.submit(pool) if following else []
-            for part in parts:
-                part.finish()
             for step in task.steps:
                 yield self._batch(task.epoch, step, [p for p in parts if p.unit.first <= step < p.unit.stop])
             task = following
@@ -254,26 +254,19 @@ class _Task:
         return self.blocks.submit(pool, self.block)
 
 
+@dataclass(frozen=True)
 class _Part:
-    """A unit that has been read. ``make`` gives its rows in the order in which steps take them, and which they are in the
-    manifest, where that is recorded; ``ends`` says how many are taken after each step."""
+    """A unit's rows in the order in which steps take them; ``ends``: how many are taken after each step; ``origin``: which
+    rows of the manifest they are, where that is recorded."""
 
-    def __init__(
-        self, unit: Unit, ends: NDArray[np.int64], make: Callable[[], tuple[Columns, NDArray[np.int64] | None]]
-    ) -> None:
-        self.unit = unit
-        self.columns: Columns | None = None
-        self.origin: NDArray[np.int64] | None = None
-        self._ends = ends
-        self._make: Callable[[], tuple[Columns, NDArray[np.int64] | None]] | None = make
-
-    def finish(self) -> None:
-        self.columns, self.origin = self._make()
-        self._make = None  # releases what it was made from
+    unit: Unit
+    ends: NDArray[np.int64]
+    columns: Columns
+    origin: NDArray[np.int64] | None
 
     def chunk(self, step: int) -> Chunk:
         index = step - self.unit.first
-        return Chunk(self.columns, int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
+        return Chunk(self.columns, int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
 class _Blocks:
@@ -313,52 +306,42 @@ class _Blocks:
         ]
 
     def _prepare(self, index: int, unit: Unit, streams: list[list[Segment]]) -> _Part:
-        ends = self._order.ends(unit)
-        count = int(ends[-1])
-        if self._order.order.kind != "shuffled" and self._decoder.is_light:
-            # To decode is to copy then, and to copy once is enough.
-            tables = [
-                table for number, segments in enumerate(streams) for table in self._tables(index, number, segments)
-            ]
-            make = partial(self._decode, tables, count, streams)
-        else:
-            parts = [part for number, segments in enumerate(streams) for part in self._columns(index, number, segments)]
-            make = partial(self._fill, parts, count, unit, streams)
-        return _Part(unit, ends, make)
-
-    def _tables(self, unit: int, number: int, segments: list[Segment]) -> Iterator[pa.Table]:
-        stream = self._table_streams.setdefault((unit, number), TableStream(self._row_groups))
-        for segment in segments:
-            yield from stream.tables(segment.row_group, segment.start, segment.stop)
-
-    def _columns(self, unit: int, number: int, segments: list[Segment]) -> Iterator[Callable[[], Columns]]:
-        if (unit, number) not in self._column_streams:
-            stream = ColumnStream(self._row_groups, self._decoder, self._shared, unit + number)
-            self._column_streams[unit, number] = stream
-        for segment in segments:
-            yield from self._column_streams[unit, number].read(segment)
-
-    def _decode(
-        self, tables: list[pa.Table], count: int, streams: list[list[Segment]]
-    ) -> tuple[Columns, NDArray[np.int64] | None]:
-        segments = [segment for stream in streams for segment in stream]
-        try:
-            columns = self._decoder(tables, count, "unit")
-        except RowError as error:
-            raise located(error, self._row_groups, segments) from error
-        return columns, self._origin(segments) if self._record_origin else None
-
-    def _fill(
-        self, parts: list[Callable[[], Columns]], count: int, unit: Unit, streams: list[list[Segment]]
-    ) -> tuple[Columns, NDArray[np.int64] | None]:
+        ends, segments = self._order.ends(unit), [segment for stream in streams for segment in stream]
         rows = self._order.rows(unit)
+        if rows is None and self._decoder.is_light:  # to decode is to copy then, and to copy once is enough
+            columns = self._decoded(index, int(ends[-1]), streams)
+        else:
+            columns = self._filled(index, unit, int(ends[-1]), streams, rows)
+        origin = self._origin(segments) if self._record_origin else None
+        return _Part(unit, ends, columns, origin if origin is None or rows is None else origin[rows])
+
+    def _decoded(self, index: int, count: int, streams: list[list[Segment]]) -> Columns:
+        try:
+            return self._decoder(self._tables(index, streams), count, "unit")
+        except RowError as error:
+            raise located(error, self._row_groups, [segment for stream in streams for segment in stream]) from error
+
+    def _tables(self, index: int, streams: list[list[Segment]]) -> Iterator[pa.Table]:
+        for number, segments in enumerate(streams):
+            stream = self._table_streams.setdefault((index, number), TableStream(self._row_groups))
+            for segment in segments:
+                yield from stream.tables(segment.row_group, segment.start, segment.stop)
+
+    def _filled(
+        self, index: int, unit: Unit, count: int, streams: list[list[Segment]], rows: NDArray[np.int64] | None
+    ) -> Columns:
+        parts = [part for number, segments in enumerate(streams) for part in self._columns(index, number, segments)]
         columns = self._decoder.empty(count, "unit")
         if parts:
-            columns.fill([part() for part in parts], rows, self._line.empty("line", (count,), np.int64))
-        if not self._record_origin:
-            return columns, None
-        origin = self._origin([segment for stream in streams for segment in stream])
-        return columns, origin if rows is None else origin[rows]
+            columns.fill(parts, rows, self._line.empty("line", (count,), np.int64), self._order.turns(unit))
+        return columns
+
+    def _columns(self, index: int, number: int, segments: list[Segment]) -> Iterator[Columns]:
+        if (index, number) not in self._column_streams:
+            stream = ColumnStream(self._row_groups, self._decoder, self._shared, index + number)
+            self._column_streams[index, number] = stream
+        for segment in segments:
+            yield from self._column_streams[index, number].read(segment)
 
     def _origin(self, segments: list[Segment]) -> NDArray[np.int64]:
         firsts = (self._first_rows[segment.row_group] for segment in segments)

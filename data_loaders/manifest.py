@@ -38,7 +38,8 @@ class File:
     """One Parquet file: ``path`` is its full name (see ``storage``), ``row_groups`` are rows of each row group, ``schema``
     is an index into ``Manifest.schemas``, ``footer`` the sha256, hex, of the Parquet footer's bytes: equal for an equal
     copy, other for a file written anew. ``partitions``: (name, value or None) of the folders ``name=value`` between the
-    root and the file."""
+    root and the file. ``shuffled``: whether the file says that ``prepare`` has shuffled its rows; part of its footer, so not
+    stored beside it."""
 
     path: str
     size: int
@@ -47,6 +48,7 @@ class File:
     schema: int
     footer: str
     partitions: tuple[tuple[str, str | None], ...] = ()
+    shuffled: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -97,7 +99,8 @@ class Manifest:
             index = indices.setdefault(footer.schema.serialize().to_pybytes(), len(schemas))
             schemas += [footer.schema] if index == len(schemas) else []
             partitions = _partitions(relative_name(stat.name, storage.root))
-            files.append(File(stat.name, stat.size, stat.mtime_ns, footer.row_groups, index, footer.digest, partitions))
+            facts = (footer.row_groups, index, footer.digest, partitions, footer.shuffled)
+            files.append(File(stat.name, stat.size, stat.mtime_ns, *facts))
         manifest = cls(root, tuple(files), tuple(schemas))
         manifest.check_columns(columns)
         if not manifest.num_rows:
@@ -109,6 +112,11 @@ class Manifest:
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether ``prepare`` has shuffled all rows: one file that it has not makes it no."""
+        return all(file.shuffled for file in self.files if file.num_rows)
 
     @cached_property
     def partition_types(self) -> dict[str, pa.DataType]:

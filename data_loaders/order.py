@@ -1,20 +1,23 @@
 """The order of rows: integers only, the same whatever the number of ranks and threads.
 
 N rows, a global batch of G, C *logical shards*; a rank serves whole shards, neighbours of each other, and a step takes
-G/C rows of every shard. There are three orders:
+G/C rows of every shard. There are four orders:
 
 ``shuffled``: in each epoch all row groups are permuted by (seed, epoch) and laid end to end, over all files; shard c is
 rows [c·N/C, (c+1)·N/C) of them. A shard is cut into *blocks* of a whole number of steps, and rows are permuted inside a
 block by (seed, epoch, shard, block). Step k takes rows [k·G/C, (k+1)·G/C) of every shard's own order. So a batch draws
 from C places of the data at once. All shards reach the ends of their blocks at the same step.
 
+``preshuffled``: of data that ``prepare`` has shuffled. As above, but rows keep their places within a shard: chance is in the
+files and in the row groups' permutation, and a block is only what is read at a time.
+
 ``time``: step k is rows [k·G, (k+1)·G) of the data as it lies, shard c the c-th part of each step.
 
 ``contiguous``: C is the number of ranks, and shard c is rows [c·N/C, (c+1)·N/C) of the data as it lies: no row group is
 read by two ranks, but for the edges. For evaluation and prediction.
 
-The rows of a step depend on (data, seed, epoch, C, G, shuffle_rows) alone, and the position in the data is (epoch,
-step), which is k·G/C rows into each shard.
+The rows of a step depend on (data, seed, epoch, C, G) and, where ``shuffled``, on shuffle_rows alone; the position in the
+data is (epoch, step), which is k·G/C rows into each shard.
 """
 
 from collections.abc import Iterable
@@ -28,7 +31,8 @@ from data_loaders.errors import UserError
 # Part of every random state: raise it when the meaning of the order changes, and refuse to resume across it.
 ORDER_VERSION = 2
 
-ORDERS = ("shuffled", "time", "contiguous")
+ORDERS = ("shuffled", "preshuffled", "time", "contiguous")
+_MIXED = ("shuffled", "preshuffled")  # row groups come in a random order
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class EpochOrder:
         self.order = order
         self.epoch = epoch
         count = len(order.row_groups)
-        self._sequence = _permutation(count, order.seed, epoch) if order.kind == "shuffled" else np.arange(count)
+        self._sequence = _permutation(count, order.seed, epoch) if order.kind in _MIXED else np.arange(count)
         self._ends = np.cumsum(order.row_groups[self._sequence])
         self._places = np.argsort(self._sequence)  # the inverse
 
@@ -127,7 +131,7 @@ class EpochOrder:
         """A rank's part of a block in units that threads can prepare side by side, each of ``min_rows`` rows where there
         are so many. The same number in every block but the last, where it may be smaller."""
         steps = self.order.block_steps(block)
-        if self.order.kind == "shuffled":
+        if self.order.kind in _MIXED:
             rows = min(
                 self.order.steps_per_block * self.order.rows_per_step, -(-self.order.num_rows // self.order.shards)
             )
@@ -144,7 +148,7 @@ class EpochOrder:
         without rows are left out."""
         order = self.order
         if order.kind != "time":
-            assert order.kind == "shuffled" or len(unit.shards) == 1
+            assert order.kind in _MIXED or len(unit.shards) == 1
             whole = (order.shard_range(shard, 0, order.steps_per_epoch) for shard in unit.shards)
             ranges = (order.shard_range(shard, unit.first, unit.stop) for shard in unit.shards)
             return [self._between(*found, of_shard) for found, of_shard in zip(ranges, whole)]
@@ -170,7 +174,7 @@ class EpochOrder:
         """The order in which steps take a unit's rows, as indices of the streams of ``segments`` laid end to end; None: as
         they lie. Within a step, rows come shard by shard."""
         order = self.order
-        if order.kind != "shuffled":
+        if order.kind not in _MIXED:
             return None
         sizes = order.shard_rows(unit.shards, unit.first, unit.stop).sum(axis=1)
         steps = unit.stop - unit.first
@@ -178,11 +182,21 @@ class EpochOrder:
         block = unit.first // order.steps_per_block
         for index, (shard, base) in enumerate(zip(unit.shards, np.cumsum(sizes) - sizes)):
             size = int(sizes[index])
-            taken[index, :size] = base + _permutation(size, order.seed, self.epoch, shard, block)
+            shuffled = order.kind == "shuffled"
+            place = _permutation(size, order.seed, self.epoch, shard, block) if shuffled else np.arange(size)
+            taken[index, :size] = base + place
             taken[index, size:] = -1
         # [shards, steps, rows] -> [steps, shards, rows]
         by_step = taken.reshape(len(unit.shards), steps, order.rows_per_step).swapaxes(0, 1).ravel()
         return by_step if sizes.sum() == taken.size else by_step[by_step >= 0]
+
+    def turns(self, unit: Unit) -> tuple[int, int, int] | None:
+        """(shards, steps, rows), where ``rows`` is no more than each of the unit's shards giving so many rows to each of its
+        steps in turn, all of them; else None."""
+        order = self.order
+        sizes = order.shard_rows(unit.shards, unit.first, unit.stop)
+        whole = order.kind == "preshuffled" and bool((sizes == order.rows_per_step).all())
+        return (*sizes.shape, order.rows_per_step) if whole else None
 
     def _between(self, position: int, stop: int, stream: tuple[int, int]) -> list[Segment]:
         """Rows [position, stop) of the concatenation, part of a stream that has all rows between two places of it."""

@@ -9,7 +9,6 @@ would be decompressed again and again. Such a row group is decoded once and kept
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 
 import pyarrow as pa
 
@@ -113,23 +112,6 @@ class _Entry:
         raise AssertionError("a part that was not expected")
 
 
-class _Run:
-    """Rows that have been read, and are decoded at first use."""
-
-    def __init__(self, num_rows: int, decode: Callable[[], Columns]) -> None:
-        self.num_rows = num_rows
-        self._decode: Callable[[], Columns] | None = decode
-        self._columns: Columns | None = None
-        self._lock = threading.Lock()
-
-    def between(self, start: int, stop: int) -> Columns:
-        with self._lock:
-            if self._columns is None:
-                self._columns = self._decode()
-                self._decode = None  # releases what was read
-        return self._columns.between(start, stop)
-
-
 class ColumnStream:
     """One stream of segments, which come in the order of their row groups; used by one thread at a time."""
 
@@ -140,15 +122,14 @@ class ColumnStream:
         self._tables = TableStream(row_groups)
         # Streams begin a row group with runs of different lengths, or many would need a new one in the same block.
         self._first_run = RUN_ROWS * (1 + number % _PHASES) // _PHASES
-        self._run: _Run | None = None
+        self._run: Columns | None = None
         self._place = (-1, 0, 0)  # row group and row where what is left of the run begins, and where that is in the run
 
-    def read(self, segment: Segment) -> Iterator[Callable[[], Columns]]:
-        """The segment's rows, in parts to call for. To call raises ``UserError`` for a value that the schema does not
-        allow, with its place."""
+    def read(self, segment: Segment) -> Iterator[Columns]:
+        """The segment's rows, in parts. Raises ``UserError`` for a value that the schema does not allow, with its place."""
         columns = self._shared.take(segment, self._tables.handle)
         if columns is not None:
-            yield lambda: columns
+            yield columns
             return
         position = segment.start
         while position < segment.stop:
@@ -157,24 +138,21 @@ class ColumnStream:
             position += taken
             self._run = run if first + taken < run.num_rows else None
             self._place = (segment.row_group, position, first + taken)
-            yield partial(run.between, first, first + taken)
+            yield run.between(first, first + taken)
 
-    def _next(self, segment: Segment, position: int) -> tuple[_Run, int]:
+    def _next(self, segment: Segment, position: int) -> tuple[Columns, int]:
         """A run, and where in it the row ``position`` is. It does not go beyond the segment's limit: what lies there must
         not be counted here."""
         if self._run is not None and self._place[:2] == (segment.row_group, position):
             return self._run, self._place[2]
         begins = segment.row_group != self._place[0]
         stop = min(position + (self._first_run if begins else RUN_ROWS), segment.limit)
-        tables = list(self._tables.tables(segment.row_group, position, stop))
-        run = _Run(stop - position, partial(self._decode, tables, segment.row_group, position, stop))
-        if not self._decoder.is_light:
-            run.between(0, 0)  # here, and not in the assembling thread
-        return run, 0
+        return self._decode(segment.row_group, position, stop), 0
 
-    def _decode(self, tables: list[pa.Table], row_group: int, start: int, stop: int) -> Columns:
+    def _decode(self, row_group: int, start: int, stop: int) -> Columns:
+        """Each table while it is in the CPU's cache."""
         try:
-            return self._decoder(tables, stop - start, "run")
+            return self._decoder(self._tables.tables(row_group, start, stop), stop - start, "run")
         except RowError as error:
             raise located(error, self._row_groups, [Segment(row_group, start, stop, stop)]) from error
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders import reader, streams
+from data_loaders.footer_checks import ROW_ORDER, shuffled_mark
 from data_loaders.hashing import hash_ids, rows_from_hashes
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
@@ -33,8 +34,8 @@ LAYOUT = SCHEMA.layout(crosses=True, attention=True)
 COLUMNS = ("label", *SCHEMA.columns(LAYOUT))
 
 
-def write(path, first, rows, row_group_size=1000):
-    """Row i is told by its id, its number and the last id of its history."""
+def write(path, first, rows, row_group_size=1000, marked=False):
+    """Row i is told by its id, its number and the last id of its history. ``marked``: as shuffled by ``prepare``."""
     ids = np.arange(first, first + rows)
     columns = {
         "label": pa.array(ids % 2, "int8"),
@@ -46,7 +47,11 @@ def write(path, first, rows, row_group_size=1000):
         "past": pa.array([list(range(max(0, i - i % 5), i + 1)) for i in ids.tolist()], pa.list_(pa.int64())),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, row_group_size=max(row_group_size, 1))
+    table = pa.table(columns)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(row_group_size, 1))
+        if marked:
+            writer.add_key_value_metadata({ROW_ORDER.decode(): shuffled_mark(rows).decode()})
 
 
 GIVEN = {
@@ -88,11 +93,11 @@ def stream(one, epoch=0, start_step=0):
     return [ids_of(batch) for batch in one.epoch(epoch, start_step)]
 
 
-def write_shape(root, shape):
+def write_shape(root, shape, marked=False):
     """``shape``: for each file its rows and its row group size."""
     first = 0
     for number, (rows, row_group_size) in enumerate(shape):
-        write(root / f"part-{number}.parquet", first, rows, row_group_size)
+        write(root / f"part-{number}.parquet", first, rows, row_group_size, marked)
         first += rows
     return first
 
@@ -108,9 +113,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_row_once_and_equal_batches_for_every_world_size(tmp_path, shape, shuffle):
-    total = write_shape(tmp_path, shape)
+@pytest.mark.parametrize(("shuffle", "marked"), [(True, False), (True, True), (False, False)])
+def test_every_row_once_and_equal_batches_for_every_world_size(tmp_path, shape, shuffle, marked):
+    total = write_shape(tmp_path, shape, marked)
     alone = stream(loader(tmp_path, shuffle=shuffle))
     assert sorted(sum(alone, [])) == list(range(total))
     for world_size in (2, 3, 4):
@@ -127,8 +132,9 @@ def test_every_row_once_and_equal_batches_for_every_world_size(tmp_path, shape, 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_resuming_continues_the_stream(tmp_path, shape):
-    write_shape(tmp_path, shape)
+@pytest.mark.parametrize("marked", [False, True])
+def test_resuming_continues_the_stream(tmp_path, shape, marked):
+    write_shape(tmp_path, shape, marked)
     one = loader(tmp_path)
     for epoch in (0, 3):
         whole = stream(one, epoch)
@@ -149,6 +155,30 @@ def test_batches_go_on_over_epochs(tmp_path, shuffle):
         assert [(b.cursor.epoch, ids_of(b)) for b in taken] == every[start : start + count]
         numbers = [(b.cursor.epoch - 2) * steps + b.cursor.step for b in taken]
         assert numbers == list(range(start + 1, start + count + 1))
+
+
+def test_rows_that_prepare_has_shuffled_are_taken_as_they_lie_in_row_groups_of_a_random_order(tmp_path):
+    total = write_shape(tmp_path, [(400, 20), (100, 20)], marked=True)
+    epochs = [stream(loader(tmp_path), epoch) for epoch in (0, 1)]
+    for steps in epochs:
+        rows = [row for shard in range(4) for step in steps for row in step[4 * shard : 4 * shard + 4]]
+        assert sorted(rows) == list(range(total)) != rows
+        assert all(b == a + 1 for a, b in zip(rows, rows[1:]) if b % 20)  # within a row group
+    assert epochs[0] != epochs[1] != stream(loader(tmp_path, seed=6), 1)
+    assert stream(loader(tmp_path, shuffle_rows=400, threads=3), 1) == epochs[1]
+
+
+def test_one_file_without_the_mark_or_with_another_s_has_all_shuffled_in_the_buffer(tmp_path):
+    write_shape(tmp_path / "plain", [(300, 50), (200, 50)])
+    expected = stream(loader(tmp_path / "plain"))
+    write(tmp_path / "mixed" / "part-0.parquet", 0, 300, 50, marked=True)
+    write(tmp_path / "mixed" / "part-1.parquet", 300, 200, 50)
+    assert stream(loader(tmp_path / "mixed")) == expected
+    table = pq.read_table(tmp_path / "mixed" / "part-0.parquet")
+    assert table.schema.metadata[ROW_ORDER] == shuffled_mark(300)  # which pyarrow copies into what it writes
+    pq.write_table(table.slice(0, 290), tmp_path / "cut.parquet")
+    assert not Manifest.scan(["cut.parquet"], str(tmp_path), COLUMNS).is_shuffled
+    assert Manifest.scan(["part-0.parquet"], str(tmp_path / "mixed"), COLUMNS).is_shuffled
 
 
 def test_epochs_seeds_and_shuffling(tmp_path):

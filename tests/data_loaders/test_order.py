@@ -38,7 +38,7 @@ SHAPES = [[1], [3], [4], [5, 0, 7], [100], [1] * 37, [10, 1, 0, 0, 23, 5], [64, 
 
 
 @pytest.mark.parametrize("row_groups", SHAPES)
-@pytest.mark.parametrize("kind", ["shuffled", "time"])
+@pytest.mark.parametrize("kind", ["shuffled", "preshuffled", "time"])
 @pytest.mark.parametrize(
     ("shards", "batch_size", "shuffle_rows"), [(1, 1, 1), (4, 8, 16), (4, 4, 1000), (8, 32, 8), (3, 9, 20)]
 )
@@ -68,7 +68,7 @@ def test_contiguous_shards_are_parts_of_the_files():
     assert [len(step) for step in parts[0]] == [2, 2, 2, 1]
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "time", "contiguous"])
+@pytest.mark.parametrize("kind", ["shuffled", "preshuffled", "time", "contiguous"])
 def test_units_cover_a_block_and_keep_to_their_readers(kind):
     o = order([100, 60, 300], kind=kind, shards=1 if kind == "contiguous" else 4, batch_size=8, shuffle_rows=80)
     ordered, shards = o.epoch(0), range(1) if kind == "contiguous" else range(0, 3)
@@ -100,6 +100,34 @@ def test_frozen_order():
     assert found == [[0, 4, 9, 11], [1, 5, 7, 8], [3, 2, 10, 6]]
 
 
+def test_rows_shuffled_already_keep_their_order_in_row_groups_of_a_random_order():
+    rows = [rows_by_step(order([6] * 40, kind="preshuffled", shuffle_rows=24), epoch, range(4)) for epoch in range(3)]
+    assert rows == [
+        rows_by_step(order([6] * 40, kind="preshuffled", shuffle_rows=100), epoch, range(4)) for epoch in range(3)
+    ]
+    for steps in rows:
+        shards = [[row for step in steps for row in step[2 * shard : 2 * shard + 2]] for shard in range(4)]
+        assert sorted(sum(shards, [])) == list(range(240))
+        assert all(row % 6 == index % 6 for shard in shards for index, row in enumerate(shard))
+        firsts = [row // 6 for shard in shards for row in shard[::6]]
+        assert sorted(firsts) == list(range(40)) != firsts
+    assert rows[0] != rows[1] != rows[2]
+
+
+def test_turns_are_the_same_rows():
+    o = order([50, 37], kind="preshuffled", shards=4, batch_size=8, shuffle_rows=16)
+    ordered, seen = o.epoch(1), set()
+    for block in range(o.num_blocks):
+        for unit in ordered.units(range(4), block, 1, 1 << 16):
+            turns = ordered.turns(unit)
+            seen.add(turns is None)
+            if turns is not None:
+                by_shard = np.arange(ordered.ends(unit)[-1]).reshape(turns)
+                assert np.array_equal(by_shard.swapaxes(0, 1).ravel(), ordered.rows(unit))
+    assert seen == {True, False}
+    assert order([50]).epoch(0).turns(order([50]).epoch(0).units(range(4), 0, 1, 99)[0]) is None
+
+
 @pytest.mark.parametrize(("row_groups", "shuffle_rows"), [([5] * 400, 400), ([2000], 2000)])
 def test_shuffling_mixes(row_groups, shuffle_rows):
     rows = sum(rows_by_step(order(row_groups, shards=4, batch_size=8, shuffle_rows=shuffle_rows), 1, range(1)), [])
@@ -126,7 +154,7 @@ def test_blocks_are_whole_steps_within_the_buffer():
         assert sorted(sum((rows[step] for step in o.block_steps(block)), [])) == sorted(there)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "contiguous"])
+@pytest.mark.parametrize("kind", ["shuffled", "preshuffled", "contiguous"])
 def test_rest_is_what_later_blocks_take(kind):
     o = order([30, 50, 20], kind=kind, shards=2, batch_size=4, shuffle_rows=12)
     ordered = o.epoch(0)
