@@ -26,11 +26,12 @@ from data_loaders.prepare.engine import (
     ROW,
     Engine,
     EngineError,
+    Shuffle,
     declared_columns,
 )
 from data_loaders.prepare.sql import identifier
 from data_loaders.prepare.text_files import TextFile
-from data_loaders.prepare.writer import ahead, write_file, write_parts
+from data_loaders.prepare.writer import ahead, sorted_apart, write_file, write_parts
 from data_loaders.schema import one_of
 from data_loaders.state_files import publish, write_text
 from data_loaders.storage import is_uri
@@ -119,9 +120,15 @@ class DuckDBEngine(Engine):
         schema: pa.Schema,
         keys: list[str],
         by: str | None = None,
+        shuffle: Shuffle | None = None,
     ) -> int:
         names = [*schema.names, *([by] if by else [])]
-        return write_parts(ahead(self._batches(chunks, names, keys)), folder, schema, by=by)
+        if shuffle is None:
+            return write_parts(ahead(self._batches(chunks, names, keys)), folder, schema, by=by)
+        names = list(dict.fromkeys([*names, shuffle.key, *keys]))
+        batches = ahead(self._batches(chunks, names, keys))
+        ordered = sorted_apart(batches, [shuffle.key, *keys], shuffle.bound, shuffle.parts, self._spill)
+        return write_parts(ordered, folder, schema, by=by, shuffled=True)
 
     def write_file(self, table: ibis.Table, path: Path, schema: pa.Schema, keys: list[str]) -> int:
         return write_file(ahead(self._batches([[table]], schema.names, keys)), path, schema)
@@ -150,7 +157,8 @@ class DuckDBEngine(Engine):
         self, chunks: Iterable[list[ibis.Table]], names: list[str], keys: list[str]
     ) -> Iterator[pa.RecordBatch]:
         for first, *others in chunks:
-            beside = [self.backend.to_pyarrow(_ordered(table, names, keys)) for table in others]
+            rest = [name for name in names if name not in keys]
+            beside = [self.backend.to_pyarrow(_ordered(table, rest, keys)) for table in others]
             place = 0
             for batch in self.backend.to_pyarrow_batches(_ordered(first, names, keys), chunk_size=_BATCH_ROWS):
                 yield _side_by_side(batch, [table.slice(place, batch.num_rows) for table in beside])

@@ -66,6 +66,16 @@ class Inputs:
         return found
 
 
+@dataclass(frozen=True)
+class Shuffle:
+    """``key``: a column of random-looking numbers from 0 to below ``bound``, by which rows are sorted. ``parts``: how many to
+    divide the rows into, for one to fit in memory."""
+
+    key: str
+    bound: int
+    parts: int
+
+
 class Engine(ABC):
     """Tables that it returns belong to ``backend`` and are lazy, unless said otherwise."""
 
@@ -114,11 +124,13 @@ class Engine(ABC):
         schema: pa.Schema,
         keys: list[str],
         by: str | None = None,
+        shuffle: Shuffle | None = None,
     ) -> int:
         """Writes the columns of ``schema`` to Parquet files in ``folder``, whose names sort in the order of the rows: chunk
         after chunk, each sorted by ``keys``. The tables of a chunk hold columns of the same rows, which ``keys``
         identify; all but the first are held in memory. ``by``: a column of the first that names each row's
-        folder in ``folder``. Returns the number of rows. Raises ``UserError`` where a column that
+        folder in ``folder``. ``shuffle``: the rows of all chunks are sorted together, by a column of the first and then by
+        ``keys``, and the files say that they are shuffled. Returns the number of rows. Raises ``UserError`` where a column that
         ``schema`` calls not null has a null."""
 
     @abstractmethod

@@ -5,7 +5,7 @@ An MD5 of each row would take longer than everything else that is done to it.
 
 import ibis
 
-_PRIME = 2_147_483_647  # 2^31 - 1: products of two residues stay below 2^62
+BOUND = _PRIME = 2_147_483_647  # 2^31 - 1: products of two residues stay below 2^62
 _FACTORS = (48_271, 1_103_515_245)  # the first is Park and Miller's
 
 

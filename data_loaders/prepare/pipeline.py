@@ -21,7 +21,7 @@ from data_loaders.errors import UserError
 from data_loaders.prepare import compose, encode, history, number_hash, outputs, split, statistics, steps, vocabulary
 from data_loaders.prepare.columns import visible
 from data_loaders.prepare.declaration import FIRST_ID, SPLITS, Declaration, Source
-from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine
+from data_loaders.prepare.engine import FILE, FILE_SHIFT, KEY, PART, PLACE, ROW, SPLIT, Engine, Shuffle
 from data_loaders.prepare.engines import make_engine
 from data_loaders.prepare.prepared import Prepared
 from data_loaders.prepare.progress import Progress
@@ -158,7 +158,7 @@ class _Preparation:
         with self.progress.step("histories") if encoder.has_histories else nullcontext():
             histories = encoder.histories(examples)
         with self.progress.step("rows"):
-            self._write(examples, encoder, histories)
+            self._write(examples, encoder, histories, sum(rows.values()))
         report = {"rows": rows, "positives": positives, "sources": _inputs(self.engine), "vocabularies": reports}
         report["seconds"] = self.progress.seconds
         self._write_facts(fitted, report, [name for name in SPLITS if rows.get(name)])
@@ -242,26 +242,26 @@ class _Preparation:
             path = self.folder.made / "vocabulary" / "rare" / f"{table}.parquet"
             self.engine.write_file(built.rare, path, rare, ["value"])
 
-    def _write(self, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table]) -> None:
+    def _write(self, examples: ibis.Table, encoder: "_Encoder", histories: dict[str, ibis.Table], rows: int) -> None:
         """All splits in one sweep."""
         order = self.declaration.order
-        keys = list(KEY)
-        extra: tuple[str, ...] = ()
-        if order.by:
-            extra = tuple(f"__order_{number}" for number in range(len(order.by)))
-            examples = examples.mutate(**{key: examples[column] for key, column in zip(extra, order.by)})
-        elif order.shuffle:
-            extra = ("__order_0",)
-            examples = examples.mutate(__order_0=number_hash.of_row(examples, order.seed))
-        keep = (*self.declaration.keep, SPLIT, *extra)
+        by = {f"__order_{number}": examples[column] for number, column in enumerate(order.by)}
+        drawn = {"__order_0": number_hash.of_row(examples, order.seed)} if order.shuffle else {}
+        examples = examples.mutate(**by, **drawn)
+        keep = (*self.declaration.keep, SPLIT, *by, *drawn)
         whole = encoder.whole(examples, histories, keep)
         output = _arrow_schema(whole, self.declaration, self.declaration.keep)
-        if extra:  # sorted by the engine, however large
+        width = encoder.width(examples, len(output))
+        if by:  # sorted by the engine, however large
             chunks = iter([[whole]])
         else:
-            parts = _chunks(self.engine, examples, encoder.width(examples, len(output)))
-            chunks = (encoder.apart(part, histories, keep) for part in parts)
-        self.engine.write(chunks, self.folder.made, output, [*extra, *keys], by=SPLIT)
+            chunks = (encoder.apart(part, histories, keep) for part in _chunks(self.engine, examples, width))
+        shuffle = Shuffle("__order_0", number_hash.BOUND, self._parts(rows, width)) if drawn else None
+        self.engine.write(chunks, self.folder.made, output, [*by, *KEY], by=SPLIT, shuffle=shuffle)
+
+    def _parts(self, rows: int, width: int) -> int:
+        """How many of so many rows, of about ``width`` integers of four bytes, the engine should hold at a time."""
+        return -(-rows * 4 * width // self.engine.chunk_bytes) if self.engine.chunk_bytes else 1
 
     def _write_facts(self, fitted: statistics.Statistics, report: dict[str, Any], splits: list[str]) -> None:
         sizes = {name: FIRST_ID + found["values"] for name, found in report["vocabularies"].items()}

@@ -35,7 +35,7 @@ from data_loaders.prepare import (
     writer,
 )
 from data_loaders.prepare.declaration import Source
-from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, declared_columns
+from data_loaders.prepare.engine import FILE_SHIFT, PART, ROW, Engine, EngineError, Shuffle, declared_columns
 from data_loaders.prepare.text_files import TextFile
 from data_loaders.state_files import sync_below, write_text
 
@@ -101,11 +101,14 @@ class SparkEngine(Engine):
         schema: pa.Schema,
         keys: list[str],
         by: str | None = None,
+        shuffle: Shuffle | None = None,
     ) -> int:
         ((table,),) = chunks
         names = [*schema.names, *([by] if by else [])]
+        keys = [*([shuffle.key] if shuffle else []), *keys]
         frame = self._frame(table).select(*dict.fromkeys([*keys, *names])).repartitionByRange(*keys)
-        return self._write(frame, keys, names, _part_writer(str(folder), None, schema.serialize().to_pybytes(), by))
+        part_writer = _part_writer(str(folder), None, schema.serialize().to_pybytes(), by, shuffled=shuffle is not None)
+        return self._write(frame, keys, names, part_writer)
 
     def write_file(self, table: ibis.Table, path: Path, schema: pa.Schema, keys: list[str]) -> int:
         frame = self._frame(table).select(*dict.fromkeys([*keys, *schema.names])).repartition(1)
@@ -368,7 +371,7 @@ def _moments(group: parquet_files.Group, column: str, kinds: dict[str, str]) -> 
     return value.cast("timestamp_ntz") if pa.types.is_timestamp(kind) else value
 
 
-def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -> Any:
+def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None, shuffled: bool = False) -> Any:
     """A function for ``mapInArrow``: each partition writes files of its own, or the one file ``name``. Partitions are
     numbered in the rows' order."""
     cloudpickle.register_pickle_by_value(data_loaders)  # executors need pyarrow, but not us
@@ -377,7 +380,9 @@ def _part_writer(folder: str, name: str | None, schema: bytes, by: str | None) -
         number = TaskContext.get().partitionId()
         wanted = pa.ipc.read_schema(pa.py_buffer(schema))
         if name is None:
-            rows = writer.write_parts(batches, Path(folder), wanted, first=f"part-{number:05}", by=by)
+            rows = writer.write_parts(
+                batches, Path(folder), wanted, first=f"part-{number:05}", by=by, shuffled=shuffled
+            )
         else:
             rows = writer.write_file(batches, Path(folder) / name, wanted)
         yield pa.record_batch([pa.array([rows], pa.int64())], names=["rows"])

@@ -4,13 +4,16 @@ import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_loaders.errors import UserError
+from data_loaders.footer_checks import ROW_ORDER, shuffled_mark
 from data_loaders.state_files import publish
 
 ROW_GROUP = 131_072
@@ -18,10 +21,15 @@ FILE_GROUPS = 32  # row groups of a file
 
 
 def write_parts(
-    batches: Iterable[pa.RecordBatch], folder: Path, schema: pa.Schema, first: str = "part", by: str | None = None
+    batches: Iterable[pa.RecordBatch],
+    folder: Path,
+    schema: pa.Schema,
+    first: str = "part",
+    by: str | None = None,
+    shuffled: bool = False,
 ) -> int:
     """Writes rows in the order they come, to ``folder/<first>-00000.parquet`` and on; no file for no rows. ``by``: a string
-    column that names the folder in ``folder`` that a row belongs to.
+    column that names the folder in ``folder`` that a row belongs to. ``shuffled``: files say that their rows are.
 
     A file appears under its name only when it is whole. Returns the number of rows. Raises ``UserError`` for a null in a
     column that ``schema`` calls not null.
@@ -31,7 +39,7 @@ def write_parts(
         for batch in batches:
             for name, rows in _divided(batch, by):
                 if name not in written:
-                    written[name] = _Parts(folder / name, schema, first)
+                    written[name] = _Parts(folder / name, schema, first, shuffled)
                 written[name].add(_conform(rows, schema))
         for parts in written.values():
             parts.end()
@@ -53,6 +61,36 @@ def write_file(batches: Iterable[pa.RecordBatch], path: Path, schema: pa.Schema)
             rows += group.num_rows
     publish(unfinished, path)
     return rows
+
+
+def sorted_apart(
+    batches: Iterable[pa.RecordBatch], keys: list[str], bound: int, parts: int, folder: Path
+) -> Iterator[pa.RecordBatch]:
+    """The batches' rows sorted by ``keys``, out of core: the first key's values, evenly spread over [0, bound), divide them
+    into ``parts`` files of ``folder``, of which one at a time is read, sorted in memory, and deleted."""
+    paths = [folder / f"part-{number}.arrow" for number in range(parts)]
+    writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
+    with ExitStack() as files:
+        for batch in batches:
+            for number, rows in _by_part(batch, keys[0], bound, parts):
+                if number not in writers:
+                    options = pa.ipc.IpcWriteOptions(compression="lz4")
+                    writers[number] = files.enter_context(pa.ipc.new_file(paths[number], batch.schema, options=options))
+                writers[number].write_batch(rows)
+    for number in sorted(writers):
+        with pa.memory_map(str(paths[number])) as source:
+            rows = pa.ipc.open_file(source).read_all().sort_by([(key, "ascending") for key in keys])
+        paths[number].unlink()
+        yield from rows.to_batches(max_chunksize=ROW_GROUP)
+
+
+def _by_part(batch: pa.RecordBatch, key: str, bound: int, parts: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    number = batch.column(key).to_numpy() * parts // bound
+    order = np.argsort(number, kind="stable")
+    ordered, counts = batch.take(pa.array(order)), np.bincount(number, minlength=parts)
+    for part, (count, end) in enumerate(zip(counts.tolist(), np.cumsum(counts).tolist())):
+        if count:
+            yield part, ordered.slice(end - count, count)
 
 
 def ahead(batches: Iterable[pa.RecordBatch], depth: int = 4) -> Iterator[pa.RecordBatch]:
@@ -92,10 +130,11 @@ def ahead(batches: Iterable[pa.RecordBatch], depth: int = 4) -> Iterator[pa.Reco
 class _Parts:
     """Files of a folder, one after the other."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, first: str) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, first: str, shuffled: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.schema, self.first, self.rows = folder, schema, first, 0
-        self._groups, self._written = _Groups(schema), 0
+        self._shuffled = shuffled
+        self._groups, self._written, self._rows_before = _Groups(schema), 0, 0
         self._unfinished = folder / f".{first}.unfinished"
         self._writer: pq.ParquetWriter | None = None
 
@@ -126,6 +165,10 @@ class _Parts:
             self._finish()
 
     def _finish(self) -> None:
+        if self._shuffled:
+            mark = shuffled_mark(self.rows - self._rows_before)
+            self._writer.add_key_value_metadata({ROW_ORDER.decode(): mark.decode()})
+        self._rows_before = self.rows
         self._writer.close()
         self._writer = None
         number = (self._written - 1) // FILE_GROUPS
