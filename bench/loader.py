@@ -7,9 +7,10 @@
 * sequence: the same for rows with two lists;
 * peers: rows/s on one core beside the loaders that others use (see ``loader_peers``);
 * memory: peak over one epoch, ten epochs, and data 4 and 16 times as large;
-* shuffle: how far the order of training is from the order in the files, beside a full permutation.
+* shuffle: how far the order of training is from the order in the files, beside a full permutation; of data that prepare has
+  shuffled, from the order in the raw files.
 
-The data are made once, from fixed seeds, in ``--data`` (about 2.5 GB, not part of the repository). Results go to
+The data are made once, from fixed seeds, in ``--data`` (about 3.2 GB, not part of the repository). Results go to
 bench/results/loader.json, one entry a section.
 
 What is timed: of our loader 256 batches of 8192 in mid-stream, behind the first 64, of a data set of 512 row groups (each
@@ -17,7 +18,7 @@ file linked 16 times), so that several row groups belong to each logical shard; 
 data set instead, from asking for the iterator to the end of its threads. Of pyarrow, the files read once. Opening the
 manifest and a first pass, which brings the files into the page cache, do not count. Whatever is compared takes turns (a b c
 a b c …); a rate is the median of the passes, a ratio the median of the ratios turn by turn. One thread decodes
-(``threads=1``); a second assembles batches, as in training.
+and shuffles (``threads=1``); one more copies rows into batches, as in training.
 """
 
 import argparse
@@ -82,9 +83,10 @@ def main() -> None:
 
 
 def criteo(options: argparse.Namespace) -> Section:
-    """40 columns: pyarrow, our loader shuffled and not, the prepared format, and the same with nulls."""
-    kinds = {kind: criteo_data(options.data, kind) for kind in ("int64", "prepared", "nulls")}
-    plain, prepared, nulls = kinds.values()
+    """40 columns: pyarrow, our loader shuffled and not, the prepared format, the same shuffled by ``prepare``, with one thread
+    and two, and with nulls."""
+    kinds = {kind: criteo_data(options.data, kind) for kind in ("int64", "prepared", "preshuffled", "nulls")}
+    plain, prepared, preshuffled, nulls = kinds.values()
     sides = {
         "pyarrow": read_row_groups(plain),
         "shuffled": steady(plain),
@@ -92,6 +94,8 @@ def criteo(options: argparse.Namespace) -> Section:
         "prepared, pyarrow": read_row_groups(prepared),
         "prepared, shuffled": steady(prepared),
         "prepared, unshuffled": steady(prepared, shuffle=False),
+        "pre-shuffled": steady(preshuffled),
+        "pre-shuffled, 2 threads": steady(preshuffled, threads=2),
         "nulls, pyarrow": read_row_groups(nulls),
         "nulls, shuffled": steady(nulls),
         "shuffled, whole epochs": epochs(plain),
@@ -99,9 +103,11 @@ def criteo(options: argparse.Namespace) -> Section:
     }
     facts = {f"checked, {kind}": check(data) for kind, data in kinds.items()}
     section = compare(sides, options.repeats, facts | described(plain))
-    section.add_ratio("shuffled / pyarrow", 0.6)
-    section.add_ratio("unshuffled / pyarrow", 0.8)
-    section.add_ratio("prepared, shuffled / shuffled", 2)
+    section.add_ratio("shuffled / pyarrow", 0.62)
+    section.add_ratio("unshuffled / pyarrow", 0.75)
+    section.add_ratio("pre-shuffled / shuffled", 2.5)
+    section.add_ratio("pre-shuffled, 2 threads / pre-shuffled", 1.7)
+    section.add_ratio("prepared, shuffled / shuffled")
     section.add_ratio("prepared, shuffled / prepared, pyarrow")
     section.add_ratio("prepared, unshuffled / unshuffled")
     section.add_ratio("nulls, shuffled / nulls, pyarrow")
@@ -192,6 +198,7 @@ def shuffle(options: argparse.Namespace) -> Section:
     section = Section()
     for row_groups in SHUFFLED_ROW_GROUPS:
         data = numbered_data(options.data, row_groups)
+        by_prepare = numbered_data(options.data, row_groups, shuffled=True)
         ways = {"none": {"shuffle": False}}
         ways |= {f"buffer of {n} row groups": {"shuffle_rows": n * SMALL_ROW_GROUP} for n in (2, 8, 32)}
         rng = np.random.default_rng(0)
@@ -200,6 +207,9 @@ def shuffle(options: argparse.Namespace) -> Section:
             settings = {"batch_size": SMALL_BATCH, "shuffle_rows": SMALL_BUFFER} | changes
             found = mean_quality(training_orders(data, settings))
             section.rows[f"{row_groups} row groups, {way}"] = found.beside(full)
+        settings = {"batch_size": SMALL_BATCH, "shuffle_rows": SMALL_BUFFER}
+        found = mean_quality(training_orders(by_prepare, settings))
+        section.rows[f"{row_groups} row groups, shuffled by prepare"] = found.beside(full)
         section.rows[f"{row_groups} row groups, full permutation"] = full.beside(full)
     section.facts.update(
         {
@@ -211,6 +221,9 @@ def shuffle(options: argparse.Namespace) -> Section:
             "8192 would hold one of each of 640 row groups in a full permutation)",
             "spread": "standard deviation of the places of a row group's rows in training, over a full permutation's",
             "displacement": "mean distance of place in training from place in the file, over a full permutation's",
+            "runs": "changes between the halves of the file (as of labels that drift) from one trained row to the next, over a "
+            "full permutation's",
+            "together again": "share of pairs of rows, one trained behind the other, that the next epoch has in one batch too",
             "neighbours": "share of rows trained in one batch with the next row of the file; then, over a full permutation's",
         }
     )
@@ -416,6 +429,8 @@ class Quality:
     spread: float
     displacement: float
     neighbours: float
+    runs: float
+    again: float = 0.0
 
     @classmethod
     def of(cls, order: NDArray[np.int64]) -> "Quality":
@@ -434,6 +449,7 @@ class Quality:
             spread=float(np.sqrt(variance).mean()),
             displacement=float(np.abs(order - places).mean()),
             neighbours=float((np.diff(step_of_row) == 0).mean()),
+            runs=float((np.diff(order < len(order) // 2) != 0).mean()),
         )
 
     def beside(self, full: "Quality") -> dict[str, float]:
@@ -445,12 +461,26 @@ class Quality:
             "displacement": round(self.displacement / full.displacement, 3),
             "neighbours": round(self.neighbours, 5),
             "neighbours, ratio": round(self.neighbours / full.neighbours, 2),
+            "runs": round(self.runs / full.runs, 3),
+            "together again": round(self.again, 4),
         }
 
 
 def mean_quality(orders: Iterable[NDArray[np.int64]]) -> Quality:
-    found = [astuple(Quality.of(order)) for order in orders]
-    return Quality(*map(statistics.mean, zip(*found)))
+    """Means over epochs."""
+    orders = list(orders)
+    found = Quality(*map(statistics.mean, zip(*(astuple(Quality.of(order)) for order in orders))))
+    pairs = list(zip(orders, orders[1:]))
+    return replace(found, again=statistics.mean(together_again(*pair) for pair in pairs)) if pairs else found
+
+
+def together_again(order: NDArray[np.int64], following: NDArray[np.int64]) -> float:
+    """Share of the pairs of rows trained one behind the other in a batch that the next epoch has in one batch too."""
+    step_of_row = np.empty_like(following)
+    step_of_row[following] = np.arange(len(following)) // SMALL_BATCH
+    first, second = step_of_row[order[:-1]], step_of_row[order[1:]]
+    inside = np.arange(1, len(order)) % SMALL_BATCH != 0
+    return float((first == second)[inside].mean())
 
 
 def training_orders(data: Data, settings: dict[str, Any]) -> Iterator[NDArray[np.int64]]:

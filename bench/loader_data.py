@@ -14,6 +14,7 @@ from bench.harness import made
 from bench.prepare_logs import CARDINALITIES
 from bench.prepare_logs import CATEGORIES as IDS
 from bench.prepare_logs import NUMBERS as DENSE
+from data_loaders.footer_checks import ROW_ORDER, shuffled_mark
 from data_loaders.loader import Loader
 from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Layout, Schema, Table
@@ -61,9 +62,10 @@ def described(data: Data) -> dict[str, Any]:
 
 def criteo_data(root: Path, kind: str) -> Data:
     """``kind``: int64 (nullable columns, snappy, dictionaries: pyarrow's defaults), prepared (int32, NOT NULL, plain,
-    uncompressed; the same values) or nulls (int64 with 0 to 75 % nulls in each feature; half as many rows)."""
-    made(root / "criteo", write_criteo)
-    return Data(root / "criteo" / kind, criteo_schema(fill=0.0 if kind == "nulls" else None), Layout(IDS))
+    uncompressed; the same values), preshuffled (the same, marked as shuffled: these rows are random anyway) or nulls (int64
+    with 0 to 75 % nulls in each feature; half as many rows)."""
+    folder = made(root / "criteo-marked", write_criteo)
+    return Data(folder / kind, criteo_schema(fill=0.0 if kind == "nulls" else None), Layout(IDS))
 
 
 def criteo_schema(fill: float | None = None) -> Schema:
@@ -80,7 +82,9 @@ def write_criteo(folder: Path) -> None:
         name = f"part-{number}.parquet"
         write(table, folder / "int64" / name)
         narrow = pa.schema([pa.field(column, pa.int32(), nullable=False) for column in table.column_names])
-        write(table.cast(narrow), folder / "prepared" / name, use_dictionary=False, compression="none")
+        for kind in ("prepared", "preshuffled"):
+            path, marked = folder / kind / name, kind == "preshuffled"
+            write(table.cast(narrow), path, marked=marked, use_dictionary=False, compression="none")
         if number < CRITEO_NULLS_FILES:
             write(with_nulls(table, rng), folder / "nulls" / name)
 
@@ -142,19 +146,22 @@ def write_sequences(folder: Path) -> None:
         write(pa.table(columns), folder / f"part-{number}.parquet")
 
 
-def numbered_data(root: Path, row_groups: int) -> Data:
-    """One file whose rows are numbered from 0, in small row groups."""
+def numbered_data(root: Path, row_groups: int, *, shuffled: bool = False) -> Data:
+    """One file whose rows are numbered from 0, in small row groups; ``shuffled`` as ``prepare`` does it."""
 
     def write_numbers(folder: Path) -> None:
         numbers = np.arange(row_groups * SMALL_ROW_GROUP)
+        if shuffled:
+            numbers = np.random.default_rng(3).permutation(numbers)
         table = pa.table({"label": numbers % 2, "row": numbers})
-        write(table, folder / "part-0.parquet", row_group_size=SMALL_ROW_GROUP)
+        write(table, folder / "part-0.parquet", marked=shuffled, row_group_size=SMALL_ROW_GROUP)
 
     schema = Schema(
         tables={"row": Table(num_embeddings=row_groups * SMALL_ROW_GROUP)},
         features={"row": Feature(kind="sparse", table="row")},
     )
-    return Data(made(root / f"numbered-{row_groups}", write_numbers), schema, Layout(("row",)))
+    name = f"{'shuffled' if shuffled else 'numbered'}-{row_groups}"
+    return Data(made(root / name, write_numbers), schema, Layout(("row",)))
 
 
 def peers_files(root: Path, rows: int, row_groups: int) -> Path:
@@ -189,6 +196,12 @@ def several_times(folder: Path, times: int) -> Path:
     return made(folder.parent / f"{folder.name}-{times}-times", link)
 
 
-def write(table: pa.Table, path: Path, **options: Any) -> None:
+def write(
+    table: pa.Table, path: Path, *, marked: bool = False, row_group_size: int = ROW_GROUP, **options: Any
+) -> None:
+    """``marked``: as shuffled by ``prepare``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, **({"row_group_size": ROW_GROUP} | options))
+    with pq.ParquetWriter(path, table.schema, **options) as writer:
+        writer.write_table(table, row_group_size=row_group_size)
+        if marked:
+            writer.add_key_value_metadata({ROW_ORDER.decode(): shuffled_mark(table.num_rows).decode()})

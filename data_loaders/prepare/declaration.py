@@ -438,9 +438,10 @@ class Order:
     by: list[str] = field(default_factory=list)
     """Columns to sort by; ties keep the raw order."""
     shuffle: bool = False
-    """Shuffle instead."""
+    """Shuffle the rows of each split instead, out of core; files say so, and the trainer then reads them in order, row
+    groups in a random one."""
     seed: int = 2024
-    """Seed of the shuffle."""
+    """Seed of the shuffle; with the data it alone determines the order."""
 
 
 @dataclass

@@ -14,11 +14,12 @@ class StreamConfig:
     """Logical shards, each a fixed part of every global batch. Together with ``seed`` they alone determine the order of
     rows, whatever the number of ranks."""
     shuffle: bool = True
-    """Shuffle rows; ``false`` reads them in the order of files (time), one batch after the other."""
+    """Shuffle rows; ``false`` reads them in the order of files (time), one batch after the other. Where prepare has
+    shuffled all files (``order.shuffle``), row groups alone change places from epoch to epoch."""
     shuffle_rows: int = 1 << 18
-    """Size of the shuffle buffer in rows, over all ranks."""
+    """Size of the shuffle buffer in rows, over all ranks; of data that prepare has shuffled, of what is read at a time."""
     threads: int = 1
-    """Reading threads of each rank."""
+    """Threads of each rank that read, decode and shuffle; one more copies rows into batches."""
     prefetch_batches: int = 4
     """Batches made ahead on each rank."""
 

@@ -96,9 +96,20 @@ def choose(config: TrainConfig, layout: Layout, saved: Saved | None, ranks: Rank
     else:
         inputs, notes = TrainingFiles(present, 0, {}), []
     if ranks.is_first:
-        for line in notes:
+        for line in [*notes, *_partly_shuffled(inputs.manifest, config.data.stream.shuffle)]:
             note(line)
     return inputs
+
+
+def _partly_shuffled(manifest: Manifest, shuffle: bool) -> list[str]:
+    """A note where some files are shuffled by ``prepare`` and others are not."""
+    unmarked = [manifest.relative(file) for file in manifest.files if not file.shuffled]
+    if not shuffle or not 0 < len(unmarked) < len(manifest.files):
+        return []
+    return [
+        f"{len(unmarked)} of {len(manifest.files)} file(s) were not shuffled by prepare ({_some(unmarked)}): all rows are "
+        "shuffled within data.stream.shuffle_rows, as if none was"
+    ]
 
 
 def continued(present: Manifest, saved: Saved, *, may_begin_epoch: bool) -> tuple[TrainingFiles, list[str]]:
