@@ -1,16 +1,19 @@
-"""Compiled kernels of embedding tables against FBGEMM's on a CPU: lookup and update, as ratios of CPU time.
+"""Compiled kernels of embedding tables against FBGEMM's on a CPU: lookup and update, and whole steps.
 
-    python -m bench.tables --repeats 9      # one thread; bench/results/tables.json
+    python -m bench.tables [--only steps] --repeats 9      # one thread; bench/results/tables.json
 
-Modules of both take turns in one process, with equal tables, ids and gradients. Ids are drawn by Zipf's law (exponent 1.2) and
-scattered over the table, or uniformly.
+* kernels: modules of both take turns in one process, with equal tables, ids and gradients. Ids are drawn by Zipf's law
+  (exponent 1.2) and scattered over the table, or uniformly.
+* steps: training with and without them, batches in memory.
 """
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -24,11 +27,22 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from bench import harness
+from bench.train import Ours, in_memory_batches
 from trainer import kernels
+from trainer.config.compose import compose
+from trainer.run import build
+from trainer.runtime.distributed import choose_device
+from trainer.runtime.process import guarded
+from trainer.runtime.rendezvous import process_group
 from trainer.sharding.cpu_tables import CpuTables
 
 ZIPF = 1.2
-CALLS = 5  # of a pass
+CALLS, STEPS = 5, 5  # of a pass
+JOBS = {
+    "DeepFM": ["model=deepfm"],
+    "Wide & Deep, FTRL": ["model=wide_deep", "optim.wide.name=ftrl"],
+    "DIN": ["model=din", "batch_size=1024"],
+}
 SCATTER = 2654435761  # a prime: frequent ids are not neighbours
 
 
@@ -70,15 +84,31 @@ CASES = (
 
 
 def main() -> None:
-    options = harness.sections_parser(__doc__, "tables.json", ["tables"], repeats=9).parse_args()
+    sections = {"kernels": kernels_alone, "steps": steps}
+    options = harness.sections_parser(__doc__, "tables.json", sections, repeats=9).parse_args()
     if not kernels.available():
         sys.exit("error: kernels are not compiled for this CPU: make setup, with g++ or clang++ installed")
     torch.set_num_threads(1)
-    harness.run_sections({"tables": lambda options: section(options.repeats)}, options, "torchrec")
+    guarded(lambda: harness.run_sections(sections, options, "torchrec"))
 
 
-def section(repeats: int) -> harness.Section:
-    return harness.Section(rows={case.name: compare(case, repeats) for case in CASES})
+def kernels_alone(options: argparse.Namespace) -> harness.Section:
+    return harness.Section(rows={case.name: compare(case, options.repeats) for case in CASES})
+
+
+def steps(options: argparse.Namespace) -> harness.Section:
+    section = harness.Section()
+    with process_group(choose_device("cpu"), 300.0) as ranks:
+        for job, overrides in JOBS.items():
+            sides: dict[str, Callable[[int], harness.Pass]] = {}
+            for side in ("true", "false"):
+                config = compose([*overrides, f"kernels={side}"]).config
+                build.ensure_synthetic(config.data)
+                sides[f"{job}, kernels={side}"] = Ours(config, ranks, STEPS, cycle(in_memory_batches(config, ranks, 8)))
+            passes = harness.take_turns(sides, options.repeats)
+            section.rates |= {name: harness.Rates.of(found) for name, found in passes.items()}
+            section.add_ratio(" / ".join(sides))
+    return section
 
 
 def compare(case: Case, repeats: int) -> dict[str, Any]:
