@@ -25,9 +25,10 @@ class MaskedTables:
         self._kept: list[_KeptRows] = []
         for kernel in kernels:
             touched = TouchedRows(kernel)
-            touched.change_gradient(mask.zeroed)
             if any(optimizers[shard.name].name == "adam" for shard in kernel.shards):
                 self._kept.append(_KeptRows(touched, mask))
+            else:
+                touched.change_gradient(mask.zeroed)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -43,14 +44,12 @@ class _KeptRows:
 
     def __init__(self, touched: TouchedRows, mask: StepMask) -> None:
         self._touched, self._mask, self._units = touched, mask, RowUnits(touched)
-        self._features = torch.arange(len(touched.begins), device=touched.memory.device)
         self._kept: list[tuple[Tensor, list[Tensor]]] = []  # units [N * U], and what they held
         touched.before_update(self._keep)
 
     @torch.no_grad()
     def _keep(self, lookup: Lookup) -> None:
-        units = self._units.of(lookup.rows, lookup.spread(self._features)).view(-1)
-        units = self._mask.masked_only(units)
+        units = self._mask.masked_only(self._units.of_all(lookup))
         self._kept.append((units, [memory.index_select(0, units) for memory in self._memories()]))
 
     def restore(self) -> None:

@@ -101,12 +101,17 @@ class RowUnits:
         self.floats = gcd(*widths, *touched.begins, touched.memory.numel())
         self._begins = torch.tensor(touched.begins, device=device) // self.floats
         self._units = touched.of_feature(widths) // self.floats
+        self._features = torch.arange(len(touched.begins), device=device)
         self._each = torch.arange(max(widths) // self.floats, device=device)
+
+    def of_all(self, lookup: Lookup) -> Tensor:
+        """The units of all rows of a lookup -> [N * U]."""
+        if len(self._each) == 1:  # a row is a unit
+            return lookup.rows + lookup.spread(self._begins)
+        return self.of(lookup.rows, lookup.spread(self._features)).view(-1)
 
     def of(self, ids: Tensor, feature: Tensor) -> Tensor:
         """The units of the rows of ``ids`` [N], whose features are ``feature`` [N] -> [N, U]; a narrower row's last unit stands
         for those it has not."""
-        if len(self._each) == 1:  # a row is a unit
-            return (self._begins[feature] + ids).unsqueeze(1)
         units = torch.minimum(self._each, self._units[feature].unsqueeze(1) - 1)  # [N, U]
         return (self._begins[feature] + ids * self._units[feature]).unsqueeze(1) + units
