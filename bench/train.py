@@ -115,7 +115,7 @@ class Ours:
     batches."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks, steps: int, batches: Iterator[Batch] | None = None) -> None:
-        model = build_model(config.model, config.data.schema, config.seed)
+        model = build_model(config.model, config.data.schema, config.seed, build.execution(config, ranks.world_size))
         self.loader, _ = build.build_train_loader(config.data, model.layout, config.batch_size, config.seed, ranks)
         self.built = build.build(config, model, ranks, self.loader.local_batch_size, total_steps=10**6)
         self.batches = batches or loop.batches_from(self.loader, Progress(), 10**6)
@@ -130,8 +130,8 @@ class Ours:
 
 
 def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
-    model = build_model(config.model, config.data.schema, config.seed)
-    task = build.build_task(model, config.precision, ranks.device, may_drop=False)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, ranks.world_size))
+    task = build.build_task(model, may_drop=False)
     for module in task.modules():
         if isinstance(module, (EmbeddingBagCollection, EmbeddingCollection)):
             apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), {"lr": 0.02, "eps": 1e-8})
@@ -158,8 +158,11 @@ def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: i
 
 def dense_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
     """The head of the model on lookups made once, data-parallel over the ranks."""
-    model = build_model(config.model, config.data.schema, config.seed).to_empty(device="cpu").to(ranks.device)
-    build.set_autocast(model, build.autocast_dtype(config.precision, ranks.device))
+    model = (
+        build_model(config.model, config.data.schema, config.seed, build.execution(config, ranks.world_size))
+        .to_empty(device="cpu")
+        .to(ranks.device)
+    )
     inputs: list[tuple[tuple, Batch]] = []
     handle = model.head.register_forward_pre_hook(lambda _, arguments: inputs.append((arguments, batch)))
     for batch in [b.to(ranks.device) for b in batches]:

@@ -72,7 +72,7 @@ def start(argv: Sequence[str]) -> None:
     config.check_addresses()
     config.check_world_size(identity()[1])
     trackers.check_installed(config.logging)
-    model = build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, identity()[1]))
     if config.deterministic:
         make_deterministic()
     device = choose_device(config.device)

@@ -32,7 +32,7 @@ def graded(task, batch, device):
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradients_are_those_on_the_cpu(name, click_log):
     config = tiny.job(click_log, f"model={name}").config
-    model = build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, 1))
     data = config.data
     columns = [*data.schema.columns(model.layout), *filter(None, (data.schema.label, data.schema.weight))]
     manifest = Manifest.scan(data.train, data.root, columns)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers import tiny
+from tests.helpers.whole_tables import gather_table
 from trainer.checkpoint.saving import Checkpoints
 from trainer.models.construct import build_model
 from trainer.monitoring.metrics_logger import MetricsLogger
@@ -14,7 +15,6 @@ from trainer.run import build, loop
 from trainer.run.training_state import TrainingState
 from trainer.runtime.distributed import Ranks, all_reduce_sum
 from trainer.runtime.progress import Progress
-from trainer.sharding import initialize
 
 
 def ranks_of(rank, world_size):
@@ -24,7 +24,7 @@ def ranks_of(rank, world_size):
 def built_job(root, rank, world_size, overrides):
     ranks = ranks_of(rank, world_size)
     config = tiny.job(root, *overrides).config
-    model = build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, world_size))
     loader, _ = build.build_train_loader(config.data, model.layout, config.batch_size, config.seed, ranks)
     built = build.build(config, model, ranks, loader.local_batch_size, total_steps=100)
     return config, model.layout, loader, built
@@ -57,7 +57,7 @@ def check_against_unsharded(rank, world_size, root, overrides):
     plain.to_empty(device="cpu")
     tables = {table.parameter.removeprefix("model."): table.name for table in built.tables}
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}
-    whole = {key: initialize.gather_table(built.task, table) for key, table in tables.items()}
+    whole = {key: gather_table(built.task, table) for key, table in tables.items()}
     full = {**own, **whole}
     plain.load_state_dict(full)
     plain.eval()

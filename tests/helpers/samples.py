@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ import conf
 from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Cross, Feature, Layout, Schema, Table
 from tests.helpers.rounding import BF16_ROUNDINGS, BF16_UNIT, ROUNDINGS, UNIT, model_tolerance
-from trainer.modules.head import set_autocast
+from trainer.modules.execution import bfloat16
 
 Row = dict[str, Any]
 
@@ -218,9 +219,8 @@ def _check_bf16(model: nn.Module, schema: Schema, rows: list[Row]) -> None:
     batch = make_batch(schema, model.layout, rows)
     exact = model(batch).detach()
     allowed = model_tolerance(model, partial(model, batch), BF16_ROUNDINGS * BF16_UNIT)
-    set_autocast(model, torch.bfloat16)
-    rounded = model(batch).detach()
-    set_autocast(model, None)
+    with mock.patch.object(model.head, "autocast_dtype", bfloat16):
+        rounded = model(batch).detach()
     assert rounded.dtype == torch.float32
     has_layers = any(isinstance(module, nn.Linear) for module in model.modules())  # sums alone stay float32
     assert torch.equal(rounded, exact) != has_layers

@@ -10,13 +10,14 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from data_loaders.batch import Batch, Cursor
+from tests.helpers.whole_tables import gather_table
 from trainer import kernels
 from trainer.config.optim import OptimConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.modules.embeddings import InitialValues, WideLookup
 from trainer.optim.tables import apply_table_optimizers
 from trainer.runtime.step_mask import StepMask
-from trainer.sharding.initialize import gather_table, initialize_tables
+from trainer.sharding.initialize import initialize_tables
 from trainer.sharding.planner import make_plan
 from trainer.sharding.shard import shard
 from trainer.sharding.table_plan import TablePlan

@@ -9,14 +9,15 @@ from torch import nn
 from data_loaders.schema import Schema
 from trainer.models import load_model_class
 from trainer.modules import contract
+from trainer.modules.execution import PLAIN, Execution, executed_by
 
 
-def build_model(model: Mapping[str, Any], schema: Schema, seed: int) -> nn.Module:
+def build_model(model: Mapping[str, Any], schema: Schema, seed: int, execution: Execution = PLAIN) -> nn.Module:
     """The model with its tables on meta (no memory) and its dense layers initialised from ``seed`` alone."""
     torch.manual_seed(seed)
     hyperparameters = {key: value for key, value in model.items() if key != "name"}
     model_class = load_model_class(model["name"])
-    with contract.explained(model["name"], model_class):
+    with contract.explained(model["name"], model_class), executed_by(execution):
         built = model_class(schema, **hyperparameters, device=torch.device("meta"))
     contract.check_built(model["name"], built, schema)
     return built

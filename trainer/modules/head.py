@@ -5,30 +5,24 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from trainer.modules import execution
+
 
 class Head(nn.Module, ABC):
     """All that a model computes after its lookups, as one module: the training pipeline does not look inside.
 
-    Subclasses implement ``logits(dense, *others) -> [B]``. ``set_autocast`` chooses the type of its matrix products,
-    which changes no parameter and no name; lookups, logits and loss stay float32.
+    Subclasses implement ``logits(dense, *others) -> [B]``. ``autocast_dtype`` (``Execution``) chooses the type of its matrix
+    products, which changes no parameter and no name; lookups, logits and loss stay float32.
     """
 
-    autocast_dtype: torch.dtype | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.autocast_dtype = execution.current().autocast_dtype
 
     def forward(self, dense: Tensor, *others: object) -> Tensor:
-        enabled = self.autocast_dtype is not None
-        with torch.autocast(dense.device.type, dtype=self.autocast_dtype, enabled=enabled):
+        dtype = self.autocast_dtype(dense.device)
+        with torch.autocast(dense.device.type, dtype=dtype, enabled=dtype is not None):
             return self.logits(dense, *others).float()  # [B]
-
-    def autocast_to(self, dtype: torch.dtype | None) -> None:
-        self.autocast_dtype = dtype
 
     @abstractmethod
     def logits(self, dense: Tensor, *others: object) -> Tensor: ...
-
-
-def set_autocast(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """The type of the matrix products of every ``Head`` in ``module``, e.g. ``torch.bfloat16``; None: float32."""
-    for child in module.modules():
-        if isinstance(child, Head):
-            child.autocast_to(dtype)

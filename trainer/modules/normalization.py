@@ -5,7 +5,6 @@ Rows of weight 0 (padding, rows left out) stay out of the statistics.
 Shapes: N rows or tokens, C channels.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from data_loaders.schema import one_of
-
-SumOverRanks = Callable[[Tensor], object]  # in place
+from trainer.modules import execution
+from trainer.modules.execution import SumOverRanks
 
 
 class Rows:
@@ -54,7 +53,7 @@ class BatchStatistics(nn.Module):
     """Mean and variance of the batch in training, their moving averages in evaluation (the plain average of the first
     1 / momentum batches, so that a short run is not held to the initial values).
 
-    With a sum over ranks (``reduce_by``) the statistics are those of the global batch. It sums a flat float32 tensor in place,
+    With a sum over ranks (``Execution``) the statistics are those of the global batch. It sums a flat float32 tensor in place,
     once a training forward ([2C + 1]: count, sums, sums of squares, of values shifted by the moving mean, which keeps float32
     accurate) and once a backward ([2, C]). Every rank must then call it equally often, so one without any rows does too.
     """
@@ -65,10 +64,7 @@ class BatchStatistics(nn.Module):
         self.register_buffer("moving_mean", torch.zeros(channels))
         self.register_buffer("moving_variance", torch.ones(channels))
         self.register_buffer("batches", torch.zeros(()))
-        self.all_reduce: SumOverRanks | None = None
-
-    def reduce_by(self, all_reduce: SumOverRanks) -> None:
-        self.all_reduce = all_reduce
+        self.all_reduce = execution.current().all_reduce
 
     def moving_normalized(self, inputs: Tensor) -> Tensor:
         """``inputs`` [N, C] normalised by the moving averages -> [N, C] float32."""

@@ -15,7 +15,7 @@ from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
 from trainer.config.job import TrainConfig
 from trainer.models import load_model_class
-from trainer.modules.head import set_autocast
+from trainer.modules.execution import Execution, executed_by
 from trainer.modules.task import ClickTask
 
 ROWS = (32, 96)
@@ -34,12 +34,12 @@ class DenseCost:
 class DensePart:
     """The dense part of the configured model; ``cost(rows)`` of a rank's batch."""
 
-    def __init__(self, config: TrainConfig, lengths: dict[str, float], dtype: torch.dtype | None) -> None:
+    def __init__(self, config: TrainConfig, lengths: dict[str, float], execution: Execution) -> None:
         schema = _small(config.data.schema)
         hyperparameters = {key: value for key, value in config.model.items() if key != "name"}
-        model = load_model_class(config.model["name"])(schema, **hyperparameters, device=torch.device("cpu"))
+        with executed_by(execution):
+            model = load_model_class(config.model["name"])(schema, **hyperparameters, device=torch.device("cpu"))
         task = ClickTask(model, label_smoothing=config.loss.label_smoothing)
-        set_autocast(task, dtype)
         self._few, self._more = (_measure(task, _batch(schema, model.layout, lengths, rows)) for rows in ROWS)
 
     def cost(self, rows: int) -> DenseCost:

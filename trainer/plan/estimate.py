@@ -14,6 +14,7 @@ from torchrec.distributed.planner.types import ShardingOption, Topology
 from trainer.config.job import TrainConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.models.construct import build_model
+from trainer.modules.execution import Execution, bfloat16, float32
 from trainer.modules.task import ClickTask
 from trainer.plan.dense import DensePart
 from trainer.plan.step import step_times
@@ -66,9 +67,9 @@ class Planned:
     @classmethod
     def of(cls, config: TrainConfig, cluster: Cluster) -> "Planned":
         model = build_model(config.model, config.data.schema, config.seed)
-        task = build.build_task(model, "fp32", torch.device("cpu"), may_drop=False, loss=config.loss)
+        task = build.build_task(model, may_drop=False, loss=config.loss)
         lengths = planner.ids_per_row(config.data.schema)
-        dense = DensePart(config, lengths, _precision(config, cluster))
+        dense = DensePart(config, lengths, _execution(config, cluster))
         tables = {table.name: table for table in embedding_tables(task, config.optim)}
         return cls(config, task, lengths, dense, tables)
 
@@ -194,7 +195,7 @@ def _bytes(holder: Any) -> int:
     return holder.storage.hbm or holder.storage.ddr
 
 
-def _precision(config: TrainConfig, cluster: Cluster) -> torch.dtype | None:
-    """As ``build.autocast_dtype``, for a device that is not here."""
-    wanted = config.precision
-    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and cluster.hardware.bf16) else None
+def _execution(config: TrainConfig, cluster: Cluster) -> Execution:
+    """As ``build.autocast_dtype`` chooses, for a device that is not here."""
+    in_bf16 = config.precision == "bf16" or (config.precision == "auto" and cluster.hardware.bf16)
+    return Execution(bfloat16 if in_bf16 else float32)

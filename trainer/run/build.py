@@ -3,6 +3,7 @@ table optimizers, sharding, dense optimizer, data, pipeline. Each step takes the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from trainer import kernels
 from trainer.config.data import DataConfig, StreamConfig
 from trainer.config.job import LossConfig, TrainConfig
 from trainer.modules.embeddings import initial_values_of_tables
-from trainer.modules.head import set_autocast
-from trainer.modules.normalization import BatchStatistics
+from trainer.modules.execution import Execution
 from trainer.modules.task import ClickTask
 from trainer.optim.combined import CombinedOptimizer
 from trainer.optim.tables import apply_table_optimizers
@@ -47,43 +47,28 @@ class Built:
     tables: tuple[TablePlan, ...]
 
 
-def build_task(
-    model: nn.Module,
-    precision: str,
-    device: torch.device,
-    *,
-    may_drop: bool,
-    loss: LossConfig | None = None,
-    world_size: int = 1,
-) -> ClickTask:
-    """Model + loss. Dense arithmetic in bf16 where asked for; statistics of activations over ``world_size`` ranks, and, where
-    rows may be dropped, the number of rows a loss is the mean of."""
+def execution(config: TrainConfig, world_size: int) -> Execution:
+    """Of a model that trains among ranks."""
+    all_reduce = all_reduce_sum if world_size > 1 else None
+    return Execution(cache(partial(autocast_dtype, config.precision)), all_reduce)
+
+
+def build_task(model: nn.Module, *, may_drop: bool, loss: LossConfig | None = None) -> ClickTask:
+    """Model + loss; where rows may be dropped, the number of rows that a loss is the mean of is that of all ranks."""
     loss = loss or LossConfig()
-    task = ClickTask(
+    return ClickTask(
         model,
         label_smoothing=loss.label_smoothing,
         negative_sampling_rate=loss.negative_sampling_rate,
         mean_over_ranks=mean_over_ranks if may_drop else None,
     )
-    if device.type == "cpu":
-        cpu.multiply_float32_by_onednn()
-    set_autocast(task, autocast_dtype(precision, device))
-    for module in task.modules():
-        if isinstance(module, BatchStatistics) and world_size > 1:
-            module.reduce_by(all_reduce_sum)
-    return task
 
 
 def build(config: TrainConfig, model: nn.Module, ranks: Ranks, local_batch_size: int, total_steps: int) -> Built:
     """Plans, shards and initialises a model and gives it its optimizers and pipeline."""
-    task = build_task(
-        model,
-        config.precision,
-        ranks.device,
-        may_drop=config.data.schema.may_drop,
-        loss=config.loss,
-        world_size=ranks.world_size,
-    )
+    if ranks.device.type == "cpu":
+        cpu.multiply_float32_by_onednn()
+    task = build_task(model, may_drop=config.data.schema.may_drop, loss=config.loss)
     plan = planner.make_plan(
         task,
         config.sharding,

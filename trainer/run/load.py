@@ -15,7 +15,7 @@ from trainer.models.construct import build_model
 from trainer.run import build
 from trainer.run.training_state import ModelState
 from trainer.runtime import run_folder
-from trainer.runtime.distributed import Ranks, choose_device, make_deterministic, unordered_operation_named
+from trainer.runtime.distributed import Ranks, choose_device, identity, make_deterministic, unordered_operation_named
 from trainer.runtime.rendezvous import process_group
 
 
@@ -38,7 +38,7 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
     """
     config = from_yaml(run / run_folder.CONFIG, overrides).config
     path = find_checkpoint(run, checkpoint, prefer_best=config.checkpoint.restore_best)
-    model = build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, identity()[1]))
     limits = config.timeout_seconds, config.rendezvous_timeout_seconds
     if config.deterministic:
         make_deterministic()

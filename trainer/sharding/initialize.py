@@ -2,10 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
@@ -25,25 +23,11 @@ def initialize_tables(
     """
     state = model.state_dict()
     for table in tables:
-        for values, row, column in _local_shards(state[table.parameter]):
+        for values, row, column in local_shards(state[table.parameter]):
             _fill(values, row, column, table, seed, initial[table.name])
 
 
-def gather_table(model: nn.Module, name: str) -> Tensor:
-    """The whole table [rows, D] on the CPU of every rank; all ranks together. For tests and small tables: each rank
-    receives every shard."""
-    ends = tuple(f"{kind}.{name}.weight" for kind in ("embedding_bags", "embeddings"))
-    weight = next(value for key, value in model.state_dict().items() if key.endswith(ends))
-    parts: list[Any] = [None] * dist.get_world_size()
-    shards = [(values.cpu().clone(), row, column) for values, row, column in _local_shards(weight)]
-    dist.all_gather_object(parts, shards)
-    whole = torch.full(tuple(weight.size()), float("nan"))
-    for values, row, column in (shard for part in parts for shard in part):
-        whole[row : row + values.shape[0], column : column + values.shape[1]] = values
-    return whole
-
-
-def _local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
+def local_shards(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
     """(values, first row, first column) of each part of a table on this rank; the values are the table's memory."""
     if isinstance(weight, ShardedTensor):
         return [(shard.tensor.detach(), *shard.metadata.shard_offsets) for shard in weight.local_shards()]

@@ -9,6 +9,7 @@ from tests.helpers.ranks import run_distributed
 from tests.helpers.samples import Row, make_batch, random_rows, randomize, small_schema
 from trainer.models.din import Model
 from trainer.modules.dice import Dice
+from trainer.modules.execution import Execution, executed_by
 from trainer.runtime.distributed import all_reduce_sum
 
 ROWS, TOTAL = 11, 13  # the last rows are padding
@@ -46,10 +47,10 @@ def dices(model: Model) -> list[Dice]:
 
 
 def _like_the_whole(rank: int, world_size: int) -> int:
-    whole, part, mine = build(), build(), parts(world_size)[rank]
+    whole, mine = build(), parts(world_size)[rank]
+    with executed_by(Execution(all_reduce=all_reduce_sum)):
+        part = build()
     assert len(dices(part)) == 4  # two in the activation unit, two in the network
-    for dice in dices(part):
-        dice.reduce_by(all_reduce_sum)
     for _ in range(2):  # moving averages go from the first batch to the second
         whole.zero_grad(), part.zero_grad()
         expected, found = run(whole, range(TOTAL)), run(part, mine)

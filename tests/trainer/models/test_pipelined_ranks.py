@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.nn.functional import all_reduce
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -24,8 +23,9 @@ from tests.helpers.ranks import run_distributed
 from tests.helpers.rounding import Change, measured_tolerance, unchanged
 from tests.helpers.samples import Row, make_batch, one_dim_schema, random_rows, randomize, small_schema
 from trainer.models import dcn, dcn_v2, deepfm, din, dlrm, embedding_mlp, fm, fnn, lr, pnn, wide_deep
-from trainer.modules.mlp import Dice
+from trainer.modules.execution import Execution, executed_by
 from trainer.modules.task import ClickTask
+from trainer.runtime.distributed import all_reduce_sum
 
 RATE = 0.1
 CASES = {
@@ -137,10 +137,8 @@ def copy_weights(source: torch.nn.Module, sharded: DistributedModelParallel) -> 
 
 
 def train_sharded(rank: int, world_size: int, name: str) -> dict:
-    task, schema = build(name, "meta")
-    for module in task.modules():
-        if isinstance(module, Dice):
-            module.all_reduce = all_reduce
+    with executed_by(Execution(all_reduce=all_reduce_sum)):
+        task, schema = build(name, "meta")
     sharded = shard(task)
     source, _ = build(name, "cpu")
     randomize(source)

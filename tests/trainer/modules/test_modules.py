@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers.samples import mlp, randomize, state
 from trainer.modules.attention import TargetAttention, filled_up, token_linear
 from trainer.modules.dice import Dice
-from trainer.modules.head import Head, set_autocast
+from trainer.modules.execution import Execution, bfloat16, executed_by
+from trainer.modules.head import Head
 from trainer.modules.interactions import FactorizationMachine
 from trainer.modules.jagged import Segments, expand, segment_mean, segment_softmax, segment_sum
 from trainer.modules.mlp import MLP, DenseFields, aligned
@@ -179,15 +180,15 @@ def test_dice_all_reduce_makes_statistics_global():
     """Two parts with their sums exchanged give what the whole gives; one part has no rows that count."""
     values = inputs_of(10, 4) * 2 + 1
     for cut, valid in ((3, torch.ones(10)), (0, torch.ones(10)), (4, torch.tensor([0.0] * 4 + [1.0] * 6))):
-        whole, parts = Dice(4), (Dice(4), Dice(4))
-        sums: list[torch.Tensor] = []
+        whole, sums = Dice(4), []
+        with executed_by(Execution(all_reduce=lambda own: sums.append(own.clone()))):
+            parts = Dice(4), Dice(4)
         pieces = ((values[:cut], valid[:cut]), (values[cut:], valid[cut:]))
         for part, piece in zip(parts, pieces, strict=True):
-            part.reduce_by(lambda own: sums.append(own.clone()))
             part(*piece)
         assert len(sums) == 2 and all(part.shape == (9,) for part in sums)  # once a forward: count, 4 sums, 4 squares
-        fresh = Dice(4)
-        fresh.reduce_by(lambda own: own.copy_(sums[0] + sums[1]))
+        with executed_by(Execution(all_reduce=lambda own: own.copy_(sums[0] + sums[1]))):
+            fresh = Dice(4)
         torch.testing.assert_close(fresh(*pieces[1]), whole(values, valid)[cut:], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(fresh.moving_variance, whole.moving_variance, rtol=1e-5, atol=1e-6)
 
@@ -361,17 +362,16 @@ class SumHead(Head):
         return self.seen.squeeze(1)
 
 
-def test_set_autocast_reaches_heads_inside():
-    module = nn.Sequential(SumHead())
+def test_a_head_computes_in_the_precision_it_was_made_in():
+    with executed_by(Execution(bfloat16)):
+        module = SumHead()
+    plain = SumHead()
+    plain.load_state_dict(module.state_dict())
     dense = inputs_of(4, 64)
-    exact = module(dense)
-    set_autocast(module, torch.bfloat16)
-    rounded = module(dense)
-    assert module[0].seen.dtype == torch.bfloat16 and rounded.dtype == torch.float32
-    assert not torch.equal(rounded, exact)
-    set_autocast(module, None)
-    assert torch.equal(module(dense), exact)
-    assert list(module.state_dict()) == ["0.layer.weight", "0.layer.bias"]
+    exact, rounded = plain(dense), module(dense)
+    assert (module.seen.dtype, plain.seen.dtype) == (torch.bfloat16, torch.float32)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    assert list(module.state_dict()) == ["layer.weight", "layer.bias"]
 
 
 class MatrixProducts(TorchDispatchMode):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.helpers.ranks import run_distributed
+from trainer.modules.execution import Execution, executed_by
 from trainer.modules.mlp import MLP
-from trainer.modules.normalization import BatchNorm, BatchStatistics
+from trainer.modules.normalization import BatchNorm
 from trainer.runtime.distributed import all_reduce_sum
 
 ROWS, STEPS = 12, 3
@@ -14,14 +15,12 @@ ROWS, STEPS = 12, 3
 
 def built(normalization, dropout=0.0):
     torch.manual_seed(3)
-    module = MLP(5, [6, 4], activation="prelu", normalization=normalization, dropout=dropout, out_dim=1)
+    with executed_by(Execution(all_reduce=all_reduce_sum)):
+        module = MLP(5, [6, 4], activation="prelu", normalization=normalization, dropout=dropout, out_dim=1)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.startswith("normalizations"):
                 parameter.copy_(torch.rand(parameter.shape) + 0.5)
-    for child in module.modules():
-        if isinstance(child, BatchStatistics):
-            child.reduce_by(all_reduce_sum)
     return module
 
 

@@ -10,10 +10,10 @@ import torch
 from tests.helpers import tiny
 from tests.helpers.jobs import built_job, ranks_of
 from tests.helpers.ranks import run_distributed
+from tests.helpers.whole_tables import gather_table
 from trainer.monitoring.sparsity import wide_weights
 from trainer.run import loop
 from trainer.runtime.progress import Progress
-from trainer.sharding import initialize
 
 PLANS = {
     "row-wise": ["sharding.types=[row_wise]"],
@@ -30,7 +30,7 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> tuple[
         built.pipeline.progress(batches)
     batches.close()
     names = [table.name for table in built.tables if table.name.startswith("wide_")]
-    tables = {name: initialize.gather_table(built.task, name) for name in names}
+    tables = {name: gather_table(built.task, name) for name in names}
     return wide_weights(built.task, built.tables, ranks_of(rank, world_size)), tables
 
 

@@ -19,6 +19,7 @@ from tests.helpers.model_states import assembled, load
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Closed, Reference, train
 from tests.helpers.tables import DIMS, FEATURES, ROWS, all_tables, build, make_batch, unmasked
+from tests.helpers.whole_tables import gather_table
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
@@ -27,7 +28,6 @@ from trainer.optim.mini_batch_aware import MiniBatchAware
 from trainer.run.build import build_train_loader, count_ids
 from trainer.run.loop import batches_from
 from trainer.runtime.progress import Progress
-from trainer.sharding.initialize import gather_table
 from trainer.sharding.kernels import fused_kernels
 
 STEPS = 4

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.helpers.jobs import built_job, ranks_of
 from tests.helpers.ranks import run_distributed
+from tests.helpers.whole_tables import gather_table
 from trainer.report import table_statistics as module
 from trainer.report.table_statistics import QUANTILES, sampled_rows, table_statistics
 from trainer.run import loop
 from trainer.runtime.progress import Progress
-from trainer.sharding import initialize
 from trainer.sharding.model_state import model_pieces
 
 STEPS, MOST = 6, 64
@@ -63,7 +63,7 @@ def train(root: str, rank: int, world_size: int, overrides: list[str]) -> dict[s
     naive = {}
     for table in tables:
         ids = set().union(*(ranks.get(feature, set()) for ranks in every for feature in table.features))
-        naive[table.name] = (initialize.gather_table(built.task, table.name), ids)
+        naive[table.name] = (gather_table(built.task, table.name), ids)
     return {"whole": whole, "chunked": chunked, "sampled": sampled, "naive": naive}
 
 

@@ -23,6 +23,7 @@ from data_loaders.manifest import Manifest
 from data_loaders.schema import Feature, Schema, Table
 from tests.helpers import tiny
 from tests.helpers.ranks import run_distributed
+from tests.helpers.whole_tables import gather_table
 from trainer.checkpoint import clean, verify
 from trainer.config.compose import check_model
 from trainer.config.data import DataConfig, StreamConfig
@@ -32,7 +33,6 @@ from trainer.config.sharding import ShardingConfig
 from trainer.models.construct import build_model
 from trainer.run import build
 from trainer.runtime.distributed import Ranks, all_reduce_sum
-from trainer.sharding import initialize
 
 ROWS = 60
 ITEMS = 10  # rows of the item table, of which good ids are 2 … 8: 0, 1 and 9 must not be touched
@@ -96,7 +96,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
     item table before and after."""
     ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
     config = configuration(given, root, model, layout)
-    built_model = build_model(config.model, given, config.seed)
+    built_model = build_model(config.model, given, config.seed, build.execution(config, world_size))
     columns = ["label", *given.columns(built_model.layout)]
     manifest = Manifest.scan(["."], str(root), columns)
     loader = Loader(
@@ -142,7 +142,7 @@ def train(rank, world_size, given, root, *, model="deepfm", layout="table_wise",
 
 
 def tables_of(built):
-    return {table.name: initialize.gather_table(built.task, table.name) for table in built.tables}
+    return {table.name: gather_table(built.task, table.name) for table in built.tables}
 
 
 def checked_loss(outputs, world_size):

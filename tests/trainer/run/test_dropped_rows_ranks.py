@@ -12,12 +12,12 @@ from data_loaders.manifest import Manifest
 from tests.helpers import tiny
 from tests.helpers.jobs import ranks_of
 from tests.helpers.ranks import run_distributed
+from tests.helpers.whole_tables import gather_table
 from trainer.models.construct import build_model
 from trainer.modules.task import ClickTask
 from trainer.run import build, loop
 from trainer.runtime.distributed import all_reduce_sum
 from trainer.runtime.progress import Progress
-from trainer.sharding import initialize
 
 STEPS, BATCH, RATE = 6, 60, 0.2
 LOST_USERS = range(400, 500)  # named by bad rows only
@@ -95,13 +95,13 @@ class Plain:
 
 def whole_state(built, tables):
     own = {key.removeprefix("model."): value for key, value in built.task.state_dict().items()}
-    return {**own, **{key: initialize.gather_table(built.task, table) for key, table in tables.items()}}
+    return {**own, **{key: gather_table(built.task, table) for key, table in tables.items()}}
 
 
 def job(rank, world_size, root, *overrides):
     ranks = ranks_of(rank, world_size)
     config = tiny.job(root, *POLICIES, "sharding.types=[row_wise]", *overrides).config
-    model = build_model(config.model, config.data.schema, config.seed)
+    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, world_size))
     loader, _ = build.build_train_loader(
         config.data, model.layout, config.batch_size, config.seed, ranks, record_origin=True
     )
@@ -148,7 +148,7 @@ def check_batch_without_rows(rank, world_size, root, *overrides):
     for number, (loss, outputs) in enumerate(steps(built, loop.batches_from(loader, Progress(), 4), 4)):
         rows, dropped = whole_batch(outputs.cursor)
         assert sorted(rows) == list(range(number * BATCH, (number + 1) * BATCH))
-        after = {key: initialize.gather_table(built.task, name) for key, name in tables.items()}
+        after = {key: gather_table(built.task, name) for key, name in tables.items()}
         assert (loss == 0) == dropped.all() == (number == 2)
         if before is not None:
             assert all(torch.equal(before[key], after[key]) for key in after) == (number == 2)

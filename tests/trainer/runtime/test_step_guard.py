@@ -12,6 +12,7 @@ from data_loaders.batch import Cursor
 from data_loaders.errors import UserError
 from tests.helpers.jobs import built_job, ranks_of
 from tests.helpers.ranks import run_distributed
+from tests.helpers.whole_tables import gather_table
 from trainer.run import build, loop
 from trainer.run.step_seeds import StepSeeds
 from trainer.runtime import fault_injection
@@ -21,7 +22,6 @@ from trainer.runtime.signals import STOP_SIGNALS
 from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.step_mask import StepMask
 from trainer.runtime.watchdog import Watchdog
-from trainer.sharding import initialize
 
 CPU = torch.device("cpu")
 SIGTERM, SIGINT, SIGUSR1 = 15, 2, 10
@@ -72,7 +72,7 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None, save_at=()
 
 def everything(built):
     """All tables whole, and the dense layers."""
-    tables = {t.name: initialize.gather_table(built.task, t.name).clone() for t in built.tables}
+    tables = {t.name: gather_table(built.task, t.name).clone() for t in built.tables}
     dense = {k: v.clone() for k, v in built.task.state_dict().items() if type(v) is torch.Tensor}
     return {**dense, **tables}
 

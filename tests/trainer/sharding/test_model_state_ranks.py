@@ -19,13 +19,14 @@ from tests.helpers.model_states import LAYOUTS, Whole, assembled, assert_equal, 
 from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Closed, Reference
 from tests.helpers.tables import DIMS, ROWS, TinyModel, all_tables, build, make_batch, unmasked
+from tests.helpers.whole_tables import gather_table
 from trainer.checkpoint.piece import Piece
 from trainer.config.optim import DenseOptimizerConfig, OptimConfig, ScheduleConfig, TableOptimizerConfig
 from trainer.modules.dice import Dice
 from trainer.modules.embeddings import is_wide_table
+from trainer.modules.execution import Execution, executed_by
 from trainer.optim.combined import CombinedOptimizer
 from trainer.runtime.distributed import all_reduce_sum
-from trainer.sharding.initialize import gather_table
 from trainer.sharding.model_state import model_pieces
 
 SAVED, TOTAL = 3, 5  # steps
@@ -56,8 +57,8 @@ class Counted(nn.Module):
 
     def __init__(self, top: nn.Module) -> None:
         super().__init__()
-        self.top, self.dice = top, Dice(32)
-        self.dice.reduce_by(all_reduce_sum)
+        with executed_by(Execution(all_reduce=all_reduce_sum)):
+            self.top, self.dice = top, Dice(32)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, deep: Tensor) -> Tensor:

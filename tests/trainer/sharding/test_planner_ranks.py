@@ -36,7 +36,7 @@ def allocated(rank: int, world_size: int, jobs: dict[str, TrainConfig]) -> dict[
     ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
     found = {}
     for name, config in jobs.items():
-        model = build_model(config.model, config.data.schema, config.seed)
+        model = build_model(config.model, config.data.schema, config.seed, build.execution(config, world_size))
         built = build.build(config, model, ranks, config.batch_size // world_size, total_steps=10)
         found[name] = (*bytes_of(built), [table.summary() for table in built.tables])
     return found
