@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.metrics.scored_rows import LARGEST_LOGIT
 from trainer.metrics.shuffle_by_key import Rows, sum_by_part, unpack
+from trainer.runtime.distributed import on_ranks
 
 MOST_SLICES = 50
 
@@ -152,9 +153,8 @@ class Slices:
     def _largest_of_all(self) -> list[tuple[int, int, float | None, list[float]]]:
         if not dist.is_initialized():
             return self._largest
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, self._largest)
-        return sorted((each for found in gathered for each in found), key=lambda each: each[:2])[: self._most]
+        everywhere = on_ranks(self._largest)
+        return sorted((each for found in everywhere for each in found), key=lambda each: each[:2])[: self._most]
 
 
 def _columns(groups: Groups) -> tuple[Floats, ...]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from data_loaders.messages import note, warn
@@ -21,7 +20,7 @@ from data_loaders.state_files import write_json, write_text
 from trainer.config.monitoring import ProfilingConfig
 from trainer.monitoring.profiling.parts import analyse
 from trainer.monitoring.profiling.summary import as_text
-from trainer.runtime.distributed import Ranks
+from trainer.runtime.distributed import Ranks, on_ranks
 from trainer.runtime.watchdog import Watchdog
 
 FOLDER = "profile"
@@ -101,9 +100,7 @@ class Window:
             mine = None
             with self._unless_it_fails():
                 mine = self._write_trace() if self._profiler is not None else None
-            found: list[dict[str, Any] | None] = [None] * self.ranks.world_size
-            dist.all_gather_object(found, mine)
-            profiled = {str(rank): facts for rank, facts in enumerate(found) if facts is not None}
+            profiled = {str(rank): facts for rank, facts in enumerate(on_ranks(mine)) if facts is not None}
             if self.ranks.is_first and profiled:
                 with self._unless_it_fails():
                     self._report(step, profiled)
