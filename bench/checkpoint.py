@@ -21,6 +21,7 @@ import torch.distributed as dist
 from bench import harness
 from bench.train import Ours
 from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.snapshot import bytes_of
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.compose import compose
 from trainer.config.job import TrainConfig
@@ -82,7 +83,7 @@ def measure(config: TrainConfig, ranks: Ranks, folder: Path, steps: int, repeats
         "seconds_of_a_window": round(statistics.median(plain), 2),
         "seconds_from_snapshot_to_commit": [round(value, 2) for value in window.durations],
         "seconds_of_snapshots_and_questions": round(checkpoints.seconds, 3),
-        "bytes_per_rank": checkpoints.bytes_per_rank,
+        "bytes_per_rank": bytes_of(state.pieces),
         "peak_memory_mb": {"before": before, "after": peak_memory_mb(ranks.device)},
         "asynchronous": checkpoints.asynchronous,
         "world_size": ranks.world_size,

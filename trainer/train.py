@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from data_loaders.manifest import Manifest
 from data_loaders.state_files import read_json, write_json
 from trainer.checkpoint import read_best
-from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.loading import load
 from trainer.config.compose import compose, parse
 from trainer.config.job import TrainConfig
 from trainer.models.construct import build_model
@@ -254,9 +254,7 @@ def restore_best(job: Job) -> dict[str, Any] | None:
     best = from_first(lambda: read_best(folder))
     if best is None:
         return None
-    state = ModelState(job.built)
-    checkpoints = Checkpoints(folder, job.config.checkpoint, state, {}, job.ranks)
-    facts = checkpoints.load(folder / f"step-{best['step']}")
+    facts = load(folder / f"step-{best['step']}", ModelState(job.built), job.ranks, weights_only=True)
     selected = {
         "best_step": best["step"],
         "metric": best["metric"],

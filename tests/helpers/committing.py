@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from trainer.checkpoint import clean
+from trainer.checkpoint.loading import load
 from trainer.checkpoint.piece import Piece
 from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.verification import newest_whole
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.runtime.progress import Progress
 from trainer.runtime.rendezvous import process_group
@@ -35,9 +37,9 @@ def main(folder: Path, first: int, last: int) -> None:
         clean(folder)
         state = Steps()
         checkpoints = Checkpoints(folder, CheckpointConfig(every_steps=1), state, {}, ranks)
-        newest = checkpoints.newest()
+        newest = newest_whole(folder, "fallback", ranks)
         if newest is not None:
-            checkpoints.load(newest, Progress())
+            load(newest, state, ranks)
         for step in range(first, last + 1):
             state.table.fill_(step)
             checkpoints.maybe_save(Progress(step=step))

@@ -1,64 +1,36 @@
 """Checkpoints: their files (``format``), the folder they lie in (``folder``), on disks (``local``) and in object stores
-(``store``; ``place`` chooses), saving and loading them (``saving``).
+(``store``; ``place`` chooses); saving beside training (``saving``) and loading by all ranks (``loading``).
 
-``Checkpoints`` is imported from ``saving``: it brings TorchRec along, without which a checkpoint opens sooner.
+What needs a process group is imported from its own module: without it a checkpoint opens sooner.
 """
 
-from trainer.checkpoint.folder import (
-    BEST,
-    clean,
-    committed,
-    newest,
-    prune,
-    read_best,
-    remove,
-    step_of,
-    write_best,
-)
-from trainer.checkpoint.format import Reader, Written, build_index, verify, write_commit_files, write_pieces
-from trainer.checkpoint.manifest import (
-    FACTS,
-    INDEX,
-    JOB_FACTS,
-    MANIFEST,
-    check_identity,
-    read_facts,
-    read_json,
-    read_manifest,
-    read_text,
-)
-from trainer.checkpoint.paths import AnyPath
-from trainer.checkpoint.place import chosen, note, of_run, parse, place_of
-
-__all__ = [
-    "AnyPath",
-    "BEST",
-    "FACTS",
-    "INDEX",
-    "JOB_FACTS",
-    "MANIFEST",
-    "Reader",
-    "Written",
-    "build_index",
-    "check_identity",
-    "chosen",
-    "clean",
-    "committed",
-    "newest",
-    "note",
-    "of_run",
-    "parse",
-    "place_of",
-    "prune",
-    "read_best",
-    "read_facts",
-    "read_json",
-    "read_manifest",
-    "read_text",
-    "remove",
-    "step_of",
-    "verify",
-    "write_best",
-    "write_commit_files",
-    "write_pieces",
-]
+from trainer.checkpoint.folder import BEST as BEST
+from trainer.checkpoint.folder import clean as clean
+from trainer.checkpoint.folder import committed as committed
+from trainer.checkpoint.folder import newest as newest
+from trainer.checkpoint.folder import prune as prune
+from trainer.checkpoint.folder import read_best as read_best
+from trainer.checkpoint.folder import remove as remove
+from trainer.checkpoint.folder import step_of as step_of
+from trainer.checkpoint.folder import write_best as write_best
+from trainer.checkpoint.format import Reader as Reader
+from trainer.checkpoint.format import Written as Written
+from trainer.checkpoint.format import build_index as build_index
+from trainer.checkpoint.format import verify as verify
+from trainer.checkpoint.format import write_commit_files as write_commit_files
+from trainer.checkpoint.format import write_pieces as write_pieces
+from trainer.checkpoint.manifest import FACTS as FACTS
+from trainer.checkpoint.manifest import INDEX as INDEX
+from trainer.checkpoint.manifest import JOB_FACTS as JOB_FACTS
+from trainer.checkpoint.manifest import MANIFEST as MANIFEST
+from trainer.checkpoint.manifest import check_identity as check_identity
+from trainer.checkpoint.manifest import read_facts as read_facts
+from trainer.checkpoint.manifest import read_json as read_json
+from trainer.checkpoint.manifest import read_manifest as read_manifest
+from trainer.checkpoint.manifest import read_text as read_text
+from trainer.checkpoint.paths import AnyPath as AnyPath
+from trainer.checkpoint.place import chosen as chosen
+from trainer.checkpoint.place import note as note
+from trainer.checkpoint.place import of_run as of_run
+from trainer.checkpoint.place import parse as parse
+from trainer.checkpoint.place import place_of as place_of

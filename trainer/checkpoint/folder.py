@@ -5,7 +5,7 @@ prefixes ``step-N`` without a manifest, are what a crash left behind; ``best.jso
 looked into or deleted, and no link is followed.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from data_loaders.errors import UserError
@@ -60,12 +60,10 @@ def clean(folder: AnyPath) -> None:
     place_of(folder).clean(folder)
 
 
-def prune(folder: AnyPath, keep: int, also: Collection[str] = ()) -> list[str]:
-    """Removes all checkpoints but the newest ``keep``, the best one and those named in ``also``; returns the names of the
-    removed ones."""
+def prune(folder: AnyPath, keep: int) -> list[str]:
+    """Removes all checkpoints but the newest ``keep`` and the best one; returns the names of the removed ones."""
     best = read_best(folder)
-    kept = {*also, *([f"step-{best['step']}"] if best else [])}
-    gone = [path for path in committed(folder)[keep:] if path.name not in kept]
+    gone = [path for path in committed(folder)[keep:] if best is None or step_of(path) != best["step"]]
     for path in gone:
         remove(path)
     return [path.name for path in gone]

@@ -6,6 +6,12 @@ from data_loaders.errors import UserError
 from data_loaders.schema import one_of
 
 BEST = ("valid.auc", "valid.auc_pr", "valid.gauc", "valid.logloss", "valid.ne")
+LOWER_IS_BETTER = ("valid.logloss", "valid.ne")
+
+
+def improvement(metric: str, value: float, on: float) -> float:
+    """By how much ``value`` of a metric of ``BEST`` is better than another; negative where it is worse."""
+    return on - value if metric in LOWER_IS_BETTER else value - on
 
 
 def check_patience(metric: str, patience: int | None, min_delta: float, where: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trainer.config.checks import improvement
 from trainer.config.evaluation import EarlyStoppingConfig
 from trainer.config.optim import PlateauConfig
 from trainer.runtime.checked_json import Number, Optional, Whole
@@ -22,7 +23,6 @@ PATIENCE_FACTS = {
     "seen": Optional(Whole()),
 }
 FACTS = {"early_stopping": PATIENCE_FACTS, "plateau": PATIENCE_FACTS}
-LOWER_IS_BETTER = ("logloss", "ne")
 
 
 class Rates(Protocol):
@@ -50,8 +50,7 @@ class Patience:
         if step == self.seen:
             return
         self.seen = step
-        sign = -1 if self.metric.rpartition(".")[2] in LOWER_IS_BETTER else 1
-        if self.value is None or sign * (value - self.value) > self.min_delta:
+        if self.value is None or improvement(self.metric, value, self.value) > self.min_delta:
             self.step, self.value, self.without = step, value, 0
         else:
             self.without += 1

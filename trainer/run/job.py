@@ -119,8 +119,16 @@ def make_checkpoints(
         training_files.DATA: data.files.dumps(),
         run_folder.CONFIG: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
     }
-    place = checkpoints_folder(config, folder)
-    return Checkpoints(place, config.checkpoint, state, data.identity, ranks, texts=texts, before_commit=row_log.flush)
+    return Checkpoints(
+        checkpoints_folder(config, folder),
+        config.checkpoint,
+        state,
+        data.identity,
+        ranks,
+        texts=texts,
+        before_commit=row_log.flush,
+        saved_step=data.saved.progress.step if data.saved is not None else None,
+    )
 
 
 def make_evaluator(
@@ -171,7 +179,7 @@ def watched_metrics(config: TrainConfig) -> dict[str, list[str]]:
 def begin(job: Job) -> None:
     """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
     config, data, ranks = job.config, job.data, job.ranks
-    resume(data.saved, job.checkpoints, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
+    resume(data.saved, job.state, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
     if data.warm is not None:
         pieces, tables = job.state.pieces, job.built.tables
         begun = warm_start(config.warm_start, config, pieces, tables, job.folder, ranks, data.warm)

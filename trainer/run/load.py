@@ -8,7 +8,7 @@ from pathlib import Path
 from data_loaders.errors import UserError
 from data_loaders.schema import Layout
 from trainer.checkpoint import AnyPath, committed, of_run, read_best
-from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.loading import load
 from trainer.config.compose import from_yaml
 from trainer.config.job import TrainConfig
 from trainer.models.construct import build_model
@@ -45,7 +45,7 @@ def open_run(run: Path, checkpoint: str | None, overrides: Sequence[str]) -> Ite
     with process_group(choose_device(config.device), *limits) as ranks, unordered_operation_named():
         batch_size = config.evaluation.batch_size or config.batch_size
         built = build.build(config, model, ranks, -(-batch_size // ranks.world_size), total_steps=1)
-        Checkpoints(path.parent, config.checkpoint, ModelState(built), {}, ranks).load(path)
+        load(path, ModelState(built), ranks, weights_only=True)
         yield LoadedRun(config, ranks, built, model.layout, path)
 
 

@@ -9,7 +9,7 @@ from data_loaders.errors import UserError
 from data_loaders.messages import note, warn
 from data_loaders.order import ORDER_VERSION
 from trainer import checkpoint
-from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.loading import Restorable, load
 from trainer.checkpoint.verification import newest_whole
 from trainer.config.job import TrainConfig
 from trainer.monitoring.row_log import cut
@@ -78,13 +78,13 @@ def starting_point(saved: Saved | None, files: TrainingFiles) -> Progress:
     return progress
 
 
-def resume(saved: Saved | None, checkpoints: Checkpoints, row_log: Path, *, recording: bool, ranks: Ranks) -> None:
+def resume(saved: Saved | None, state: Restorable, row_log: Path, *, recording: bool, ranks: Ranks) -> None:
     """Resumes from ``saved``, if there is one. The row log loses the steps that will be trained again."""
     step = saved.progress.step if saved else 0
     recorded = from_first(lambda: cut(row_log, step))
     if saved is None:
         return
-    checkpoints.load(saved.path, saved.progress, verified=True)
+    load(saved.path, state, ranks, verified=True)
     if ranks.is_first:
         note(f"Resumed from {saved.path}: step {step}, {saved.progress.rows:,} rows trained")
         if recording and recorded < step:

@@ -34,12 +34,6 @@ class ModelState:
     def __init__(self, built: Built) -> None:
         self.pieces: Sequence[Piece] = [*model_pieces(built.task, built.tables), *built.optimizer.average_pieces()]
 
-    def snapshot(self) -> Sequence[Piece]:
-        return ()
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
         """Nothing lies outside the pieces."""
 

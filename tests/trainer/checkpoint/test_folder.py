@@ -56,15 +56,15 @@ def test_damaged_ones_are_passed_over_aloud_or_stop_the_run(checkpoints, capfd):
     assert newest(checkpoints) is None
 
 
-def test_pruning_keeps_the_newest_the_best_and_what_is_named(checkpoints):
+def test_pruning_keeps_the_newest_and_the_best(checkpoints):
     for step in (11, 12):
         (checkpoints / f"step-{step}").mkdir()
     write_best(checkpoints, {"step": 2, "metric": "valid.auc", "value": 0.8})
     assert read_best(checkpoints) == {"step": 2, "metric": "valid.auc", "value": 0.8}
-    assert prune(checkpoints, 2, also={"step-10"}) == ["step-9"]
-    assert names(checkpoints) == ["best.json", "step-10", "step-11", "step-12", "step-2"]
+    assert prune(checkpoints, 2) == ["step-10", "step-9"]
+    assert names(checkpoints) == ["best.json", "step-11", "step-12", "step-2"]
     (checkpoints / "best.json").unlink()
-    assert prune(checkpoints, 2) == ["step-10", "step-2"]
+    assert prune(checkpoints, 2) == ["step-2"]
     assert prune(checkpoints, 2) == []
 
 

@@ -11,9 +11,11 @@ from tests.helpers.object_store import BUCKET, serve
 from tests.helpers.ranks import run_distributed
 from tests.helpers.saving import Part, table
 from trainer.checkpoint import Reader, committed, newest, parse, place_of, read_best, verify
-from trainer.checkpoint import saving as saving_module
+from trainer.checkpoint import save as save_module
 from trainer.checkpoint.__main__ import main
+from trainer.checkpoint.loading import load
 from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.verification import newest_whole
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.runtime.progress import Progress
 
@@ -26,6 +28,10 @@ def options():
 
 def saves_and_loads(rank, world_size, address):
     folder, ranks, part = parse(address), ranks_of(rank, world_size), Part(1.0, ranks_of(rank, world_size))
+
+    def newest():
+        return newest_whole(folder, "fallback", ranks)
+
     config = CheckpointConfig(best="valid.auc")
     checkpoints = Checkpoints(folder, config, part, {"seed": 1}, ranks, texts={"data.json": "{}"})
     for step, auc in enumerate((0.6, 0.9, 0.7, 0.8), 1):
@@ -37,33 +43,34 @@ def saves_and_loads(rank, world_size, address):
     assert [it.name for it in committed(folder)] == ["step-4", "step-3", "step-2"] and read_best(folder)["step"] == 2
     assert verify(path) is None and table(path) == [4.0, 4.0]
 
-    fresh, progress = Part(0.0, ranks), Progress()
-    again = Checkpoints(folder, config, fresh, {"seed": 1}, ranks)
-    assert again.newest() == path and again.load(path, progress)["world_size"] == 2
-    assert progress.step == 4 and fresh.row.tolist() == [[4.0] * 4] and fresh.dense.tolist() == [4.0] * 3
+    fresh = Part(0.0, ranks)
+    facts = load(newest(), fresh, ranks)
+    assert newest() == path and facts["world_size"] == 2
+    again = Checkpoints(folder, config, fresh, {"seed": 1}, ranks, saved_step=4)
+    assert facts["progress"]["step"] == 4 and fresh.row.tolist() == [[4.0] * 4] and fresh.dense.tolist() == [4.0] * 3
 
-    real = saving_module.write_pieces
+    real = save_module.write_pieces
     if rank == 1:
 
         def failing(*arguments):
             raise OSError("the network is down")
 
-        saving_module.write_pieces = failing
+        save_module.write_pieces = failing
     with pytest.raises(OSError, match="step-5 could not be written to s3://.*rank 1: the network is down"):
         again.save(Progress(step=5))
-    saving_module.write_pieces = real
+    save_module.write_pieces = real
     torch.distributed.barrier()
-    assert not place_of(folder).sizes(folder / "step-5") and again.newest() == path  # nothing of it stays
+    assert not place_of(folder).sizes(folder / "step-5") and newest() == path  # nothing of it stays
     torch.distributed.barrier()
 
     if ranks.is_first:
         place_of(folder).write(path / "state.json", "{")
     torch.distributed.barrier()
-    assert again.newest() == folder / "step-3"  # a damaged one does not stand in the way of a whole one of its step
+    assert newest() == folder / "step-3"  # a damaged one does not stand in the way of a whole one of its step
     fresh.fill(7.0)
     Checkpoints(folder, config, fresh, {"seed": 1}, ranks).save(Progress(step=4))
     torch.distributed.barrier()
-    assert again.newest() == path and table(path) == [7.0, 7.0]
+    assert newest() == path and table(path) == [7.0, 7.0]
 
 
 def test_two_ranks_save_and_load(options):

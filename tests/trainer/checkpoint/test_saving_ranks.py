@@ -13,7 +13,8 @@ from tests.helpers.jobs import ranks_of
 from tests.helpers.ranks import run_distributed
 from tests.helpers.saving import Part, table
 from trainer.checkpoint import committed, read_best, verify
-from trainer.checkpoint import saving as saving_module
+from trainer.checkpoint import save as save_module
+from trainer.checkpoint.loading import load
 from trainer.checkpoint.saving import Checkpoints
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.runtime.progress import Progress
@@ -61,7 +62,7 @@ def replaces(folder, ranks):
     assert Checkpoints(folder, CheckpointConfig(), part, {}, ranks).save(Progress(step=7)) == damaged
     assert verify(damaged) is None
     fresh = Part(0.0, ranks)
-    Checkpoints(folder, CheckpointConfig(), fresh, {}, ranks).load(damaged)
+    load(damaged, fresh, ranks)
     assert fresh.row.tolist() == [[5.0] * 4] and fresh.dense.tolist() == [5.0] * 3 and fresh.restored == 7
     assert [path.name for path in folder.iterdir()] == ["step-7"]
 
@@ -69,13 +70,13 @@ def replaces(folder, ranks):
 def goes_on(folder, ranks):
     """While a snapshot is written training changes the tensors; the next save waits for the one under way."""
     part, gate = Part(1.0, ranks), threading.Event()
-    real = saving_module.write_pieces
+    real = save_module.write_pieces
 
     def slow(*arguments):
         assert gate.wait(warm.PATIENCE)
         return real(*arguments)
 
-    saving_module.write_pieces = slow
+    save_module.write_pieces = slow
     try:
         checkpoints = Checkpoints(folder, CheckpointConfig(every_steps=10), part, {}, ranks)
         for step in range(10, 20):
@@ -87,7 +88,7 @@ def goes_on(folder, ranks):
         assert committed(folder)[-1].name == "step-10"
         checkpoints.finish()
     finally:
-        saving_module.write_pieces = real
+        save_module.write_pieces = real
     torch.distributed.barrier()
     assert [path.name for path in committed(folder)] == ["step-20", "step-10"]
     assert table(folder / "step-10") == [1.0, 2.0] and table(folder / "step-20") == [-19.0, -19.0]
@@ -97,7 +98,7 @@ def goes_on(folder, ranks):
 def tries_again(folder, ranks):
     """Failures are told and tried again so many times; then the run ends on every rank, its checkpoints as they were."""
     part, failures = Part(1.0, ranks), 2
-    real = saving_module.write_pieces
+    real = save_module.write_pieces
 
     def failing(*arguments):
         nonlocal failures
@@ -106,14 +107,13 @@ def tries_again(folder, ranks):
             raise OSError(28, "No space left on device")
         return real(*arguments)
 
-    saving_module.write_pieces = failing
+    save_module.write_pieces = failing
     try:
         checkpoints = Checkpoints(folder, CheckpointConfig(every_steps=1000, max_failures=2), part, {}, ranks)
         for step in range(1000, 1100):
             checkpoints.maybe_save(Progress(step=step))
-            if checkpoints._save is not None:
-                for job in (checkpoints._save.writing, checkpoints._save.committing):
-                    job and job.thread.join()
+            if checkpoints._save is not None and checkpoints._save._work is not None:
+                checkpoints._save._work.thread.join()
         assert [path.name for path in committed(folder)] == ["step-1064"]  # two failures, 32 steps apart
         failures = 100
         with pytest.raises(OSError, match=r"rank 1: .*No space left on device.*failure 3 in a row"):
@@ -125,7 +125,7 @@ def tries_again(folder, ranks):
             with pytest.raises(OSError, match=r"rank 1: .*No space left on device.*failure 2 in a row"):
                 checkpoints.save(Progress(step=3000))  # the last one of a run: nobody would retry later
     finally:
-        saving_module.write_pieces = real
+        save_module.write_pieces = real
     torch.distributed.barrier()
     assert [path.name for path in folder.iterdir()] == ["step-1064"] and verify(folder / "step-1064") is None
 

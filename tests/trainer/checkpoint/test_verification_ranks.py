@@ -11,13 +11,10 @@ from tests.helpers.jobs import ranks_of
 from tests.helpers.made_checkpoints import commit, whole
 from tests.helpers.ranks import run_distributed
 from trainer.checkpoint import Reader, local, read_manifest, verification
+from trainer.checkpoint.loading import load
 from trainer.checkpoint.paths import Unreachable
-from trainer.checkpoint.piece import Piece
-from trainer.checkpoint.saving import Checkpoints
 from trainer.checkpoint.verification import newest_whole, shares, verify_together
-from trainer.config.checkpoint import CheckpointConfig
 from trainer.runtime.distributed import on_ranks
-from trainer.runtime.progress import Progress
 
 FACTS = {"progress": {"step": 0, "rows": 0, "epoch": 0, "epoch_step": 0}, "identity": {}}
 
@@ -29,12 +26,6 @@ class State:
         self.tables = [torch.zeros(100 * (n + 1), 4) for n in range(3)]
         self.pieces = [whole(f"tables/t{n}/weight", table) for n, table in enumerate(self.tables)]
         self.step = None
-
-    def snapshot(self) -> list[Piece]:
-        return []
-
-    def facts(self) -> dict:
-        return {}
 
     def restore(self, facts: dict, reader: Reader) -> None:
         self.step = facts["progress"]["step"]
@@ -72,22 +63,21 @@ def check_all(rank, world_size, folder):
     dist.barrier()
     first, second = folder / "step-1", folder / "step-2"
     state = State()
-    checkpoints, progress = Checkpoints(folder, CheckpointConfig(), state, {}, ranks), Progress()
 
     def resume():
         path = newest_whole(folder, "fallback", ranks, lambda: signs.append(1))
-        checkpoints.load(path, progress, verified=True)
+        load(path, state, ranks, verified=True)
 
     signs = []
     read = hashed_while(resume)
     sizes = {f"step-2/{name}": entry["bytes"] for name, entry in read_manifest(second).items()}
     assert sorted(read) == sorted(sizes.items()), "each byte once, by whatever rank; no second time to load it"
-    assert signs and progress.step == state.step == 2 and all((table == 2).all() for table in state.tables)
-    falls_back(folder, ranks, state, checkpoints)
+    assert signs and state.step == 2 and all((table == 2).all() for table in state.tables)
+    falls_back(folder, ranks, state)
     one_rank_cannot_read(first, ranks)
 
 
-def falls_back(folder, ranks, state, checkpoints):
+def falls_back(folder, ranks, state):
     """Damage in a file that the last rank hashes: the one before, with its own facts; or an error, on every rank."""
     name = shares(read_manifest(folder / "step-2"), ranks.world_size)[-1][0]
     if ranks.is_first:
@@ -97,14 +87,14 @@ def falls_back(folder, ranks, state, checkpoints):
     dist.barrier()
     damage = f"rank {ranks.world_size - 1}: {name} differs from MANIFEST.json: damaged or replaced"
     assert verify_together(folder / "step-2", ranks) == damage
-    path, progress = newest_whole(folder, "fallback", ranks), Progress()
+    path = newest_whole(folder, "fallback", ranks)
     assert path.name == "step-1"
-    checkpoints.load(path, progress, verified=True)
-    assert progress.step == state.step == 1 and all((table == 1).all() for table in state.tables)
+    load(path, state, ranks, verified=True)
+    assert state.step == 1 and all((table == 1).all() for table in state.tables)
     with pytest.raises(ValueError, match=r"step-2: rank .* differs .*checkpoint.on_corrupt=fallback"):
         newest_whole(folder, "error", ranks)
     with pytest.raises(ValueError, match=r"step-2: rank .* differs"):
-        checkpoints.load(folder / "step-2")
+        load(folder / "step-2", state, ranks)
 
 
 class _Unsendable(Exception):

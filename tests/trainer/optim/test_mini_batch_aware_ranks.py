@@ -20,7 +20,9 @@ from tests.helpers.ranks import run_distributed
 from tests.helpers.reference_optimizers import DENSE, Closed, Reference, train
 from tests.helpers.tables import DIMS, FEATURES, ROWS, all_tables, build, make_batch, unmasked
 from tests.helpers.whole_tables import gather_table
+from trainer.checkpoint import loading
 from trainer.checkpoint.saving import Checkpoints
+from trainer.checkpoint.verification import newest_whole
 from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.optim.combined import CombinedOptimizer
@@ -193,9 +195,11 @@ def _goes_on(rank: int, world_size: int, root: str, folder: str, plan: str) -> l
     saved = any(Path(folder).glob("step-*"))
     config, loader, built = started(root, rank, world_size, overrides, counted=not saved)
     progress = Progress()
-    checkpoints = Checkpoints(Path(folder), config.checkpoint, state_of(built, loader, ranks), {}, ranks)
+    state = state_of(built, loader, ranks)
+    checkpoints = Checkpoints(Path(folder), config.checkpoint, state, {}, ranks)
     if saved:
-        checkpoints.load(checkpoints.newest(), progress)
+        facts = loading.load(newest_whole(Path(folder), "error", ranks), state, ranks)
+        progress.load_state_dict(facts["progress"])
     batches = batches_from(loader, progress, 9)
     if not saved:
         for _ in range(4):
