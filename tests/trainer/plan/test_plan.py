@@ -9,6 +9,7 @@ import torch
 from data_loaders.manifest import Manifest
 from tests.helpers import tiny, warm
 from trainer.config.compose import compose
+from trainer.models import load_model_class
 from trainer.models.construct import build_model
 from trainer.modules.execution import PLAIN
 from trainer.modules.task import ClickTask
@@ -104,7 +105,7 @@ def test_the_dense_part_grows_in_straight_lines():
     config = compose(["model=din", FILLER, "data.root=.", "precision=fp32"]).config
     lengths = planner.ids_per_row(config.data.schema)
     part, schema = DensePart(config, lengths, PLAIN), _small(config.data.schema)
-    model = build.load_model_class("din")(
+    model = load_model_class("din")(
         schema, **{key: value for key, value in config.model.items() if key != "name"}, device=torch.device("cpu")
     )
     direct = _measure(ClickTask(model), _batch(schema, model.layout, lengths, 300))
