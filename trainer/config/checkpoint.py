@@ -37,12 +37,8 @@ class CheckpointConfig:
     """A corrupt newest checkpoint is skipped for the one before (``fallback``) or ends the run (``error``)."""
 
     def __post_init__(self) -> None:
-        if self.root is not None:
-            if not self.root:
-                raise UserError("checkpoint.root is empty: give a folder or a URI, or null for the run folder")
-            from data_loaders.storage import root_name  # here, as pyarrow takes a while
-
-            root_name(self.root)
+        if self.root == "":
+            raise UserError("checkpoint.root is empty: give a folder or a URI, or null for the run folder")
         for name in ("every_steps", "every_minutes"):
             if getattr(self, name) is not None:
                 positive(getattr(self, name), f"checkpoint.{name}")

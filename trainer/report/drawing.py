@@ -1,4 +1,4 @@
-"""Draws pages; Bokeh, which takes a second to import, only then."""
+"""Draws pages; Bokeh, which takes a second to import and may be missing, only then."""
 
 from collections.abc import Mapping
 from pathlib import Path
