@@ -150,7 +150,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
         job.ranks,
         lambda: session.signals.asked,
         watchdog,
-        session.attempts,
+        session.restarts,
         data.files.manifest,
         job.built.mask,
         lambda: job.alerts.culprits(data.loader.magnitudes),

@@ -28,7 +28,7 @@ OVER = ("finished", "preempted")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Start:
     launch: str
     restarts: int
     step: int
@@ -42,7 +42,7 @@ class Attempt:
         )
 
 
-class Attempts:
+class RestartHistory:
     """This start among those before it. Only the rank that calls ``begin`` (rank 0) writes; ``step`` is known on all."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,12 +62,12 @@ class Attempts:
         except OSError as error:
             return self._give_up(error)
         if restarts:
-            same = [attempt for attempt in before if attempt.launch == launch]
+            same = [start for start in before if start.launch == launch]
             self.step = same[-1].step if same else 0
             refuse(self.path, same)
             self.step = 0
         try:
-            write_text(self.path, "".join(each.line for each in (*before, Attempt(launch, restarts, 0, "running"))))
+            write_text(self.path, "".join(each.line for each in (*before, Start(launch, restarts, 0, "running"))))
             self._file = os.open(self.path, os.O_RDWR)
         except OSError as error:
             return self._give_up(error)
@@ -86,7 +86,7 @@ class Attempts:
             os.close(self._file)
             self._file = None
 
-    def _read(self) -> list[Attempt]:
+    def _read(self) -> list[Start]:
         found = read(self.path)
         if self.path.is_file() and self.path.stat().st_size != WIDTH * len(found):
             warn(f"{self.path} is damaged: what it held of earlier starts is passed over")
@@ -110,24 +110,23 @@ class Attempts:
         )
 
 
-def read(path: Path) -> list[Attempt]:
+def read(path: Path) -> list[Start]:
     """The starts that whole lines tell of, in order; what else a power cut may have left is passed over. Raises ``OSError``."""
     text = path.read_bytes() if path.is_file() else b""
     lines = [text[at : at + WIDTH].decode("ascii", "replace") for at in range(0, len(text), WIDTH)]
     found = [match for match in map(LINE.fullmatch, lines) if match]
     return [
-        Attempt(launch, int(restarts), int(step), state)
-        for launch, restarts, step, state in (m.groups() for m in found)
+        Start(launch, int(restarts), int(step), state) for launch, restarts, step, state in (m.groups() for m in found)
     ]
 
 
-def refuse(path: Path, attempts: list[Attempt]) -> None:
-    """Raises ``UserError`` where the last ``FAILURES`` attempts, each the restart of the one before, ended at one step, none
+def refuse(path: Path, starts: list[Start]) -> None:
+    """Raises ``UserError`` where the last ``FAILURES`` starts, each the restart of the one before, ended at one step, none
     of them as it should."""
-    last = attempts[-FAILURES:]
-    if [a.restarts - last[0].restarts for a in last] != list(range(len(last))):
+    last = starts[-FAILURES:]
+    if [start.restarts - last[0].restarts for start in last] != list(range(len(last))):
         return
-    if len(last) < FAILURES or len({attempt.step for attempt in last}) > 1 or any(a.state in OVER for a in last):
+    if len(last) < FAILURES or len({start.step for start in last}) > 1 or any(start.state in OVER for start in last):
         return
     where = f"in step {last[0].step}" if last[0].step else "before the first step"
     history = "; ".join(f"start {a.restarts + 1}: {a.state}, step {a.step}" for a in last)

@@ -141,18 +141,17 @@ class Status:
         self.facts.update(facts, state=state, updated=now())
         write_json(self.path, self.facts)
 
-    def end(self, state: str, *, hearsay: bool = False, unless_known: bool = False, **facts: Any) -> None:
-        """A ``failed`` or ``preempted``, told by any rank: added to what rank 0 wrote. ``hearsay``: this rank knows only that
-        another one ended; one that knows more is left its word. ``unless_known``: the same of a launcher, which knows more
-        than hearsay. Two ranks that failed, each by an error of its own, are both told of."""
+    def end(self, state: str, *, secondary: bool = False, unless_known: bool = False, **facts: Any) -> None:
+        """A ``failed`` or ``preempted``, reported by any rank: added to what rank 0 wrote. ``secondary``: this rank ends only
+        because another one has, and leaves what is known. ``unless_known``: so does a launcher, which replaces a secondary
+        failure alone. Two ranks that failed, each by an error of its own, are both reported."""
         with _turn(self.path.with_name(".status.lock")):
             known = read_json(self.path, {}) or self.facts
-            open_end = known.get("state", "running") == "running"
-            untold = (
-                known.get("rank") is None and known.get("retryable") is not False
-            )  # that one knows, though of no one rank
-            only_heard = known.get("state") == "failed" and untold
-            if open_end or not (hearsay or unless_known) or (unless_known and only_heard):
+            is_open = known.get("state", "running") == "running"
+            # One that is not retryable is of no rank, either, but its cause is known.
+            caused = known.get("rank") is not None or known.get("retryable") is False
+            is_secondary = known.get("state") == "failed" and not caused
+            if is_open or not (secondary or unless_known) or (unless_known and is_secondary):
                 facts = _joined(known, {**facts, "state": state})
                 write_json(self.path, {**known, **facts, "updated": now()})
 
@@ -183,7 +182,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     is ``killed``: whoever ended the run so, a ``SIGKILL`` or a power cut, left it no time to say so."""
     status = read_json(folder / STATUS, {})
     if status.get("state") == "running" and not is_alive(folder):
-        return {**status, "state": "killed", "reason": "nothing holds its lock, and it has not told of an end"}
+        return {**status, "state": "killed", "reason": "nothing holds its lock, and it has reported no end"}
     return status
 
 

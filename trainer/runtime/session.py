@@ -9,7 +9,7 @@ from typing import IO, Any
 from trainer.runtime import run_folder
 from trainer.runtime.distributed import Ranks, from_first, launch_id
 from trainer.runtime.process import explanation, is_lost_peer, is_retryable
-from trainer.runtime.restart_history import Attempts
+from trainer.runtime.restart_history import RestartHistory
 from trainer.runtime.signals import StopSignals
 
 SIGNAL_SECONDS = 1.0  # within which a signal reaches all ranks
@@ -22,10 +22,10 @@ class Session:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.path, self.ranks = folder, ranks
         self.status = run_folder.Status(folder, launch_id()[0])
-        self.attempts = Attempts(folder)
+        self.restarts = RestartHistory(folder)
         self.signals = StopSignals(
             # Hearsay: torchrun stops a rank by SIGTERM, too, when another one failed.
-            lambda name: self._end("preempted", hearsay=True, reason=f"{name} while there was nothing to save")
+            lambda name: self._end("preempted", secondary=True, reason=f"{name} while there was nothing to save")
         )
         self._lock: IO[str] | None = None
         from_first(self._open)
@@ -39,10 +39,10 @@ class Session:
             lost = is_lost_peer(error)
             if lost and (number := self._signal_soon()):
                 reason = f"{signal.Signals(number).name}: another rank had ended before this one could save"
-                return self._end("preempted", hearsay=True, reason=reason)
+                return self._end("preempted", secondary=True, reason=reason)
             reason = "lost contact with another rank" if lost else explanation(error)[:2000]
             facts = {"reason": reason, "rank": None if lost else self.ranks.rank}
-            self._end("failed", hearsay=lost, retryable=is_retryable(error), **facts)
+            self._end("failed", secondary=lost, retryable=is_retryable(error), **facts)
         else:
             self.signals.__exit__()
 
@@ -56,24 +56,24 @@ class Session:
 
     def close(self, state: str, **facts: Any) -> None:
         """Rank 0 says how the run ended."""
-        self.attempts.end(state)
+        self.restarts.end(state)
         self.status.update(state, **facts)
 
     def hang(self, rank: int, step: int, message: str) -> None:
         """The watchdog's verdict."""
         self.status.end("failed", reason=message, rank=rank, step=step, retryable=True)
 
-    def _end(self, state: str, *, hearsay: bool = False, retryable: bool = True, **facts: Any) -> None:
-        self.attempts.end("stopped" if state == "preempted" else state)
-        with contextlib.suppress(OSError):  # a full disk, perhaps the very reason, which is told on stderr
-            self.status.end(state, hearsay=hearsay, step=self.attempts.step, retryable=retryable, **facts)
+    def _end(self, state: str, *, secondary: bool = False, retryable: bool = True, **facts: Any) -> None:
+        self.restarts.end("stopped" if state == "preempted" else state)
+        with contextlib.suppress(OSError):  # a full disk, perhaps the very reason, which is on stderr
+            self.status.end(state, secondary=secondary, step=self.restarts.step, retryable=retryable, **facts)
 
     def _open(self) -> None:
         self._lock = run_folder.lock(self.path)
         try:
-            self.attempts.begin()
+            self.restarts.begin()
         except ValueError as error:
-            facts = {"rank": None, "step": self.attempts.step}  # of all those attempts, and not of the last one's rank
+            facts = {"rank": None, "step": self.restarts.step}  # of all those starts, and not of the last one's rank
             self.status.end("failed", reason=explanation(error), retryable=False, **facts)
             raise
         self.status.update("running", world_size=self.ranks.world_size)

@@ -25,7 +25,7 @@ from data_loaders.messages import note
 from trainer.runtime import fault_injection
 from trainer.runtime.distributed import Ranks, on_all_ranks
 from trainer.runtime.read_back import LateNumber
-from trainer.runtime.restart_history import Attempts
+from trainer.runtime.restart_history import RestartHistory
 from trainer.runtime.signals import STOP_SIGNALS
 from trainer.runtime.step_mask import StepMask
 from trainer.runtime.watchdog import Watchdog
@@ -57,13 +57,13 @@ class StepGuard:
         ranks: Ranks,
         asked: Callable[[], int],
         watchdog: Watchdog,
-        attempts: Attempts,
+        restarts: RestartHistory,
         manifest: Manifest,
         mask: StepMask,
         culprits: Callable[[], str] = str,
     ) -> None:
         self.ranks, self.watchdog, self._culprits = ranks, watchdog, culprits
-        self._asked, self._attempts, self._manifest, self._mask = asked, attempts, manifest, mask
+        self._asked, self._restarts, self._manifest, self._mask = asked, restarts, manifest, mask
         self._answer = LateNumber(ranks.device)
         self._unread: _Checked | None = None
         self.step = 0
@@ -76,7 +76,7 @@ class StepGuard:
 
     def begin(self, step: int) -> None:
         self.step = step
-        self._attempts.record(step)
+        self._restarts.record(step)
         self.watchdog.beat(step, "begin")
         fault_injection.at("step_begin", step=step)
 
@@ -86,7 +86,7 @@ class StepGuard:
     def over(self, step: int) -> None:
         """No step came after ``step``."""
         self.settle()
-        self._attempts.record(step)
+        self._restarts.record(step)
         self.watchdog.beat(step, "end")
 
     def check(self, loss: Tensor, logits: Tensor, cursor: Cursor) -> None:
@@ -131,7 +131,7 @@ class StepGuard:
 
     def _end(self, checked: _Checked) -> NoReturn:
         """The loss of a step was not finite on some rank."""
-        self._attempts.record(checked.step)
+        self._restarts.record(checked.step)
         mine = self._complaint(checked)
         try:
             message = on_all_ranks(mine)

@@ -80,7 +80,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._publish()  # over what an earlier attempt may have left
+        self._publish()  # over what an earlier start may have left
         (self.folder / REPORTED).unlink(missing_ok=True)
         self._thread.start()
         return self

@@ -35,10 +35,10 @@ def test_ranks_that_do_not_come_are_named(agent):
     agent.set("attempt-0/arrived/3", "")  # came to an earlier attempt
     with pytest.raises(
         RendezvousError, match=r"rank 1, 3 of 4 did not come .* within 0.5 s: .*rendezvous_timeout_seconds"
-    ) as told:
+    ) as raised:
         _meet(2, 4, SOON)
-    assert is_retryable(told.value)
-    assert [first_to_say(str(told.value)) for _ in range(2)] == [True, False], "by the first one, through the store"
+    assert is_retryable(raised.value)
+    assert [first_to_say(str(raised.value)) for _ in range(2)] == [True, False], "by the first one, through the store"
 
 
 def test_all_there_are_let_through(agent):
@@ -49,7 +49,7 @@ def test_all_there_are_let_through(agent):
     assert agent.get("attempt-1/x") == b"1"
 
 
-def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
+def test_a_store_that_is_not_there_is_reported_by_every_rank(agent, monkeypatch):
     assert not first_to_say("a mistake in the configuration"), "the first rank of the machine says that"
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(
@@ -70,9 +70,9 @@ def test_a_store_that_is_not_there_is_told_by_every_rank(agent, monkeypatch):
 def test_a_rank_without_a_meeting_point_is_one_line(agent, monkeypatch, where, says):
     for name, value in where.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=says) as told:
+    with pytest.raises(ValueError, match=says) as raised:
         _meet(2, 4, SOON)
-    assert isinstance(told.value, UserError) and not is_retryable(told.value)
+    assert isinstance(raised.value, UserError) and not is_retryable(raised.value)
 
 
 def connect(rank, others, collective):
@@ -96,9 +96,9 @@ def test_gpus_that_do_not_come_to_their_first_collective_are_named():
     def fails():
         raise RuntimeError("NCCL error in:\nno route")
 
-    with pytest.raises(RendezvousError, match=r"could not connect .* \(NCCL error in: no route\): ") as told:
+    with pytest.raises(RendezvousError, match=r"could not connect .* \(NCCL error in: no route\): ") as raised:
         connect(1, [0, 2], fails)
-    assert is_retryable(told.value)
+    assert is_retryable(raised.value)
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_one_order_of_sums_is_asked_of_all_libraries(deterministic):
 def test_an_operation_without_an_order_is_named_in_one_line(deterministic):
     refused = torch.zeros(4).put_  # one of few that PyTorch refuses on a CPU, too
     line = r"^deterministic=true, but put_ adds up in no fixed order on this device: do without it"
-    with pytest.raises(ValueError, match=line) as told, distributed.unordered_operation_named():
+    with pytest.raises(ValueError, match=line) as raised, distributed.unordered_operation_named():
         refused(torch.tensor([0, 0]), torch.ones(2))
-    assert isinstance(told.value, UserError) and not is_retryable(told.value)
+    assert isinstance(raised.value, UserError) and not is_retryable(raised.value)
     with pytest.raises(RuntimeError, match="^another error$"), distributed.unordered_operation_named():
         raise RuntimeError("another error")
 
@@ -190,6 +190,6 @@ def test_a_driver_that_is_too_old_is_one_line_that_names_the_one_to_install(monk
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(
         ValueError, match=r"too old: it knows CUDA 12\.8, .* for CUDA 13\.0; install driver 580 or newer"
-    ) as told:
+    ) as raised:
         choose_device("cuda")
-    assert isinstance(told.value, UserError) and "\n" not in str(told.value)
+    assert isinstance(raised.value, UserError) and "\n" not in str(raised.value)

@@ -45,7 +45,7 @@ def test_every_rank_has_a_shard(tmp_path, shards, batch_size, world_size):
     ("shards", "batch_size", "world_size", "works"),
     [(2, 240, 7, (8, 240)), (2, 240, 200, (240, 240)), (4, 8, 9, (9, 9))],
 )
-def test_more_ranks_than_shards_are_told_what_works(tmp_path, shards, batch_size, world_size, works):
+def test_more_ranks_than_shards_hear_what_works(tmp_path, shards, batch_size, world_size, works):
     with pytest.raises(ValueError) as error:
         sharded(tmp_path, shards, batch_size).check_world_size(world_size)
     assert f"at most {shards} ranks" in str(error.value)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.runtime import restart_history, run_folder, session
-from trainer.runtime.restart_history import Attempt, Attempts
+from trainer.runtime.restart_history import RestartHistory, Start
 
 
 @pytest.fixture
@@ -16,12 +16,12 @@ def start(tmp_path, monkeypatch):
 
     def start(launch, restarts, step, state=None):
         monkeypatch.setattr(restart_history, "launch_id", lambda: (launch, restarts))
-        attempt = Attempts(tmp_path)
-        attempt.begin()
+        this = RestartHistory(tmp_path)
+        this.begin()
         for number in range(max(1, step - 2), step + 1):
-            attempt.record(number)
+            this.record(number)
         if state is not None:
-            attempt.end(state)
+            this.end(state)
 
     return start
 
@@ -35,9 +35,9 @@ def test_each_start_leaves_a_line(start, tmp_path):
     start("x" * 99, 0, 12_345_678_901)
     start("", 0, 0, "failed")
     assert history(tmp_path) == [
-        Attempt("alaunchofmine", 0, 12, "preempted"),
-        Attempt("x" * 40, 0, 12_345_678_901, "running"),
-        Attempt("-", 0, 0, "failed"),
+        Start("alaunchofmine", 0, 12, "preempted"),
+        Start("x" * 40, 0, 12_345_678_901, "running"),
+        Start("-", 0, 0, "failed"),
     ]
     assert (tmp_path / restart_history.NAME).read_text().splitlines()[0].split() == [
         "alaunchofmine",
@@ -89,7 +89,7 @@ def test_a_start_that_torchrun_stopped_since_another_rank_failed_counts(start):
         start("a", 3, 6)
 
 
-def test_status_tells_of_all_those_starts_and_not_of_the_last_ones_rank(start, tmp_path, monkeypatch):
+def test_status_is_of_all_those_starts_and_not_of_the_last_ones_rank(start, tmp_path, monkeypatch):
     for restarts in range(3):
         start("a", restarts, 6, "failed")
     status = run_folder.Status(tmp_path, "a")
@@ -124,16 +124,16 @@ def test_what_other_launches_did_does_not_count(start):
 def test_the_step_outlives_a_kill(tmp_path):
     child = os.fork()
     if child == 0:
-        attempt = Attempts(tmp_path)
-        attempt.begin()
-        attempt.record(41)
-        attempt.record(42)
+        this = RestartHistory(tmp_path)
+        this.begin()
+        this.record(41)
+        this.record(42)
         os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
     assert history(tmp_path)[0].step == 42
 
 
-def test_a_half_written_line_is_no_attempt(start, tmp_path):
+def test_a_half_written_line_is_no_start(start, tmp_path):
     start("a", 0, 5)
     with open(tmp_path / restart_history.NAME, "a") as file:
         file.write("a   ")
@@ -155,31 +155,31 @@ def test_a_damaged_record_stops_no_start(start, tmp_path, damage, capsys):
         path.mkdir()
     start("a", 2, 7, "failed")
     said = capsys.readouterr().err
-    kept = [Attempt("a", 0, 5, "running")] if damage == "truncated" else []
+    kept = [Start("a", 0, 5, "running")] if damage == "truncated" else []
     if damage == "a folder":
         assert path.is_dir() and f"warning: {path} cannot be kept (Is a directory)" in said
     else:
-        assert history(tmp_path) == [*kept, Attempt("a", 2, 7, "failed")]
+        assert history(tmp_path) == [*kept, Start("a", 2, 7, "failed")]
         assert ("is damaged: what it held" in said) == (damage in ("zeros", "garbage", "truncated"))
 
 
 def test_a_step_that_cannot_be_written_ends_no_run(start, tmp_path, monkeypatch, capsys):
-    attempt = Attempts(tmp_path)
-    attempt.begin()
+    this = RestartHistory(tmp_path)
+    this.begin()
 
     def full(*_):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(restart_history.os, "pwrite", full)
-    attempt.record(1)
-    attempt.record(2)
-    attempt.end("finished")
-    assert attempt.step == 2
+    this.record(1)
+    this.record(2)
+    this.end("finished")
+    assert this.step == 2
     assert capsys.readouterr().err.count("cannot be kept (Input/output error)") == 1
 
 
 def test_other_ranks_know_the_step_and_write_nothing(tmp_path):
-    attempt = Attempts(tmp_path)
-    attempt.record(8)
-    attempt.end("finished")
-    assert attempt.step == 8 and history(tmp_path) == []
+    this = RestartHistory(tmp_path)
+    this.record(8)
+    this.end("finished")
+    assert this.step == 8 and history(tmp_path) == []

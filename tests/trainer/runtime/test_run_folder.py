@@ -87,11 +87,11 @@ def test_a_damaged_status_stops_nothing(tmp_path, damaged, capsys):
     assert run_folder.read_status(path.parent) == {}
     assert f"warning: {path} cannot be read" in capsys.readouterr().err
     if damaged is not None:
-        run_folder.Status(path.parent, "b").end("failed", hearsay=True, reason="r")
+        run_folder.Status(path.parent, "b").end("failed", secondary=True, reason="r")
         assert run_folder.read_status(path.parent)["state"] == "failed"
 
 
-def test_a_run_that_could_not_tell_of_its_end_is_seen_by_its_lock(tmp_path):
+def test_a_run_that_could_not_report_its_end_is_seen_by_its_lock(tmp_path):
     run_folder.Status(tmp_path, "a").update("running")
     assert run_folder.read_status(tmp_path)["state"] == "running", "it has no lock to go by"
     with run_folder.lock(tmp_path):
@@ -101,13 +101,13 @@ def test_a_run_that_could_not_tell_of_its_end_is_seen_by_its_lock(tmp_path):
     assert run_folder.read_status(tmp_path)["state"] == "finished"
 
 
-def test_two_ranks_errors_are_both_told(tmp_path):
+def test_two_ranks_errors_are_both_reported(tmp_path):
     status = run_folder.Status(tmp_path, "a")
     status.update("running")
     status.end("failed", rank=0, reason="'a.parquet': storage failed", retryable=True)
     status.end("failed", rank=1, reason="the loss is nan", retryable=False)
     status.end("failed", rank=2, reason="the loss is nan", retryable=False)
-    status.end("failed", hearsay=True, rank=None, reason="lost contact with another rank", retryable=True)
+    status.end("failed", secondary=True, rank=None, reason="lost contact with another rank", retryable=True)
     found = run_folder.read_status(tmp_path)
     assert (found["reason"], found["rank"]) == ("'a.parquet': storage failed; rank 1: the loss is nan", 0)
     assert found["retryable"] is False
@@ -119,11 +119,11 @@ def test_two_ranks_errors_are_both_told(tmp_path):
     ("before", "expected"),
     [
         (None, ("failed", "killed by SIGKILL")),  # no rank could say anything
-        ({"hearsay": True, "rank": None, "reason": "lost contact"}, ("failed", "killed by SIGKILL")),
+        ({"secondary": True, "rank": None, "reason": "lost contact"}, ("failed", "killed by SIGKILL")),
         ({"rank": 1, "reason": "no room"}, ("failed", "no room")),
     ],
 )
-def test_a_launcher_tells_of_an_end_where_no_rank_knew(tmp_path, before, expected):
+def test_a_launcher_reports_an_end_where_no_rank_knew(tmp_path, before, expected):
     run = RunConfig(dir=str(tmp_path))
     assert run_folder.of_launch(run, "a") is None
     run_folder.Status(tmp_path, "a").update("running")

@@ -17,7 +17,7 @@ from trainer.run import build, loop
 from trainer.run.step_seeds import StepSeeds
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
-from trainer.runtime.restart_history import Attempts
+from trainer.runtime.restart_history import RestartHistory
 from trainer.runtime.signals import STOP_SIGNALS
 from trainer.runtime.step_guard import StepGuard
 from trainer.runtime.step_mask import StepMask
@@ -32,7 +32,7 @@ def guarded_job(root, rank, world_size, folder, asked):
     config, layout, loader, built = built_job(root, rank, world_size, ["model=deepfm", "model.hidden_units=[8]"])
     ranks = ranks_of(rank, world_size)
     manifest = build.scan(config.data, "train", layout)
-    guard = StepGuard(ranks, asked, Watchdog(folder, ranks, 60), Attempts(folder), manifest, built.mask)
+    guard = StepGuard(ranks, asked, Watchdog(folder, ranks, 60), RestartHistory(folder), manifest, built.mask)
     return built, loop.batches_from(loader, Progress(), 9), guard
 
 
@@ -145,7 +145,7 @@ class Files:
 
 def lone_guard(tmp_path, asked=lambda: 0):
     ranks = ranks_of(0, 1)
-    guard = StepGuard(ranks, asked, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), Files(), StepMask(CPU))
+    guard = StepGuard(ranks, asked, Watchdog(tmp_path, ranks, 60), RestartHistory(tmp_path), Files(), StepMask(CPU))
     guard.begin(7)
     return guard
 
@@ -220,7 +220,7 @@ def test_one_rank_asks_nobody(alone, tmp_path, capsys):
     assert capsys.readouterr().err == "Asked to stop by SIGTERM: after step 7\n"
 
 
-def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_is_reported_even_where_another_rank_has_ended(tmp_path, monkeypatch):
     """Such as by an error of its storage, before it could ask."""
 
     def peer_gone(*_, **__):
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_is_told_even_where_another_rank_has_ended(tmp
     monkeypatch.setattr("trainer.runtime.step_guard.dist.all_reduce", peer_gone)
     ranks = ranks_of(1, 2)
     manifest = SimpleNamespace(files=[], relative=str)
-    guard = StepGuard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), Attempts(tmp_path), manifest, StepMask(CPU))
+    guard = StepGuard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), RestartHistory(tmp_path), manifest, StepMask(CPU))
     cursor = Cursor(epoch=0, step=3, rows=4, local_rows=2)
     guard.begin(4)
     with pytest.raises(UserError, match="rank 1: the loss of step 4 is nan, in batch 3 of epoch 0"):

@@ -28,12 +28,12 @@ def oversleep():
 
 def hang(rank, world_size, folder):
     """Three steps; in the last one rank 1 oversleeps before the collective."""
-    told = Path(folder) / "told"
+    report = Path(folder) / "report"
     guard = Watchdog(
         Path(folder),
         Ranks(rank, world_size, rank, world_size, CPU),
         1.0,
-        lambda *facts: told.write_text(json.dumps([rank, *facts])),
+        lambda *facts: report.write_text(json.dumps([rank, *facts])),
     )
     with guard:
         for step in (1, 2, 3):
@@ -47,8 +47,8 @@ def hang(rank, world_size, folder):
 def test_the_rank_that_hangs_is_named_and_all_end(tmp_path, capfd):
     with pytest.raises(AssertionError, match="exit code 1"):  # which no rank has before it has slept
         run_distributed(hang, 2, str(tmp_path))
-    told_by, rank, step, message = json.loads((tmp_path / "told").read_text())
-    assert (told_by, rank, step) == (0, 1, 3)
+    reported_by, rank, step, message = json.loads((tmp_path / "report").read_text())
+    assert (reported_by, rank, step) == (0, 1, 3)
     assert message.startswith("rank 1 of 2 hangs: in oversleep (tests/trainer/runtime/test_watchdog.py:")
     assert message.endswith(" s at step 3; the others wait for it")
     lines = [line for line in capfd.readouterr().err.splitlines() if "hang" in line]
