@@ -46,9 +46,9 @@ class Unreachable(OSError):
 class Attempt:
     """One attempt at a save: the folder its files go to, what their names end with, and the checkpoint they will be."""
 
-    part: AnyPath
+    part: Any
     suffix: str
-    final: AnyPath
+    final: Any
 
     def file(self, rank: int) -> str:
         return f"rank-{rank:05}{self.suffix}.safetensors"

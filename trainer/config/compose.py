@@ -158,8 +158,8 @@ def check_model(model: dict[str, Any]) -> dict[str, Any]:
 def hyperparameter_class(model_class: type) -> type:
     """A dataclass with the keyword arguments of a model's constructor (``schema`` and ``device`` left out)."""
     fields = []
-    for parameter in inspect.signature(model_class.__init__).parameters.values():
-        if parameter.name in ("self", "schema", "device"):
+    for parameter in inspect.signature(model_class).parameters.values():
+        if parameter.name in ("schema", "device"):
             continue
         default = parameter.default
         make: Callable = dataclasses.field

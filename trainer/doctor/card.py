@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ LIMIT = datetime.timedelta(seconds=240)
 
 def main() -> None:
     what, *arguments = sys.argv[1:]
-    probes = {"pinned": pinned, "nccl": nccl, "difference": difference}
+    probes: dict[str, Callable[..., Any]] = {"pinned": pinned, "nccl": nccl, "difference": difference}
     print(json.dumps(probes[what](*arguments)), flush=True)
     os._exit(0)  # without the interpreter's teardown, as trainer.doctor.probe
 

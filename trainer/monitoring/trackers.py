@@ -14,6 +14,7 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -45,7 +46,7 @@ class Tracker(Protocol):
 
 class TensorBoard:
     def __init__(self, folder: Path, tree: Mapping[str, Any], step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second
+        from torch.utils.tensorboard import SummaryWriter  # an optional package
 
         # What a resumed run will train again is left out of the curves.
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
@@ -133,9 +134,14 @@ class Trackers:
         """Every number of a line of metrics, as ``split/name``."""
         named = {f"{split}/{name}": value for name, value in numbers(values)}
         messages = [alert["message"] for alert in values.get("alerts", ())]
-        self._put(lambda tracker: tracker.scalars(named, step))
-        for message in messages:
-            self._put(lambda tracker, message=message: tracker.text(message, step))
+
+        def log(tracker: Tracker) -> None:
+            tracker.scalars(named, step)
+            for message in messages:
+                tracker.text(message, step)
+
+        if self._makers:
+            self._waiting.put(log)
 
     def close(self, *, failed: bool = False) -> None:
         """Waits ``CLOSE_SECONDS`` for what is left to send."""
@@ -146,10 +152,6 @@ class Trackers:
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             _warn(f"{' and '.join(self._makers)} did not take everything within {CLOSE_SECONDS:.0f} s")
-
-    def _put(self, log: Callable[[Tracker], None]) -> None:
-        if self._makers:
-            self._waiting.put(log)
 
     def _work(self) -> None:
         made: dict[str, Tracker] = {}
@@ -171,7 +173,7 @@ class Trackers:
 def make_trackers(config: LoggingConfig, folder: Path, tree: Mapping[str, Any], step: int, *, here: bool) -> Trackers:
     """The trackers of the configuration where ``here`` (rank 0). ``step``: made so far."""
     names = chosen(config) if here else []
-    return Trackers({name: lambda kind=KINDS[name]: kind(folder, tree, step) for name in names})
+    return Trackers({name: partial(KINDS[name], folder, tree, step) for name in names})
 
 
 def check_installed(config: LoggingConfig) -> None:

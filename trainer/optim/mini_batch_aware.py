@@ -107,13 +107,13 @@ class MiniBatchAware:
         for ranges in self._owned:
             places = torch.searchsorted(distinct, torch.tensor(ranges, dtype=torch.int64).view(-1)).view(-1, 2)
             sends.append(torch.cat([found[:0], *(found[start:end] for start, end in places.tolist())]))
-        ids, counts = _exchange(sends).unbind(1)
+        received, occurrences = _exchange(sends).unbind(1)
         for kernel in self._kernels:
             for shard in kernel.shards:
-                row = ids - self._begins[shard.table] - shard.row
+                row = received - self._begins[shard.table] - shard.row
                 inside = (row >= 0) & (row < len(shard.counts))
                 device = shard.counts.device
-                shard.counts.index_add_(0, row[inside].to(device), counts[inside].to(device))
+                shard.counts.index_add_(0, row[inside].to(device), occurrences[inside].to(device))
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ class _Kernel:
         self.counts = torch.zeros(ends[-1], dtype=torch.int64, device=device)
         parts = self.counts.split(counted)
         self.shards = [
-            _Shard(shard.name, *shard.local_metadata.shard_offsets, part)
+            _Shard(shard.name, row, column, part)
             for shard, part in zip(shards, parts, strict=True)
             if l2[shard.name]
+            for row, column in [shard.local_metadata.shard_offsets]
         ]
         self._units = RowUnits(touched)
         self._features = torch.arange(len(touched.begins), device=device)

@@ -1,6 +1,7 @@
 """What would make a plan fit, smaller or faster: each remedy is planned itself, and reported where it helps."""
 
 from dataclasses import replace
+from typing import Any
 
 from data_loaders.errors import UserError
 from trainer.config.job import TrainConfig
@@ -65,8 +66,8 @@ def _less_state(job: Planned, estimate: Estimate, smallest: Cluster | None) -> l
             continue
         less = replace(now, name="rowwise_adagrad")
         kind, _, name = section.partition(".")
-        value = optim.by_table | {name: less} if name else less
-        config = replace(job.config, optim=replace(optim, **{kind: value}))
+        changed: dict[str, Any] = {kind: optim.by_table | {name: less} if name else less}
+        config = replace(job.config, optim=replace(optim, **changed))
         lines += _if_better(config, estimate, smallest, f"optim.{section}.name=rowwise_adagrad", saved)
     return lines
 

@@ -25,7 +25,7 @@ def html(run: RunRecord) -> str:
         run.name,
         f"{run.folder.resolve().name} · {state}",
         sections(run),
-        tiles=_or_warn(lambda: texts.tiles(run), "head", [], run),
+        tiles=_or_warn(lambda: texts.tiles(run), "head", list[tuple[str, str]](), run),
         alerts=run.alerts,
     )
 

@@ -1,7 +1,7 @@
 """Calibration and the distribution of scores, of the newest evaluation of each split (``distributions.json``)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bokeh.models import ColumnDataSource, NumeralTickFormatter, Range1d
@@ -28,8 +28,8 @@ HEIGHT = 320
 
 
 def cards(run: RunRecord) -> list[Card]:
-    scores = {split: run.scores[split] for split in ("valid", "test") if split in run.scores}
-    drawn = {split: found for split, found in scores.items() if found["calibration"]}
+    scores = [(split, run.scores[split]) for split in ("valid", "test") if split in run.scores]
+    drawn = {str(split): found for split, found in scores if found["calibration"]}
     return [_calibration(drawn), *(_spread(split, found["scores"]) for split, found in drawn.items())] if drawn else []
 
 
@@ -38,7 +38,7 @@ def notes(run: RunRecord) -> list[str]:
     return [f"At step {', '.join(f'{step:,}' for step in steps)}."] if steps else []
 
 
-def _calibration(scores: dict[str, Any]) -> Card:
+def _calibration(scores: Mapping[str, Any]) -> Card:
     """Observed click rate over mean prediction, both on an axis of logits, with an interval of 95 %."""
     points = {split: [_point(split, found) for found in part["calibration"]] for split, part in scores.items()}
     ends = ("predicted", "observed", "low", "high")

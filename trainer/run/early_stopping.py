@@ -6,6 +6,7 @@ an uninterrupted one; the value they count by is rank 0's, so all ranks decide a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from trainer.config.checks import improvement
@@ -80,7 +81,7 @@ class EarlyStopping:
         """Takes an evaluation of ``split`` into account. A value that is None says nothing."""
         for watched in (self._early, self._plateau):
             where, _, name = watched.metric.rpartition(".")
-            value = from_first(lambda name=name: values.get(name)) if where == split else None
+            value = from_first(partial(values.get, name)) if where == split else None
             if value is not None:
                 watched.observe(progress.step, value)
         if self.plateau.patience is not None and self._plateau.without >= self.plateau.patience:

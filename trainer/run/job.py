@@ -154,8 +154,9 @@ def make_evaluator(
 
 def make_alerts(config: TrainConfig, layout: Layout, ranks: Ranks) -> Alerts:
     """What learns nothing yet because its rate warms up is not warned of."""
-    tables = (config.optim.tables, config.optim.wide, *config.optim.by_table.values())
-    warmup = max(part.schedule.warmup_steps for part in (config.optim.dense, *tables))
+    optim = config.optim
+    schedules = [part.schedule for part in (optim.tables, optim.wide, *optim.by_table.values())]
+    warmup = max(schedule.warmup_steps for schedule in (optim.dense.schedule, *schedules))
     schema = config.data.schema
     coverage = FeatureCoverage(schema, layout, ranks.device, enabled=config.alerts.enabled)
     return Alerts(config.alerts, schema, warmup, coverage, watched_metrics(config))

@@ -201,12 +201,16 @@ def of_launch(run: RunConfig, run_id: str) -> Path | None:
     """The folder that ``choose`` gave a launch, once it has begun there."""
     if run.dir is None:
         return _of_launch(Path(run.root) / run.name, run_id)
-    begun = read_json(Path(run.dir) / STATUS, {}, quiet=True).get("run_id") == run_id
-    return Path(run.dir) if begun else None
+    return Path(run.dir) if _is_of(Path(run.dir) / STATUS, run_id) else None
 
 
 def _of_launch(parent: Path, run_id: str) -> Path | None:
     for path in sorted(parent.glob(f"*/{STATUS}"), reverse=True):
-        if read_json(path, {}, quiet=True).get("run_id") == run_id:
+        if _is_of(path, run_id):
             return path.parent
     return None
+
+
+def _is_of(status: Path, run_id: str) -> bool:
+    known: dict[str, Any] = read_json(status, {}, quiet=True)
+    return known.get("run_id") == run_id

@@ -73,7 +73,7 @@ class Session:
         try:
             self.restarts.begin()
         except ValueError as error:
-            facts = {"rank": None, "step": self.restarts.step}  # of all those starts, and not of the last one's rank
-            self.status.end("failed", reason=explanation(error), retryable=False, **facts)
+            step = self.restarts.step  # of all those starts, and so of no rank
+            self.status.end("failed", reason=explanation(error), retryable=False, rank=None, step=step)
             raise
         self.status.update("running", world_size=self.ranks.world_size)

@@ -27,9 +27,8 @@ from data_loaders.schema import one_of
 GIB = 2**30
 GB = 1e9
 MAX_RANKS = 4096
-CONTEXT = (
-    0.6 * GIB
-)  # what CUDA's context and NCCL's buffers take of a device before the first tensor (H100: 0.5 to 0.7)
+# What CUDA's context and NCCL's buffers take of a device before the first tensor (H100: 0.5 to 0.7).
+CONTEXT = 0.6 * GIB
 FIRST_WITH_BF16 = (8, 0)
 
 
@@ -79,9 +78,9 @@ def _gpu(
     tflops: float,
     capability: tuple[int, int],
 ) -> Hardware:
-    rates = [rate * GB for rate in (gb_per_s, within, between)]
-    bf16 = capability >= FIRST_WITH_BF16
-    return Hardware(name, "cuda", gib * GIB - CONTEXT, host_gib * GIB, *rates, tflops * 1e12, bf16, capability)
+    memory, host, bf16 = gib * GIB - CONTEXT, host_gib * GIB, capability >= FIRST_WITH_BF16
+    bandwidths = gb_per_s * GB, within * GB, between * GB
+    return Hardware(name, "cuda", memory, host, *bandwidths, tflops * 1e12, bf16, capability)
 
 
 # FBGEMM has no code for V100 and T4 (trainer.runtime.gpus): a plan for them says so, and shows what their memory would hold.

@@ -284,17 +284,17 @@ def measured(device: torch.device, local_world_size: int) -> Hardware:
     """What a rank of this machine has, as far as this process can see; a GPU's links are those of its kind."""
     host = psutil.virtual_memory().available / local_world_size
     if device.type != "cuda":
-        rates = [1e3 * rate for rate in (CPU_GATHER, GLOO_LOCAL, GLOO_REMOTE)]
+        bandwidths = 1e3 * CPU_GATHER, 1e3 * GLOO_LOCAL, 1e3 * GLOO_REMOTE
         bf16 = cpu.multiplies_bf16()
-        return Hardware("CPU", "cpu", host, host, *rates, CPU_MATMUL_BF16 if bf16 else CPU_MATMUL, bf16)
+        return Hardware("CPU", "cpu", host, host, *bandwidths, CPU_MATMUL_BF16 if bf16 else CPU_MATMUL, bf16)
     if not torch.cuda.is_available():
         return Hardware("GPU", "cuda", 0, host)
     free, total = torch.cuda.mem_get_info(device)
     name = torch.cuda.get_device_name(device)
     known = recognised(name, total)
-    links = {"within": known.within, "between": known.between} if known else {}
+    links = (known.within, known.between) if known else (None, None)
     bandwidth = _gpu_bandwidth(device)
-    return Hardware(name, "cuda", free, host, bandwidth * 1e3 if bandwidth else None, **links)
+    return Hardware(name, "cuda", free, host, bandwidth * 1e3 if bandwidth else None, *links)
 
 
 def _topology(

@@ -110,4 +110,5 @@ def vocabularies_of(rules: WarmStartConfig, path: AnyPath, prepared: str | None)
     for key, folder in folders.items():
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"{key}={folder} (the vocabularies of a run) is no folder: correct it")
-    return Vocabularies(*(None if folder is None else Path(folder) for folder in folders.values()))
+    before, now = (None if folder is None else Path(folder) for folder in folders.values())
+    return Vocabularies(before, now)

@@ -112,11 +112,11 @@ def _state(matching: Matching, table: str, source: str) -> tuple[float | None, b
     old, new = matching.old, matching.new
     names = [side.optimizers.get(name) for side, name in ((old, source), (new, table))]
     differ = f"{names[0]}, now {names[1]}" if None not in names and names[0] != names[1] else None
-    states = [
+    before, now = (
         {key: spec for key, spec in side.tables[name].items() if key != "weight"}
         for side, name in ((old, source), (new, table))
-    ]
-    return matching.state(f"tables/{table}", *states, differ), is_wide_table(table) and FTRL in names
+    )
+    return matching.state(f"tables/{table}", before, now, differ), is_wide_table(table) and FTRL in names
 
 
 def _ids(matching: Matching, table: str, source: str) -> Ids | None:
