@@ -231,43 +231,6 @@ def test_no_attribute_is_set_from_outside_its_class():
     assert {module: names for module, tree in checked if (names := set_on_others(tree))} == SET_ON_OTHERS
 
 
-# Imports within functions: what may be missing or broken, and what most calls of the module do without.
-INSIDE_FUNCTIONS = {
-    "bench.loader_peers": {"datasets", "fuxictr", "ray", "torch_rechub"},  # peers, each in a process of its own
-    "bench.prepare_peers": {"duckdb", "fuxictr", "numpy", "pandas", "pyarrow", "ray"},
-    "data_loaders.prepare.engines": {"data_loaders.prepare.spark_engine"},  # PySpark is optional
-    "launch.rank": {"data_loaders.packages", "launch.rank"},  # once it has set where packages are looked for
-    "launch.sweep.command": {"launch.sweep.study"},  # Optuna is optional
-    "trainer.doctor.__main__": {
-        "trainer.doctor.gpu"
-    },  # the doctor runs where NumPy, pyarrow or torch is what is broken
-    "trainer.doctor.check_install": {"torch", "torchrec"},
-    "trainer.doctor.places": {"data_loaders.storage", "trainer.checkpoint.direct_file"},
-    "trainer.monitoring.trackers": {"torch"},  # its part for TensorBoard, which is optional
-    "trainer.predict": {  # Ibis and DuckDB take a second to load: for --raw alone
-        "data_loaders.prepare.pipeline",
-        "data_loaders.prepare.prepared",
-        "data_loaders.prepare.progress",
-    },
-    "trainer.report.drawing": {
-        f"trainer.report.{name}" for name in ("page", "curves", "template")
-    },  # Bokeh takes a second, and a training job goes on without
-}
-
-
-def imported_inside_functions(tree):
-    """Our modules by name, of libraries the first word."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    names = {name for function in functions for name in imports_of(function, "", is_package=False)}
-    ours = {name if name in IMPORTS else name.rpartition(".")[0] for name in names if within(name, OURS)}
-    return ours | {name.partition(".")[0] for name in names if not within(name, OURS)}
-
-
-def test_imports_stand_at_the_top():
-    checked = [(module, tree) for module, _, tree in SOURCES if not within(module, ["tests"])]
-    assert {module: names for module, tree in checked if (names := imported_inside_functions(tree))} == INSIDE_FUNCTIONS
-
-
 def test_hooks_are_registered_only_for_tables():
     registered = {
         module
@@ -298,7 +261,6 @@ LATE = {
         "trainer.checkpoint.direct_file.DirectFile",
     },
     # Seconds to load, which most who import the file do not need.
-    "trainer.config.checkpoint": {"data_loaders.storage.root_name"},
     "trainer.monitoring.trackers": {"torch"},
     "trainer.predict": {
         "data_loaders.prepare.pipeline.Options",
