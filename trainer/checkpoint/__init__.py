@@ -4,23 +4,19 @@
 What needs a process group is imported from its own module: without it a checkpoint opens sooner.
 """
 
-from trainer.checkpoint.folder import BEST as BEST
 from trainer.checkpoint.folder import clean as clean
 from trainer.checkpoint.folder import committed as committed
 from trainer.checkpoint.folder import newest as newest
 from trainer.checkpoint.folder import prune as prune
 from trainer.checkpoint.folder import read_best as read_best
 from trainer.checkpoint.folder import remove as remove
-from trainer.checkpoint.folder import step_of as step_of
 from trainer.checkpoint.folder import write_best as write_best
 from trainer.checkpoint.format import Reader as Reader
-from trainer.checkpoint.format import Written as Written
 from trainer.checkpoint.format import build_index as build_index
 from trainer.checkpoint.format import verify as verify
 from trainer.checkpoint.format import write_commit_files as write_commit_files
 from trainer.checkpoint.format import write_pieces as write_pieces
 from trainer.checkpoint.manifest import FACTS as FACTS
-from trainer.checkpoint.manifest import INDEX as INDEX
 from trainer.checkpoint.manifest import JOB_FACTS as JOB_FACTS
 from trainer.checkpoint.manifest import MANIFEST as MANIFEST
 from trainer.checkpoint.manifest import check_identity as check_identity

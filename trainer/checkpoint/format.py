@@ -355,11 +355,8 @@ def _widths(name: str, shape: tuple[int, ...], widths: Any) -> tuple[int, ...]:
 
 
 def _part(name: str, part: Any, files: Collection[str]) -> Part:
-    if (
-        not isinstance(part, dict)
-        or set(part) != {"file", "key", "offset", "shape"}
-        or not isinstance(part["key"], str)
-    ):
+    keys = {"file", "key", "offset", "shape"}
+    if not isinstance(part, dict) or set(part) != keys or not isinstance(part["key"], str):
         raise UserError(f"describes a piece of {name!r:.200} as {part!r:.200}")
     if not isinstance(part["file"], str) or not is_plain(part["file"]) or part["file"] not in files:
         raise UserError(f"places {name!r:.200} in {part['file']!r:.200}, which is no file of {MANIFEST}")

@@ -120,8 +120,7 @@ class TrainConfig:
     batch_size: int = 4096
     """Global batch size: rows of a step over all ranks."""
     accumulate_steps: int = 1
-    """Must be 1: tables are updated inside each backward pass, so gradients of several batches cannot be
-    accumulated."""
+    """Must be 1: each backward pass updates the tables. Raise ``batch_size`` instead."""
     log_every_steps: int | None = None
     """Steps between two lines of metrics; by default a twentieth of the run, 10 to 50."""
     resume: str = "auto"
@@ -154,11 +153,8 @@ class TrainConfig:
                 "first one less, so that it is the watchdog that ends a hanging job and says who hangs"
             )
         if self.accumulate_steps != 1:
-            raise UserError(
-                f"accumulate_steps is {self.accumulate_steps}: tables are updated inside each backward, so that gradients of "
-                "several batches cannot be added up for them; set batch_size to "
-                f"{self.batch_size * max(self.accumulate_steps, 1)} instead, or add ranks"
-            )
+            batch_size = self.batch_size * max(self.accumulate_steps, 1)
+            raise UserError(f"accumulate_steps is {self.accumulate_steps}: set batch_size to {batch_size} instead")
         for name in ("steps", "log_every_steps"):
             if getattr(self, name) is not None:
                 positive(getattr(self, name), name)

@@ -11,7 +11,6 @@ which ends the run), modules that the pipeline does not overlap (``trainer.shard
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from data_loaders.messages import warn
 from data_loaders.schema import Schema
 from trainer.config.monitoring import AlertsConfig
 from trainer.monitoring.feature_coverage import FeatureCoverage, Hashed, Seen
@@ -298,10 +297,8 @@ def crowded(table: Hashed) -> Finding | None:
 
 
 def say(alerts: list[dict[str, Any]]) -> None:
-    """On stderr, above the progress bar where there is one."""
     for alert in alerts:
-        tqdm.write(f"warning: {alert['message']} [{alert['name']}, step {alert['step']}]", file=sys.stderr)
-    sys.stderr.flush()
+        warn(f"{alert['message']} [{alert['name']}, step {alert['step']}]")
 
 
 def _classes(values: Values) -> tuple[float, float]:

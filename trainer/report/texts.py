@@ -24,12 +24,7 @@ METRICS = (
     ("seconds", "seconds", ",.1f"),
 )
 HEADLINE = {"auc": "AUC", "logloss": "log loss", "ne": "NE", "calibration": "calibration"}
-STATES = {
-    "running": "running",
-    "preempted": "stopped",
-    "killed": "killed",
-    "unknown": "state unknown",
-}
+STATES = {"preempted": "stopped", "unknown": "state unknown"}  # others as they are
 NOTHING_DROPPED = "Every value fitted: nothing was null, out of range, cut or left out."
 
 
@@ -54,9 +49,8 @@ def tiles(run: RunRecord) -> list[tuple[str, str]]:
 def state(run: RunRecord) -> str:
     """The run's state, in a line."""
     word = run.status.get("state", "unknown")
-    step = run.status.get(
-        "step", max((history.last["step"] for history in run.histories.values() if history.last), default=None)
-    )
+    last = max((history.last["step"] for history in run.histories.values() if history.last), default=None)
+    step = run.status.get("step", last)
     reason = f": {run.status['reason']}" if run.status.get("reason") else ""
     return STATES.get(word, word) + (f" at step {step:,}" if step is not None else "") + reason
 

@@ -29,9 +29,8 @@ PHASES = ("begin", "guard", "backward", "end")  # of a step, in order
 PATIENCE = 12  # times ``hang_timeout``: up to the end of the first step, and while paused
 POLLS = 20  # in ``hang_timeout``
 SECONDS_BETWEEN_POLLS = (0.1, 5.0)
-SECONDS_FOR_OTHERS = (
-    5.0  # at least, for the other ranks to notice as well: on a machine under load a thread sleeps long
-)
+# At least, for the other ranks to notice as well: on a machine under load a thread sleeps long.
+SECONDS_FOR_OTHERS = 5.0
 REPORTED = "reported"  # a file in ``stacks/``: whoever makes it prints the message
 ROOT = Path(__file__).resolve().parents[2]
 # A main thread in there waits for other ranks, or for a device that does (``trainer.runtime.read_back`` too); in BACKWARD it may
