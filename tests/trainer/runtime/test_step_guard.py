@@ -198,8 +198,8 @@ def test_of_several_signals_all_ranks_take_the_same_one(alone, tmp_path, monkeyp
 
     def checked(asked, all_reduce):
         monkeypatch.setattr("trainer.runtime.step_guard.dist.all_reduce", all_reduce)
-        watchdog, attempts = Watchdog(tmp_path, ranks, 60), Attempts(tmp_path)
-        guard = StepGuard(ranks, lambda: asked, watchdog, attempts, Files(), StepMask(CPU))
+        watchdog, restarts = Watchdog(tmp_path, ranks, 60), RestartHistory(tmp_path)
+        guard = StepGuard(ranks, lambda: asked, watchdog, restarts, Files(), StepMask(CPU))
         guard.check(torch.tensor(0.5), torch.zeros(4), cursor())
         return guard
 
@@ -229,7 +229,9 @@ def test_a_loss_that_is_not_finite_is_reported_even_where_another_rank_has_ended
     monkeypatch.setattr("trainer.runtime.step_guard.dist.all_reduce", peer_gone)
     ranks = ranks_of(1, 2)
     manifest = SimpleNamespace(files=[], relative=str)
-    guard = StepGuard(ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), RestartHistory(tmp_path), manifest, StepMask(CPU))
+    guard = StepGuard(
+        ranks, lambda: 0, Watchdog(tmp_path, ranks, 60), RestartHistory(tmp_path), manifest, StepMask(CPU)
+    )
     cursor = Cursor(epoch=0, step=3, rows=4, local_rows=2)
     guard.begin(4)
     with pytest.raises(UserError, match="rank 1: the loss of step 4 is nan, in batch 3 of epoch 0"):
