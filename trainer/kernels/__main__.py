@@ -2,6 +2,7 @@
 
 import sys
 
+from data_loaders.messages import fail
 from trainer.kernels import build
 
 
@@ -9,8 +10,7 @@ def main() -> int:
     try:
         print(build.ensure())
     except build.BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     return 0
 
 
