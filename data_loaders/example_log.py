@@ -62,7 +62,9 @@ def write(folder: Path, sessions: int = SESSIONS, days: int = DAYS, seed: int = 
         day = FIRST_DAY + timedelta(days=number)
         paths.append(folder / day.isoformat())
         paths[-1].mkdir(parents=True)
-        pq.write_table(_day(generator, day, hotels, tastes, sessions), paths[-1] / "events.parquet")
+        pq.write_table(
+            _day(generator, day, hotels, tastes, sessions), paths[-1] / "events.parquet", write_page_checksum=True
+        )
         hotels.overnight(generator)
     return paths
 

@@ -652,7 +652,9 @@ def _write_file(law: Law, folder: Path, split: str, index: int, size: int, row_g
 
 def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     # Plain int32 is what a reader decodes fastest; dictionaries would help neither it nor zstd.
-    return pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=False)
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", compression_level=1, use_dictionary=False, write_page_checksum=True
+    )
 
 
 def _publish(partial: Path, folder: Path) -> None:

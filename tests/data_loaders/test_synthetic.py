@@ -91,6 +91,18 @@ def test_bytes_depend_on_the_seed_and_not_on_the_workers(tmp_path):
     assert len(set(parts)) == 3, "files must not repeat each other"
 
 
+def test_a_changed_byte_is_found(tmp_path):
+    """Pages have checksums, which the reader of training verifies (tests/data_loaders/test_bad_data.py)."""
+    write(tmp_path / "log", shop())
+    path = tmp_path / "log/train/part-00000.parquet"
+    column = pq.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC"):
+        pq.ParquetFile(path, page_checksum_verification=True).read_row_group(0, [column.path_in_schema])
+
+
 def test_files_have_the_columns_types_and_row_groups_of_the_schema(tmp_path):
     write(tmp_path / "log", shop(weight="w"), probability="truth")
     metadata = pq.read_metadata(tmp_path / "log/train/part-00000.parquet")
