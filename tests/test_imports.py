@@ -128,7 +128,9 @@ def test_rooms_import_from_rooms_above_them():
 
 def test_launch_knows_no_model_and_no_training():
     # Configuration, run folders and reports are how a launcher learns what a job wants and what became of it.
-    allowed = ("launch", "data_loaders", "trainer.cli", "trainer.config", "trainer.runtime", "trainer.report")
+    # Of a server it knows which version is served, and the files that workers read.
+    served = ("trainer.serve.state", "trainer.serve.versions")
+    allowed = ("launch", "data_loaders", "trainer.cli", "trainer.config", "trainer.runtime", "trainer.report", *served)
     assert broken(lambda m, n: within(m, ["launch"]) and within(n, OURS) and not within(n, allowed)) == []
 
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": Command("metrics of a trained run on any data", "trainer.evaluate:main", "launch.scoring:evaluate"),
     "predict": Command("click probabilities for new rows", "trainer.predict:main", "launch.scoring:predict"),
     "export": Command("a trained run as files to serve", "trainer.export.__main__:main"),
+    "serve": Command("an exported model over HTTP", "launch.serve:main"),
     "report": Command("draw the report of a run", "trainer.report.__main__:main"),
     "compare": Command("runs side by side", "trainer.report.compare:main"),
     "checkpoint": Command("inspect, verify, compare checkpoints", "trainer.checkpoint.__main__:main"),

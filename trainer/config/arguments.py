@@ -197,6 +197,18 @@ def export() -> ArgumentParser:
     return parser
 
 
+def serve() -> ArgumentParser:
+    parser = _parser(
+        "serve",
+        "Answers requests with an exported model over HTTP, and takes over new versions (docs/serving.md).",
+        "exports/shop",
+        "exports/shop serve.port=8080 serve.workers=4",
+    )
+    parser.add_argument("export", type=Path, help="export folder; or one version of it, which is then never replaced")
+    parser.add_argument("overrides", nargs="*", metavar="serve.KEY=VALUE", help="settings of the server")
+    return parser
+
+
 def doctor() -> ArgumentParser:
     parser = _parser(
         "doctor", "Checks that this machine can train.", "", "--gpu", "--data-root s3://bucket/data --json"

@@ -16,7 +16,7 @@ from trainer.export.export import Exported, export
 from trainer.run.load import find_checkpoint
 from trainer.runtime import run_folder
 from trainer.runtime.process import guarded
-from trainer.serve.artifact import publish
+from trainer.serve.versions import publish
 
 
 def main(argv: Sequence[str] | None = None) -> None:

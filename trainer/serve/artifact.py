@@ -27,17 +27,17 @@ from typing import Any
 import pyarrow as pa
 
 from data_loaders.errors import UserError
-from data_loaders.state_files import json_text, sync, write_json, write_text
+from data_loaders.state_files import json_text, sync, write_text
 from trainer.checkpoint.digest import DIGEST
-from trainer.checkpoint.manifest import check_listing, fingerprint, hashing, is_plain, listed
+from trainer.checkpoint.manifest import check_listing, fingerprint, hashing, listed
 from trainer.checkpoint.paths import MANIFEST
 from trainer.config.compose import from_yaml
 from trainer.config.export import TABLE_FORMS
 from trainer.config.job import TrainConfig
 from trainer.runtime.checked_json import Number, Whole, check_form, parse_json
+from trainer.serve.versions import current
 
 FORMAT = 1
-CURRENT = "current.json"
 LOGIT = "logit"  # the column of ``golden.arrow`` that is none of the data's
 SERVING, CONFIG, DENSE, GOLDEN = "serving.json", "config.yaml", "dense.safetensors", "golden.arrow"
 TABLE = {"name": str, "file": str, "rows": Whole(1), "dim": Whole(1), "form": str}
@@ -126,29 +126,6 @@ class Artifact:
 def types_text(types: Mapping[str, pa.DataType]) -> str:
     """For ``serving.json``, and back by ``Artifact.types``."""
     return base64.b64encode(pa.schema(list(types.items())).serialize()).decode()
-
-
-def current(export: Path) -> Path:
-    """The version to serve of an export folder; ``export`` itself where it is a version. Raises ``UserError``."""
-    if (export / MANIFEST).is_file():
-        return export
-    try:
-        named = parse_json((export / CURRENT).read_text())
-        check_form(named, {"version": str}, CURRENT)
-    except OSError:
-        raise UserError(
-            f"{export} holds no exported model: write one with clicktrainer export RUN --output {export}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{export}: {error}") from None
-    if not is_plain(named["version"]):
-        raise UserError(f"{export}: {CURRENT} names {named['version']!r:.200}, which is no folder's name")
-    return export / named["version"]
-
-
-def publish(export: Path, version: str) -> None:
-    """From now on ``version`` is the one to serve; atomic."""
-    write_json(export / CURRENT, {"version": version})
 
 
 @contextmanager

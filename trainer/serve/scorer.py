@@ -3,7 +3,7 @@
 Shapes: N candidates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from torch import nn
 from data_loaders.column_decoders import Counters
 from data_loaders.schema import Schema
 from trainer.serve import requests
-from trainer.serve.artifact import Artifact, current
+from trainer.serve.artifact import Artifact
 from trainer.serve.features import Features
 from trainer.serve.model import load_model, load_tables
+from trainer.serve.versions import current
 
 BLOCK = 1 << 14  # rows that are scored at a time, offline
 
@@ -33,7 +34,7 @@ class Request:
 
 
 class Scorer:
-    """An export in memory. One thread scores at a time.
+    """An export in memory, of a run called ``name``. One thread scores at a time.
 
     ``scorer = Scorer.load("exports/shop")``; ``scorer.score(context, candidates)`` gives probabilities,
     ``scorer.rank(context, candidates, top=10)`` the best candidates, both of one request: ``context`` maps columns to values,
@@ -41,9 +42,17 @@ class Scorer:
     """
 
     def __init__(
-        self, schema: Schema, model: nn.Module, types: Mapping[str, pa.DataType], *, correction: float = 0.0
+        self,
+        schema: Schema,
+        model: nn.Module,
+        types: Mapping[str, pa.DataType],
+        *,
+        correction: float = 0.0,
+        name: str = "model",
+        version: str = "",
     ) -> None:
         self.model, self.types, self.correction = model, dict(types), correction
+        self.name, self.version = name, version
         self.counters = Counters()
         self.features = Features(schema, model.layout, self.types, self.counters)
 
@@ -56,7 +65,14 @@ class Scorer:
     def open(cls, artifact: Artifact) -> "Scorer":
         config, folder = artifact.config, artifact.path
         model = load_model(config, load_tables(folder, artifact.tables), folder)
-        return cls(config.data.schema, model, artifact.types, correction=artifact.serving["correction"])
+        return cls(
+            config.data.schema,
+            model,
+            artifact.types,
+            correction=artifact.serving["correction"],
+            name=artifact.serving["run"],
+            version=artifact.version,
+        )
 
     def score(self, context: Mapping[str, Any], candidates: Mapping[str, Sequence[Any]]) -> NDArray[np.float32]:
         """Probabilities [N]; NaN for a candidate that a policy of the schema leaves out. Raises ``UserError`` for columns or
@@ -74,11 +90,16 @@ class Scorer:
 
     def request(self, context: Mapping[str, Any], candidates: Mapping[str, Sequence[Any]]) -> Request:
         """From JSON's values. Raises ``RequestError``."""
-        both = [name for name in context if name in candidates]
-        if both:
-            raise requests.RequestError(f"{', '.join(both)}: in the context and among the candidates: give one of them")
+        _check_apart(context, candidates)
         return Request(
             requests.row_of(context, self.types, "context"), requests.table_of(candidates, self.types, "candidates")
+        )
+
+    def request_of_tables(self, context: pa.Table, candidates: pa.Table) -> Request:
+        """From Arrow tables, the context's of one row or without columns. Raises ``RequestError``."""
+        _check_apart(context.column_names, candidates.column_names)
+        return Request(
+            requests.cast(context, self.types, "context"), requests.cast(candidates, self.types, "candidates")
         )
 
     def logits(self, batch: Sequence[Request]) -> list[NDArray[np.float32]]:
@@ -107,6 +128,12 @@ class Scorer:
         features, dropped = self.features(contexts, candidates, requests, owners)
         logits = (self.model(features).float() + self.correction).numpy()
         return logits if dropped is None else np.where(dropped, np.nan, logits).astype(np.float32)
+
+
+def _check_apart(context: Iterable[str], candidates: Collection[str]) -> None:
+    both = [name for name in context if name in candidates]
+    if both:
+        raise requests.RequestError(f"{', '.join(both)}: in the context and among the candidates: give one of them")
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:

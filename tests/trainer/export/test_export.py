@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.errors import UserError
-from tests.helpers import tiny, warm
+from tests.helpers import warm
+from tests.helpers.exported import export, train
 from trainer.checkpoint import Reader, newest
 from trainer.checkpoint.tensor_file import TensorFile
-from trainer.config import arguments
-from trainer.export import __main__ as command
 from trainer.export.parity import Parity
-from trainer.serve.artifact import CURRENT, GOLDEN, LOGIT, MANIFEST, SERVING, Artifact, current
+from trainer.serve.artifact import GOLDEN, LOGIT, MANIFEST, SERVING, Artifact
 from trainer.serve.scorer import Scorer, order, probabilities
+from trainer.serve.versions import CURRENT, current
 
 CONTEXT = ("user_id", "hour", "age", "clicked_items", "clicked_categories")
 MODELS = ("din", "wide_deep")  # jagged and pooled lookups; crosses, FTRL's rows
@@ -29,8 +29,7 @@ def runs(click_log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for model in MODELS:
         average = ["optim.dense.ema_decay=0.9"] if model == "din" else []
-        done = tiny.train(1, click_log, folder / model, f"model={model}", "data.test=[]", *average)
-        assert done.returncode == 0, done.stderr
+        train(click_log, folder / model, f"model={model}", *average)
     return {model: folder / model for model in MODELS}
 
 
@@ -38,12 +37,8 @@ def runs(click_log, tmp_path_factory):
 def exports(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     for model, run in runs.items():
-        write(run, folder / model)
+        export(run, folder / model)
     return {model: folder / model for model in MODELS}
-
-
-def write(run, output, *given):
-    command.run(arguments.export().parse_intermixed_args([str(run), "--output", str(output), *given]))
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +128,16 @@ def test_averages_stand_in_the_parameters_place(runs, exports):
 def test_the_same_model_again_is_the_same_version_and_an_equal_table_is_shared(runs, exports, tmp_path):
     shutil.copytree(exports["din"], tmp_path / "e")
     before = current(tmp_path / "e")
-    write(runs["din"], tmp_path / "e")
+    export(runs["din"], tmp_path / "e")
     assert current(tmp_path / "e") == before
-    write(runs["din"], tmp_path / "e", "export.rows=100")
+    export(runs["din"], tmp_path / "e", "export.rows=100")
     after = current(tmp_path / "e")
     assert after != before and os.path.samefile(before / "table-0.safetensors", after / "table-0.safetensors")
     assert not [path for path in (tmp_path / "e").iterdir() if path.name.startswith(".tmp")]
 
 
 def test_int8_is_smaller_and_refused_where_it_costs_too_much(runs, tmp_path, monkeypatch):
-    write(runs["din"], tmp_path / "e", "export.tables=int8", "--no-publish")
+    export(runs["din"], tmp_path / "e", "export.tables=int8", "--no-publish")
     assert not (tmp_path / "e" / CURRENT).exists()
     (version,) = (tmp_path / "e").iterdir()
     assert (version / "table-0.safetensors").stat().st_size < 8192 + 500 * (8 + 8)
@@ -153,7 +148,7 @@ def test_int8_is_smaller_and_refused_where_it_costs_too_much(runs, tmp_path, mon
         with pytest.raises(
             UserError, match="tables as int8 cost 0.0002 AUC on 500 rows of valid, more than export.max_auc_loss"
         ):
-            write(runs["din"], tmp_path / "f", "export.tables=int8")
+            export(runs["din"], tmp_path / "f", "export.tables=int8")
     assert list((tmp_path / "f").iterdir()) == []
 
 
