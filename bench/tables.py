@@ -106,7 +106,7 @@ def steps(options: argparse.Namespace) -> harness.Section:
                 build.ensure_synthetic(config.data)
                 sides[f"{job}, kernels={side}"] = Ours(config, ranks, STEPS, cycle(in_memory_batches(config, ranks, 8)))
             passes = harness.take_turns(sides, options.repeats)
-            section.rates |= {name: harness.Rates.of(found) for name, found in passes.items()}
+            section.rates.update({name: harness.Rates.of(found) for name, found in passes.items()})
             section.add_ratio(" / ".join(sides))
     return section
 
