@@ -18,6 +18,7 @@ import copy
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -130,7 +131,8 @@ class Ours:
 
 
 def plain_side(config: TrainConfig, ranks: Ranks, batches: list[Batch], steps: int) -> Callable[[int], Pass]:
-    model = build_model(config.model, config.data.schema, config.seed, build.execution(config, ranks.world_size))
+    by_torch = build.execution(replace(config, kernels=False), ranks.world_size)
+    model = build_model(config.model, config.data.schema, config.seed, by_torch)
     task = build.build_task(model, may_drop=False)
     for module in task.modules():
         if isinstance(module, (EmbeddingBagCollection, EmbeddingCollection)):

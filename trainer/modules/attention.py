@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
+from trainer.modules import execution
+from trainer.modules.attention_kernels import ACTIVATIONS, Parameters, Unit, alpha_of, attend
 from trainer.modules.jagged import Segments, expand, from_the_end, segment_softmax, sum_rows, weighted_sum
 from trainer.modules.mlp import MLP, activate, build_activation, check_units
 from trainer.modules.normalization import Rows
+from trainer.modules.tokens import TokenLinear, fill
 
 
 class TargetAttention(nn.Module):
@@ -57,14 +60,36 @@ class TargetAttention(nn.Module):
         self.positions = nn.Parameter(torch.zeros(positions, hidden_units[0])) if positions is not None else None
         self.cosine = TokenLinear(1, hidden_units[0], bias=False) if cosine else None
         self.intensity = nn.Parameter(torch.ones(dim)) if intensity else None
+        self.compiled = execution.current().compiled and isinstance(self.activation, ACTIVATIONS)
 
     def forward(self, query: Tensor, tokens: Tensor, offsets: Tensor) -> Tensor:
         """``query`` [B, D], ``tokens`` [T, D], ``offsets`` [B + 1] -> [B, D] float32; zeros for an empty history."""
+        if self.compiled and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            return attend(self._unit(), query, tokens, offsets, self._weights())
         segments = Segments.of(offsets, tokens.shape[0])
         weights = self.scores(query, tokens, segments)  # [T]
         if self.softmax:
             weights = segment_softmax(weights, segments)
         return weighted_sum(weights, tokens if self.intensity is None else tokens + self.intensity, segments)  # [B, D]
+
+    def _unit(self) -> Unit:
+        return Unit((self.activation, *self.rest.activations), self.softmax, product_type("cpu"))
+
+    def _weights(self) -> Parameters:
+        layers = (self.first, *self.rest.layers)
+        activations = (self.activation, *self.rest.activations)
+        return Parameters(
+            first_weight=self.first.weight,
+            first_bias=self.first.bias,
+            output_weight=self.rest.output.weight,
+            output_bias=self.rest.output.bias,
+            positions=self.positions,
+            cosine=None if self.cosine is None else self.cosine.weight,
+            intensity=self.intensity,
+            alphas=tuple(alpha_of(each, layer.out_features) for each, layer in zip(activations, layers, strict=True)),
+            weights=tuple(layer.weight for layer in self.rest.layers),
+            biases=tuple(layer.bias for layer in self.rest.layers),
+        )
 
     def scores(self, query: Tensor, tokens: Tensor, segments: Segments) -> Tensor:
         """``a(token, query of its sample)`` for every token: [T] float32."""
@@ -83,9 +108,14 @@ def first_layer(query: Tensor, tokens: Tensor, weight: Tensor, bias: Tensor, seg
     """``W [q, k, q - k, q * k] + bias`` of ``query`` [B, D], ``tokens`` [T, D], ``weight`` [C, 4D] -> [T, C], in autocast's
     type."""
     device = tokens.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    dtype = product_type(device)
     with torch.autocast(device, enabled=False):
         return _FirstLayer.apply(query.float(), tokens.float(), weight, bias, dtype, *segments)
+
+
+def product_type(device: str) -> torch.dtype:
+    """Autocast's."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 class _FirstLayer(torch.autograd.Function):
@@ -138,35 +168,3 @@ def _split(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _beside(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """``[left, right]`` [N, 2D] of [N, D] each."""
     return torch.cat((left, right), dim=1, out=left.new_empty(left.shape[0], 2 * left.shape[1], dtype=dtype))
-
-
-class TokenLinear(nn.Linear):
-    """``nn.Linear`` over tokens: see ``token_linear``."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return token_linear(inputs, self.weight, self.bias)
-
-
-def token_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``functional.linear`` of ``inputs`` [T, D] for a T that is another in each batch -> [T, C]."""
-    if inputs.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return functional.linear(inputs, weight, bias)
-    filled = fill(inputs.to(torch.get_autocast_dtype("cpu")))
-    return functional.linear(filled, weight, bias)[: inputs.shape[0]]
-
-
-def fill(rows: Tensor) -> Tensor:
-    """``rows`` [T, D], with rows of zeros at the end where they are to be multiplied in bf16 on a CPU.
-
-    There oneDNN compiles a kernel for each shape that it meets, and keeps the last 1024 of them. With T as it comes that was a
-    third of DIN's time and gigabytes of memory, so T is filled up to one of few numbers."""
-    if rows.device.type != "cpu" or rows.dtype == torch.float32:
-        return rows
-    return functional.pad(rows, (0, 0, 0, filled_up(rows.shape[0]) - rows.shape[0]))
-
-
-def filled_up(num_tokens: int) -> int:
-    """``num_tokens`` rounded up: one of 16 numbers from a power of two to the next, so at most a sixteenth more; and a
-    multiple of 64."""
-    step = max(64, 1 << max(num_tokens.bit_length() - 5, 0))
-    return -(-num_tokens // step) * step

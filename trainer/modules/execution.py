@@ -29,10 +29,12 @@ def bfloat16(device: torch.device) -> torch.dtype | None:
 @dataclass(frozen=True)
 class Execution:
     """``autocast_dtype``: what every ``Head`` multiplies matrices in on a device, None for float32. ``all_reduce``: the
-    sum over ranks, for statistics of the global batch (``BatchStatistics``); None where there is one rank."""
+    sum over ranks, for statistics of the global batch (``BatchStatistics``); None where there is one rank. ``compiled``:
+    on a CPU, by compiled kernels (``trainer/kernels``), which must be there."""
 
     autocast_dtype: Callable[[torch.device], torch.dtype | None] = float32
     all_reduce: SumOverRanks | None = None
+    compiled: bool = False
 
 
 PLAIN = Execution()

@@ -68,7 +68,20 @@ class BatchStatistics(nn.Module):
 
     def moving_normalized(self, inputs: Tensor) -> Tensor:
         """``inputs`` [N, C] normalised by the moving averages -> [N, C] float32."""
-        return (inputs - self.moving_mean) * torch.rsqrt(self.moving_variance + self.eps)
+        mean, scale = self.moving_statistics()
+        return (inputs - mean) * scale
+
+    def moving_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale, [C] each."""
+        return self.moving_mean, torch.rsqrt(self.moving_variance + self.eps)
+
+    @torch.no_grad()
+    def statistics_of(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and scale, [C] each, of the rows of all ranks, and how many they are, [], from this rank's ``sums`` [2C + 1]:
+        its rows, and the sums of their values, shifted by the moving mean, and of the squares. Tracks them."""
+        mean, variance, count = self._over_ranks(sums)
+        self._track(mean, self.tracked_variance(variance, count), count)
+        return mean, (variance + self.eps).rsqrt_(), count.clamp(min=1)
 
     @torch.no_grad()
     def normalized(self, inputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,18 +92,18 @@ class BatchStatistics(nn.Module):
         centred = inputs - mean
         variance = _weighted_sum(centred.square(), share)
         if self.all_reduce is not None:
-            mean, variance, count = self._over_ranks(mean, variance, count)
+            offset = mean - self.moving_mean
+            sums = torch.cat((count.reshape(1), count * offset, count * (variance + offset.square())))
+            mean, variance, count = self._over_ranks(sums)
             centred, share = inputs - mean, rows.share_of(count)
         self._track(mean, self.tracked_variance(variance, count), count)
         scale = (variance + self.eps).rsqrt_()
         return centred.mul_(scale), scale, share
 
-    def _over_ranks(self, mean: Tensor, variance: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean [C], variance [C] and count [] of all ranks' rows together."""
-        assert self.all_reduce is not None
-        offset = mean - self.moving_mean
-        sums = torch.cat((count.reshape(1), count * offset, count * (variance + offset.square())))
-        self.all_reduce(sums)
+    def _over_ranks(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean [C], variance [C] and count [] of all ranks' rows together from ``sums`` [2C + 1] of this rank's."""
+        if self.all_reduce is not None:
+            self.all_reduce(sums)
         count, (total, squares) = sums[0], sums[1:].chunk(2)
         seen = count.clamp(min=1)
         offset = total / seen

@@ -50,7 +50,9 @@ class Built:
 def execution(config: TrainConfig, world_size: int) -> Execution:
     """Of a model that trains among ranks."""
     all_reduce = all_reduce_sum if world_size > 1 else None
-    return Execution(cache(partial(autocast_dtype, config.precision)), all_reduce)
+    return Execution(
+        cache(partial(autocast_dtype, config.precision)), all_reduce, config.kernels and kernels.available()
+    )
 
 
 def build_task(model: nn.Module, *, may_drop: bool, loss: LossConfig | None = None) -> ClickTask:

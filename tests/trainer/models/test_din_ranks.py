@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from tests.helpers.ranks import run_distributed
 from tests.helpers.samples import Row, make_batch, random_rows, randomize, small_schema
+from trainer import kernels
 from trainer.models.din import Model
 from trainer.modules.dice import Dice
 from trainer.modules.execution import Execution, executed_by
@@ -46,10 +47,11 @@ def dices(model: Model) -> list[Dice]:
     return [module for module in model.modules() if isinstance(module, Dice)]
 
 
-def _like_the_whole(rank: int, world_size: int) -> int:
+def _like_the_whole(rank: int, world_size: int, compiled: bool) -> int:
     whole, mine = build(), parts(world_size)[rank]
-    with executed_by(Execution(all_reduce=all_reduce_sum)):
+    with executed_by(Execution(all_reduce=all_reduce_sum, compiled=compiled)):
         part = build()
+    assert all(attention.compiled == compiled for attention in part.head.attentions)
     assert len(dices(part)) == 4  # two in the activation unit, two in the network
     for _ in range(2):  # moving averages go from the first batch to the second
         whole.zero_grad(), part.zero_grad()
@@ -76,7 +78,13 @@ def _evaluates_alone(whole: Model, part: Model, rank: int, mine: range) -> None:
     assert all(torch.equal(*pair) for pair in zip(before, part.buffers(), strict=True))
 
 
+NEEDS_KERNELS = pytest.mark.skipif(
+    not kernels.available(), reason="no kernels were compiled (python -m trainer.kernels)"
+)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=NEEDS_KERNELS)], ids=["torch", "kernels"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_dice_sees_the_global_batch_with_unequal_rows_and_empty_histories(world_size: int) -> None:
-    events = run_distributed(_like_the_whole, world_size)
+def test_dice_sees_the_global_batch_with_unequal_rows_and_empty_histories(world_size: int, compiled: bool) -> None:
+    events = run_distributed(_like_the_whole, world_size, compiled)
     assert events[0] > 0 and (world_size < 3 or events[2] == 0)

@@ -7,13 +7,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.samples import mlp, randomize, state
-from trainer.modules.attention import TargetAttention, filled_up, token_linear
+from trainer.modules.attention import TargetAttention
 from trainer.modules.dice import Dice
 from trainer.modules.execution import Execution, bfloat16, executed_by
 from trainer.modules.head import Head
 from trainer.modules.interactions import FactorizationMachine
 from trainer.modules.jagged import Segments, expand, segment_mean, segment_softmax, segment_sum
 from trainer.modules.mlp import MLP, DenseFields, aligned
+from trainer.modules.tokens import filled_up, token_linear
 
 LENGTHS = [3, 0, 1, 5, 0]  # tokens of each sample
 OFFSETS = torch.tensor([0, 3, 3, 4, 9, 9])
