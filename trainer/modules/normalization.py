@@ -40,7 +40,15 @@ class Rows:
         return self.mask.sum(dtype=torch.float32)
 
     @cached_property
+    def some(self) -> Tensor:
+        """1, or 0 where there are none: []."""
+        return self.count.clamp(max=1)
+
+    @cached_property
     def share(self) -> Tensor:
+        """``share_of`` their own number."""
+        if self.mask is None:
+            return torch.full((), 1 / max(self.num_rows, 1), device=self.device)
         return self.share_of(self.count)
 
     def share_of(self, count: Tensor) -> Tensor:
@@ -80,14 +88,14 @@ class BatchStatistics(nn.Module):
         """Mean and scale, [C] each, of the rows of all ranks, and how many they are, [], from this rank's ``sums`` [2C + 1]:
         its rows, and the sums of their values, shifted by the moving mean, and of the squares. Tracks them."""
         mean, variance, count = self._over_ranks(sums)
-        self._track(mean, self.tracked_variance(variance, count), count)
+        self._track(mean, self.tracked_variance(variance, count), count.clamp(max=1))
         return mean, (variance + self.eps).rsqrt_(), count.clamp(min=1)
 
     @torch.no_grad()
     def normalized(self, inputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """``z = (x - E[x]) * scale``, ``scale = 1 / sqrt(Var[x] + eps)``, of ``inputs`` [N, C] by the global batch:
         z [N, C] float32, scale [C], and the share of each row in the mean and the variance, [] or [N, 1]."""
-        count, share = rows.count, rows.share
+        count, some, share = rows.count, rows.some, rows.share
         mean = _weighted_sum(inputs.float(), share)
         centred = inputs - mean
         variance = _weighted_sum(centred.square(), share)
@@ -95,8 +103,8 @@ class BatchStatistics(nn.Module):
             offset = mean - self.moving_mean
             sums = torch.cat((count.reshape(1), count * offset, count * (variance + offset.square())))
             mean, variance, count = self._over_ranks(sums)
-            centred, share = inputs - mean, rows.share_of(count)
-        self._track(mean, self.tracked_variance(variance, count), count)
+            centred, some, share = inputs - mean, count.clamp(max=1), rows.share_of(count)
+        self._track(mean, self.tracked_variance(variance, count), some)
         scale = (variance + self.eps).rsqrt_()
         return centred.mul_(scale), scale, share
 
@@ -113,8 +121,8 @@ class BatchStatistics(nn.Module):
         """What the moving average takes for the variance [C] of a batch of ``count`` [] rows."""
         return variance
 
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        some = count.clamp(max=1)  # 0 or 1: a batch without rows says nothing
+    def _track(self, mean: Tensor, variance: Tensor, some: Tensor) -> None:
+        """``some`` []: 0 for a batch without rows, which says nothing."""
         self.batches += some
         rate = (some / self.batches.clamp(1, 1 / self.momentum)).expand_as(mean)
         self.moving_mean.lerp_(mean, rate)
