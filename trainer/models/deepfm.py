@@ -70,9 +70,9 @@ class DeepFMHead(Head):
         if (numbers := self.dense_fields) is None:
             deep = self.deep(aligned(embedded), valid=weights)  # [B, 1]
             return self.factorization_machine(linear, fields) + deep.squeeze(1)
-        of_ids, of_numbers = self.deep.layers[0].weight.tensor_split((embedded.shape[1],), dim=1)
-        first = aligned(of_ids, numbers.folded(of_numbers))  # for numbers in place of their fields
-        deep = self.deep(aligned(embedded, dense), valid=weights, first=first)
+        of_ids, of_numbers = self.deep.layers[0].weight.split((embedded.shape[1], numbers.vectors.numel()), dim=1)
+        first = aligned(of_ids, numbers.folded(of_numbers), on_gpu=True)  # for numbers in place of their fields
+        deep = self.deep(aligned(embedded, dense, on_gpu=True), valid=weights, first=first)
         return self.factorization_machine(linear, fields, dense, numbers.weights, numbers.vectors) + deep.squeeze(1)
 
 

@@ -74,7 +74,9 @@ class FNNHead(Head):
             return self.deep(aligned(linear, vectors), valid=weights).squeeze(1)
         widths = (linear.shape[1], dense.shape[1], vectors.shape[1], numbers.vectors.numel())
         of_linear, of_weights, of_vectors, of_fields = self.deep.layers[0].weight.split(widths, dim=1)
-        of_numbers = of_weights * numbers.weights + numbers.folded(of_fields)  # [H, N], of the numbers themselves
+        of_numbers = torch.addcmul(
+            numbers.folded(of_fields), of_weights, numbers.weights
+        )  # [H, N], of the numbers themselves
         first = aligned(of_linear, of_vectors, of_numbers)
         return self.deep(aligned(linear, vectors, dense), valid=weights, first=first).squeeze(1)
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from data_loaders.errors import UserError
@@ -49,6 +50,7 @@ class MLP(nn.Module):
         self.activations = nn.ModuleList(build_activation(activation, dim) for dim in hidden_units)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(dims[-1], out_dim)
+        self.plain = bool(hidden_units) and (activation, normalization, linear) == ("relu", "none", nn.Linear)
 
     def forward(self, inputs: Tensor, valid: Tensor | Rows | None = None, *, first: Tensor | None = None) -> Tensor:
         """``inputs`` [N, in_dim], or wider by columns of zeros (``aligned``), ``valid`` [N] (which rows count in statistics;
@@ -56,21 +58,81 @@ class MLP(nn.Module):
         place of the first layer's own weight."""
         if first is None and self.layers and inputs.shape[1] > self.layers[0].in_features:
             first = aligned(self.layers[0].weight)
+        hidden = self._hidden(inputs, valid, first)  # [N, C]
+        # Few operations, and bf16 would leave 3 digits of a logit: whole groups of rows would tie in a ranking.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.output(hidden.float())
+
+    def _hidden(self, inputs: Tensor, valid: Tensor | Rows | None, first: Tensor | None) -> Tensor:
+        if self.plain and not (self.training and self.dropout.p):
+            weights = [self.layers[0].weight if first is None else first, *(layer.weight for layer in self.layers[1:])]
+            biases = [layer.bias for layer in self.layers]
+            return _ReLULayers.apply(in_autocast(inputs), *weights, *biases)
         hidden, valid = inputs, Rows.of(inputs, valid)
         for layer, normalization, activation in zip(self.layers, self.normalizations, self.activations, strict=True):
             hidden = layer(hidden) if first is None else functional.linear(hidden, first, layer.bias)  # [N, C]
             hidden = self.dropout(activate(activation, normalize(normalization, hidden, valid), valid))
             first = None
-        # Few operations, and bf16 would leave 3 digits of a logit: whole groups of rows would tie in a ranking.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.output(hidden.float())
+        return hidden
 
 
-def aligned(*parts: Tensor) -> Tensor:
+class _ReLULayers(torch.autograd.Function):
+    """(inputs [N, I], weights of all layers, then their biases) -> [N, C of the last]. Products are of the inputs' type; the
+    gradients of weights and biases come as float32 from where they are added up, and none is cast."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = halves(cast(parameters, inputs.dtype))
+        hidden = [inputs]
+        for weight, bias in zip(weights, biases, strict=True):
+            hidden.append(torch.addmm(bias, hidden[-1], weight.t()).relu_())
+        ctx.save_for_backward(*hidden, *weights)
+        return hidden[-1]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, ...]:
+        inputs, *saved = ctx.saved_tensors
+        outputs, weights = halves(saved)
+        of_weights, of_biases = [], []
+        for layer in reversed(range(len(weights))):
+            gradient = torch.ops.aten.threshold_backward(gradient, outputs[layer], 0)
+            of_biases.append(gradient.sum(0, dtype=torch.float32))
+            of_weights.append(product(gradient.t(), outputs[layer - 1] if layer else inputs))
+            gradient = gradient @ weights[layer]
+        return gradient, *reversed(of_weights), *reversed(of_biases)
+
+
+def halves(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """To ``dtype``; on a GPU, where a launch costs more than a copy of weights, all at once."""
+    if tensors[0].device.type == "cpu" or dtype == tensors[0].dtype:
+        return [tensor.to(dtype) for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(dtype)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """float32, also of matrices in bf16, whose product is rounded once less where the library can leave it so."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+def in_autocast(tensor: Tensor) -> Tensor:
+    """As autocast has it for a product."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def aligned(*parts: Tensor, on_gpu: bool = False) -> Tensor:
     """``parts`` [N, …] beside each other, and columns of zeros up to a multiple of ``ALIGNMENT``: of an inner dimension that is
-    none, MKL's products for the backward pass take 1.3 to 1.7 times as long, and a GPU's matrix units are left aside."""
-    width = sum(part.shape[1] for part in parts)
-    if missing := -width % ALIGNMENT:
+    none, MKL's products for the backward pass take 1.3 to 1.7 times as long. ``on_gpu``: there too, for its matrix units."""
+    missing = -sum(part.shape[1] for part in parts) % ALIGNMENT
+    if missing and (on_gpu or not parts[0].is_cuda):
         parts = (*parts, parts[0].new_zeros(()).expand(len(parts[0]), missing))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

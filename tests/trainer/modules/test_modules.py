@@ -103,6 +103,27 @@ def test_dense_fields_fold_into_the_layer_that_reads_them():
     torch.testing.assert_close(dense @ module.folded(weight).t(), fields @ weight.t(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_layers_in_one_function_have_the_gradients_of_each_by_itself(dtype):
+    module = MLP(12, [16, 8], out_dim=1)
+    randomize(module)
+    inputs, found, expected = inputs_of(64, 12), [], []
+    for one, gradients in ((True, found), (False, expected)):
+        module.zero_grad()
+        leaf = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            hidden = leaf
+            for layer in () if one else module.layers:
+                hidden = torch.relu(layer(hidden))
+            output = module(leaf) if one else module.output(hidden.float())
+        output.square().sum().backward()
+        gradients += [output.detach().float(), leaf.grad, *(parameter.grad for parameter in module.parameters())]
+    unit = 2**-8 if dtype == torch.bfloat16 else 2**-23  # in float32 products are summed in another order
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=8 * unit * float(theirs.abs().max()))
+
+
 def test_columns_of_zeros_change_nothing():
     for width in (15, 16, 17):
         parts = inputs_of(6, width - 5), inputs_of(6, 5, seed=1)
