@@ -6,8 +6,9 @@ belongs) is as in OmegaConf, but YAML's surprises are refused: ``label: yes`` is
 
 import dataclasses
 import difflib
+import functools
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from data_loaders.errors import UserError
@@ -16,7 +17,8 @@ from data_loaders.secrets import redact
 
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 LONGEST = 60  # characters of a value that is shown
-_TRUTHS = frozenset(("true", "false", "yes", "no", "on", "off", "y", "n", "0", "1"))
+_TRUE = frozenset(("true", "yes", "on", "y", "1"))
+_TRUTHS = _TRUE | {"false", "no", "off", "n", "0"}
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word or text"}
 
 
@@ -39,6 +41,37 @@ def check(value: Any, kind: Any, key: str = "") -> None:
         _check_list(value, get_args(kind)[0], key)
     elif kind in _SCALARS and not _fits(value, kind):
         raise UserError(f"{key} is {shown(value, key)}: expected {_SCALARS[kind]}{_hint(value, kind)}")
+
+
+def made(value: Any, kind: Any, key: str = "") -> Any:
+    """``value``, which has passed ``check``, as a ``kind``; what is not given has its default. As OmegaConf converts, but in a
+    tenth of its time, which for a thousand features is seconds. Raises ``UserError`` for a key that has neither."""
+    if kind is Any:
+        return value
+    if get_origin(kind) in (Union, types.UnionType):
+        return (
+            None
+            if value is None
+            else made(value, next(option for option in get_args(kind) if option is not type(None)), key)
+        )
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return kind(**dict(_fields_made(value, kind, key)))
+    if get_origin(kind) is dict:
+        return {name: made(inner, get_args(kind)[1], _joined(key, name)) for name, inner in value.items()}
+    if get_origin(kind) is list:
+        return [made(inner, get_args(kind)[0], f"{key}[{number}]") for number, inner in enumerate(value)]
+    return str(value).lower() in _TRUE if kind is bool else kind(value)
+
+
+def _fields_made(value: dict[str, Any], kind: type, key: str) -> Iterator[tuple[str, Any]]:
+    """In the order of the class, in which mistakes are found."""
+    hints, missing = _hints(kind), dataclasses.MISSING
+    for field in dataclasses.fields(kind):
+        where = _joined(key, field.name)
+        if field.name in value:
+            yield field.name, made(value[field.name], hints[field.name], where)
+        elif field.default is missing and field.default_factory is missing:
+            raise UserError(f"{where} has no value: give it on the command line, {where}=…")
 
 
 def near(name: str, valid: Iterable[str], parent: str = "") -> str:
@@ -69,8 +102,11 @@ def shown(value: Any, key: str = "") -> str:
     return one_line(repr(redact(value, key.rpartition(".")[2])), LONGEST)
 
 
+_hints = functools.cache(get_type_hints)  # a class's annotations are texts, which it evaluates
+
+
 def _check_fields(value: Any, kind: type, key: str) -> None:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     valid = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(value, dict):
         raise UserError(f"{key} is {shown(value, key)}: expected a map of keys (valid: {', '.join(sorted(valid))})")

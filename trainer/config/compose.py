@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_loaders import configuration, safe_yaml, secrets
 from data_loaders.errors import UserError
 from data_loaders.messages import one_line
-from data_loaders.typed import check, near
+from data_loaders.typed import check, made, near
 from trainer.config import arguments
 from trainer.config import files as config_files
 from trainer.config.job import TrainConfig
@@ -118,8 +118,7 @@ def _checked(tree: DictConfig) -> Composed:
     plain = configuration.resolve(tree)
     # Held against the dataclasses once more: '+key=value' opens even a typed node.
     check(plain, TrainConfig)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), plain))
-    assert isinstance(config, TrainConfig)
+    config = made(plain, TrainConfig)
     config = dataclasses.replace(config, model=check_model(config.model))
     recorded = configuration.record(tree)
     model = configuration.keep_asked(dict(config.model), recorded["model"])
