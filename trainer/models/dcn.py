@@ -16,7 +16,7 @@ from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import CrossNetwork
-from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
+from trainer.modules.mlp import MLP, LogitLinear, aligned, check_least, check_units
 
 
 class DCN(PooledModel):
@@ -65,7 +65,7 @@ class DCNHead(Head):
     def logits(self, dense: Tensor, pooled: KeyedTensor, weights: Tensor) -> Tensor:
         embedded, _ = self.groups(pooled)
         inputs = torch.cat((dense, embedded), dim=1)  # [B, I]
-        deep = self.deep(inputs, valid=weights).squeeze(1)  # [B]
+        deep = self.deep(aligned(inputs), valid=weights).squeeze(1)  # [B]
         return deep if self.cross is None else deep + self.cross_output(self.cross(inputs))
 
 

@@ -20,7 +20,7 @@ from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups
 from trainer.modules.head import Head
 from trainer.modules.interactions import LowRankCrossNetwork, MatrixCrossNetwork
-from trainer.modules.mlp import MLP, LogitLinear, check_least, check_units
+from trainer.modules.mlp import MLP, LogitLinear, aligned, check_least, check_units
 
 STRUCTURES = ("stacked", "parallel")
 
@@ -90,8 +90,8 @@ class DCNV2Head(Head):
         inputs = torch.cat((dense, embedded), dim=1)  # [B, I]
         crossed = self.cross(inputs)
         if self.cross_output is None:
-            return self.deep(crossed, valid=weights).squeeze(1)
-        return self.deep(inputs, valid=weights).squeeze(1) + self.cross_output(crossed)
+            return self.deep(aligned(crossed), valid=weights).squeeze(1)
+        return self.deep(aligned(inputs), valid=weights).squeeze(1) + self.cross_output(crossed)
 
 
 Model = DCNV2

@@ -3,6 +3,9 @@
 import datetime
 from typing import Any
 
+import numpy as np
+
+from trainer.monitoring.slowdown import CAUSE, find_collapse
 from trainer.report.pictures import NAMES
 from trainer.report.run_record import RunRecord
 from trainer.report.template import Table
@@ -86,11 +89,25 @@ def remarks(run: RunRecord) -> list[str]:
             "Peak memory of a rank: " + ", ".join(f"{size:,} MB {kind}" for kind, size in memory.items()) + "."
         )
         found.append("Training: rows of the last epoch, each scored before it was trained.")
+    found += slowdown(run)
     if run.metrics.get("best"):
         found.append("Best possible: what the true click probabilities reach (data.probability).")
     if run.unreadable:
         found.append(f"{run.unreadable:,} lines of metrics.jsonl could not be read.")
     return found
+
+
+def slowdown(run: RunRecord) -> list[str]:
+    """Said where throughput fell within the run and stayed down. (Its first line fills caches and pools.)"""
+    if (history := run.histories.get("train")) is None:
+        return []
+    rates, steps = history.column("samples_per_second")[1:], history.column("step")[1:]
+    known = np.isfinite(rates)
+    collapse = find_collapse(rates[known])
+    if collapse is None:
+        return []
+    where = f"after step {int(steps[known][collapse.place - 1]):,}"
+    return [f"Throughput fell from {collapse.before:,.0f} to {collapse.after:,.0f} samples/s {where}: {CAUSE}."]
 
 
 def counters(run: RunRecord) -> list[Table]:

@@ -196,13 +196,15 @@ def test_a_trace_without_steps_is_refused():
 def test_the_text_tells_milliseconds_and_shares_by_rank():
     parts = dict.fromkeys(PARTS, 0.0) | {"lookup": 15.0, "comms": 5.0}
     rank = {"step_ms": 20.0, "parts_ms": parts}
-    text = as_text({"first_step": 21, "last_step": 25, "unprofiled_step_ms": 18.04, "ranks": {"0": rank, "3": rank}})
-    lines = text.splitlines()
+    facts = {"first_step": 21, "last_step": 25, "unprofiled_step_ms": 18.04, "ranks": {"0": rank, "3": rank}}
+    lines = as_text(facts | {"slowed": None}).splitlines()
     assert lines[0] == "Where a step goes, of steps 21 to 25:" and lines[1].split() == ["rank", "0", "rank", "3"]
     assert lines[4].split() == ["lookup", "15.00", "ms", "75.0%", "15.00", "ms", "75.0%"]
     assert lines[-2].split() == ["step", "20.00", "ms", "100.0%", "20.00", "ms", "100.0%"]
     assert lines[-1] == "A step took 20.0 ms under the profiler, 18.0 ms before it."
     assert len({len(line) for line in lines[1:-1]}) == 1
+    slowed = {"step": 12, "before_ms": 50.0, "after_ms": 700.0}
+    assert "Steps slowed from 50.0 to 700.0 ms at step 12: other work" in as_text(facts | {"slowed": slowed})
 
 
 @pytest.mark.parametrize(("made", "ranks"), [(0, [0]), (1, [0]), (4, [0]), (5, [0]), (5, [1])])

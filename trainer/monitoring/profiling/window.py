@@ -20,6 +20,7 @@ from data_loaders.state_files import write_json, write_text
 from trainer.config.monitoring import ProfilingConfig
 from trainer.monitoring.profiling.parts import analyse
 from trainer.monitoring.profiling.summary import as_text
+from trainer.monitoring.slowdown import find_collapse
 from trainer.runtime.distributed import Ranks, on_ranks
 from trainer.runtime.watchdog import Watchdog
 
@@ -131,7 +132,8 @@ class Window:
         summary = {
             "first_step": self._first_step,
             "last_step": step,
-            "unprofiled_step_ms": self._unprofiled_ms(),
+            "unprofiled_step_ms": statistics.median(steps) if (steps := self._unprofiled_ms()) else None,
+            "slowed": self._slowed(steps),
             "ranks": ranks,
         }
         text = as_text(summary)
@@ -140,8 +142,15 @@ class Window:
         write_text(self.folder / "summary.txt", text)
         note(f"{text}Traces: {self.folder} (perfetto.dev, chrome://tracing)")
 
-    def _unprofiled_ms(self) -> float | None:
-        """The median step before the profiler warmed up; the first one fills the pipeline."""
+    def _unprofiled_ms(self) -> list[float]:
+        """The steps before the profiler warmed up; the first one fills the pipeline."""
         before = self._times[1 : self.config.after_steps]
-        steps = [1e3 * (end - begin) for begin, end in zip(before, before[1:])]
-        return statistics.median(steps) if steps else None
+        return [1e3 * (end - begin) for begin, end in zip(before, before[1:])]
+
+    def _slowed(self, steps_ms: list[float]) -> dict[str, float] | None:
+        """Where these steps became slow for good: the step, and the median before and after it."""
+        collapse = find_collapse([1 / milliseconds for milliseconds in steps_ms])
+        if collapse is None:
+            return None
+        step = self._first_step - self.config.after_steps + 1 + collapse.place
+        return {"step": step, "before_ms": 1 / collapse.before, "after_ms": 1 / collapse.after}
