@@ -137,7 +137,6 @@ def test_predictions_keep_the_order_of_rows(trained, click_log, tmp_path):
     [
         (train, ["model=depfm"], "did you mean deepfm"),
         (tiny.train, ["data.train=[absent]"], "absent"),
-        (tiny.train, ["optim.tables.name=adam"], "adam"),
         (tiny.train, ["device=cuda"], "device=cuda"),
     ],
 )

@@ -191,6 +191,7 @@ def test_a_trained_run_is_scored_in_one_order_where_it_was_trained_so(tmp_path, 
     monkeypatch.setattr(load, "from_yaml", lambda *_: SimpleNamespace(config=config))
     monkeypatch.setattr(load, "find_checkpoint", lambda *_, **__: tmp_path)
     monkeypatch.setattr(load, "build_model", lambda *_: None)
+    monkeypatch.setattr(load.build, "execution", lambda *_: None)
     monkeypatch.setattr(load, "make_deterministic", lambda: called.append("one order"))
     monkeypatch.setattr(load, "choose_device", lambda _: called.append("device"))
     monkeypatch.setattr(load, "process_group", process_group)

@@ -301,7 +301,7 @@ def test_whoever_goes_on_from_a_run_finds_it_in_the_store(s3, folder, tmp_path):
             find(f"{folder}/nothing{address}")
     write_best(folder, {"step": 3, "metric": "valid.auc", "value": 0.8})
     for name, step in ((None, 4), ("step-3", 3), ("best", 3)):
-        assert load._find(tmp_path, name, prefer_best=False) == folder / f"step-{step}"
+        assert load.find_checkpoint(tmp_path, name, prefer_best=False) == folder / f"step-{step}"
 
 
 def test_the_command_reads_stores(s3, folder, capsys):

@@ -125,7 +125,7 @@ def _deterministic_bags(rank: int, world_size: int) -> list[bool]:
 def _trained(rank: int, world_size: int, layout: ShardingConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tables after two steps of sequences and bags with ids of this type."""
     sharded, plan = build(world_size, layout, SGD, sequence=True)
-    optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=2)
+    optimizer = CombinedOptimizer(sharded, plan, SGD, total_steps=2, mask=unmasked())
     pipeline = StepPipeline(sharded, optimizer, CPU)
     batches = iter([_with_ids(make_batch(rank, world_size, step), dtype) for step in range(2)])
     for _ in range(2):
