@@ -45,7 +45,8 @@ RULES = (
         "input_dist",
     ),
     (re.compile(r"^\[lookup\]|construct_jagged_tensors|apply mean pooling"), "lookup"),
-    (re.compile(r"LookupFunction|^fbgemm::split_embedding\w*backward"), "table_update"),
+    # Of FBGEMM, and of trainer.sharding.cpu_tables.
+    (re.compile(r"LookupFunction|_LookUpBackward|^fbgemm::split_embedding\w*backward"), "table_update"),
     (
         re.compile(r"All2All|ReduceScatter|AllGather|^c10d::|^\[output_dist|Awaitable wait\(\)|Request wait\(\)"),
         "comms",
