@@ -52,12 +52,19 @@ with Children() as children:
 
 
 def start(words=(sys.executable, "-c", LAUNCHER, CHILD), ignored=(), **options):
+    """``ignored``: signals that it is started with as ignored; SIGHUP is not one of them, although pytest may run under nohup."""
+
+    def dispositions():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     launcher = subprocess.Popen(
         words,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
+        preexec_fn=dispositions,
         **options,
     )
     word, pid = launcher.stdout.readline().split()
