@@ -145,7 +145,7 @@ class _Machine(torch.autograd.Function):
     ) -> Tensor:
         sums, parts = fields.sum(1), [fields.flatten(1)]
         if dense is not None:
-            linear, sums = torch.addmv(linear, dense, weights), torch.addmm(sums, dense, vectors)
+            linear, sums = torch.addmv(linear, dense, weights), sums.addmm_(dense, vectors)
             parts.append(dense * norm(vectors, dim=1))  # as long as the vectors x * v
         ctx.save_for_backward(fields, sums, dense, vectors)
         length = norm(sums, dim=1)  # [B]
