@@ -101,9 +101,8 @@ def test_the_dense_part_computes_what_its_layers_multiply():
     ) * 16 + 2  # single ids and bags, sequences, each of 16 columns; numbers, folded into the first layer
     filled = -(-inputs // 16) * 16  # with columns of zeros
     weights = filled * 32 + 32 * 16 + 16
-    machine = 2 * 2 * 16 + 2 * (
-        2 * 16 + 2
-    )  # of the numbers' vectors: forward; of their vectors and their squares: backward
+    # The numbers' vectors and their squares, in backward: PyTorch counts no product in place, as forward's is.
+    machine = 2 * (2 * 16 + 2)
     # Of layers: forward, and twice that in backward.
     assert job.dense.cost(1000).operations == 1000 * (6 * weights + machine)
 
