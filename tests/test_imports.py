@@ -30,7 +30,16 @@ ROOMS = (
     "report",
     "run",
 )
-COMMANDS = ("doctor", "export", "plan", "evaluate", "predict", "train")  # above all rooms; none imports another
+COMMANDS = (
+    "doctor",
+    "export",
+    "plan",
+    "evaluate",
+    "predict",
+    "train",
+    "training",
+    "api",
+)  # above all rooms; none imports another
 
 
 def imports_of(tree, module, is_package):

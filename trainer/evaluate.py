@@ -7,16 +7,17 @@ evaluation.group_by=user_id 'evaluation.slices=[device]'`` (docs/metrics.md).
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from data_loaders.output_files import check_output
 from data_loaders.state_files import json_text, read_json, write_json
 from trainer.config import arguments
+from trainer.config.data import DataConfig
 from trainer.run import build
 from trainer.run.evaluator import evaluate
-from trainer.run.load import open_run
+from trainer.run.load import LoadedRun, open_run
 from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.process import guarded, results_alone_on_stdout
 from trainer.runtime.run_folder import METRICS
@@ -39,18 +40,23 @@ def run(options: argparse.Namespace, report: TextIO) -> None:
     if options.output:
         check_output("--output", options.output, [".json"], is_result)
     with open_run(options.run, options.checkpoint, options.overrides) as trained:
-        config, data, ranks = trained.config, trained.config.data, trained.ranks
-        manifest = build.scan(data, options.split, trained.layout)
-        batch_size = config.evaluation.batch_size or config.batch_size
-        loader = build.build_ordered_loader(
-            manifest, data.schema, trained.layout, batch_size, data.stream, ranks, group_by=config.evaluation.columns
-        )
-        values = evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
-        if ranks.is_first:
+        values = metrics_of(trained, trained.config.data, options.split)
+        if trained.ranks.is_first:
             report.write(json_text({"checkpoint": str(trained.checkpoint), "split": options.split, **values}))
             report.flush()
             if options.output:
                 write_json(options.output, {options.split: values})
+
+
+def metrics_of(trained: LoadedRun, data: DataConfig, split: str) -> dict[str, Any]:
+    """Of the rows of ``data.<split>``; the same on all ranks. Raises ``UserError``."""
+    config, ranks = trained.config, trained.ranks
+    manifest = build.scan(data, split, trained.layout)
+    batch_size = config.evaluation.batch_size or config.batch_size
+    loader = build.build_ordered_loader(
+        manifest, data.schema, trained.layout, batch_size, data.stream, ranks, group_by=config.evaluation.columns
+    )
+    return evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
 
 
 if __name__ == "__main__":

@@ -149,17 +149,22 @@ def prepared_beside(output: Path) -> Path:
 
 def write_part(trained: LoadedRun, manifest: Manifest, path: Path) -> None:
     """This rank's contiguous part of the rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, pa.schema([PREDICTION])) as writer:
+        for column in predictions(trained, manifest):
+            writer.write_batch(pa.record_batch([column], schema=pa.schema([PREDICTION])))
+
+
+def predictions(trained: LoadedRun, manifest: Manifest) -> Iterator[pa.Array]:
+    """Of this rank's contiguous part of the rows, batch by batch; null where a row is left out."""
     config = trained.config
     batch_size = config.evaluation.batch_size or config.batch_size
     loader = build.build_ordered_loader(
         manifest, config.data.schema, trained.layout, batch_size, config.data.stream, trained.ranks, labeled=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, pa.schema([PREDICTION])) as writer:
-        for outputs in score(trained.built.pipeline, loader):
-            probabilities = torch.sigmoid(outputs.logits[: outputs.cursor.local_rows].float()).cpu().numpy()
-            column = pa.array(probabilities, mask=outputs.cursor.dropped)
-            writer.write_batch(pa.record_batch([column], schema=pa.schema([PREDICTION])))
+    for outputs in score(trained.built.pipeline, loader):
+        probabilities = torch.sigmoid(outputs.logits[: outputs.cursor.local_rows].float()).cpu().numpy()
+        yield pa.array(probabilities, mask=outputs.cursor.dropped)
 
 
 def merge(parts: Sequence[Path], manifest: Manifest, keep: Sequence[str], output: Path) -> int:

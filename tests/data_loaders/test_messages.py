@@ -17,6 +17,7 @@ PRINT = {
     "data_loaders/prepare/progress.py",
     "launch/messages.py",
     "trainer/checkpoint/__main__.py",
+    "trainer/api.py",
     "trainer/cli.py",
     "trainer/kernels/__main__.py",
     "trainer/monitoring/metrics_logger.py",
@@ -25,7 +26,7 @@ PRINT = {
     "trainer/predict.py",
     "trainer/report/__main__.py",
     "trainer/report/compare.py",
-    "trainer/train.py",
+    "trainer/training.py",
 }
 
 

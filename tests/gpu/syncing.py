@@ -11,7 +11,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from tests.helpers.tiny import REPOSITORY
-from trainer.train import main
+from trainer.training import main
 
 FIRST = 3  # the steps before fill the pipeline and settle what is done once
 SIGN = "synchronizing CUDA operation"

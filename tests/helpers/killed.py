@@ -9,7 +9,7 @@ import sys
 
 import psutil
 
-from trainer import train
+from trainer import training
 from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.monitoring.row_log import RowLog
 from trainer.run import job
@@ -30,7 +30,7 @@ def main() -> None:
 
     MetricsLogger.maybe_report = maybe_die
     job.RowLog = functools.partial(RowLog, flush_rows=150)
-    train.main(arguments)
+    training.main(arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from trainer.runtime import fault_injection
 
 METHOD = "forkserver"
-PRELOADED = ("trainer.train", "trainer.evaluate", "trainer.predict", "tests.helpers.ranks", "tests.helpers.tiny")
+PRELOADED = ("trainer.training", "trainer.evaluate", "trainer.predict", "tests.helpers.ranks", "tests.helpers.tiny")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 GRACE = 30.0  # torchrun's, from SIGTERM to SIGKILL
 PATIENCE = 900.0  # seconds that are never needed, but where a machine has much else to do

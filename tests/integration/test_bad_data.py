@@ -59,7 +59,7 @@ def programs(folder, jobs):
 
 def run_jobs(folder, jobs):
     """What ``programs`` starts."""
-    import trainer.train  # noqa: F401  here, so that no child has to
+    import trainer.training  # noqa: F401  here, so that no child has to
 
     for name, job in jobs.items():
         for old, new in job.get("before", {}).items():
@@ -72,7 +72,7 @@ def run_jobs(folder, jobs):
 
 
 def run_job(folder, name, job):
-    from trainer import train
+    from trainer import training
     from trainer.runtime.progress import Progress
 
     for number, what in ((1, "stdout"), (2, "stderr")):
@@ -87,7 +87,7 @@ def run_job(folder, name, job):
                 os.rename(old, new)
 
     Progress.advance = advance
-    train.main([*job["arguments"], f"run.dir={folder / job.get('run', name)}"])
+    training.main([*job["arguments"], f"run.dir={folder / job.get('run', name)}"])
 
 
 class Log:

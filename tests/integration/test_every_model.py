@@ -11,7 +11,7 @@ import conf
 from tests.helpers import tiny, warm
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
-PROGRAM = "import json, sys; from trainer.train import start; [start(job) for job in json.load(sys.stdin)]"
+PROGRAM = "import json, sys; from trainer.training import start; [start(job) for job in json.load(sys.stdin)]"
 VARIANTS = {"pnn": {"opnn": ["model.product=outer"]}, "dcn_v2": {"mixture": ["model.rank=4", "model.experts=2"]}}
 
 

@@ -41,10 +41,11 @@ MAPS = re.compile(r"(^|\.)(tables|features|crosses|by_table|options|rename|optim
 @dataclasses.dataclass(frozen=True)
 class Composed:
     """``config``: checked objects. ``tree``: the same as plain, YAML-able data, for the record: without secrets, and with what
-    the environment provided as it was asked for."""
+    the environment provided as it was asked for. ``words``: the command line that says all of it, of a job's."""
 
     config: TrainConfig
     tree: dict[str, Any]
+    words: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -67,7 +68,7 @@ def compose(argv: Sequence[str]) -> Composed:
         tree, choices = _compose_tree(folders, options.config_name, overrides)
         config_files.check_not_hidden(choices, folders)
         files = dict(config_files.file_of(choices, folders))
-        return _checked(tree)
+        return dataclasses.replace(_checked(tree), words=tuple(argv))
     except MissingConfigException as error:
         raise UserError(_within(error, folders) + _explain_missing(error, options.config_dir)) from None
     except (HydraException, OmegaConfBaseException) as error:

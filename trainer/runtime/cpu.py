@@ -4,9 +4,10 @@ A C library reads its part of the environment once, at its start. The launcher g
 without it, as by torchrun, starts itself again with it.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -39,6 +40,21 @@ def start_again_with_variables() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" in wanted and as_started and not on_gpu:
         os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def computing_as_a_rank(device: str) -> Iterator[None]:
+    """A process that was not started as a rank computes as one: on a CPU with its number of threads. Afterwards threads and
+    products are as they were."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    on_gpu = device != "cpu" and torch.cuda.device_count() > 0
+    if not on_gpu and "OMP_NUM_THREADS" in missing(os.environ):
+        torch.set_num_threads(int(VARIABLES["OMP_NUM_THREADS"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def multiplies_bf16() -> bool:

@@ -126,6 +126,23 @@ def make_deterministic() -> None:
 
 
 @contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Afterwards the environment, and what ``make_deterministic`` sets, are as they were."""
+    environment, fill = dict(os.environ), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextlib.contextmanager
 def unordered_operation_named() -> Iterator[None]:
     """Raises ``UserError`` where, after ``make_deterministic``, something is computed that has no fixed order."""
     try:

@@ -32,6 +32,7 @@ REMEDIES = {
     errno.EACCES: "choose a place that you may read and write, or change its permissions",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+QUIET = ("torch.fx", "torchrec", "fbgemm_gpu")  # loggers
 LOST_PEER = (
     "Connection closed by peer",  # gloo
     "Connection reset by peer",
@@ -95,7 +96,7 @@ def quiet_libraries() -> None:
     """Leaves out what libraries say to their own developers; their errors stay."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\b")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\b")
-    for name in ("torch.fx", "torchrec", "fbgemm_gpu"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

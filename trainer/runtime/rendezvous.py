@@ -54,7 +54,7 @@ _meeting = _Meeting()
 def process_group(
     device: torch.device, timeout_seconds: float, rendezvous_seconds: float = RENDEZVOUS_SECONDS
 ) -> Iterator[Ranks]:
-    """NCCL for GPU tensors, gloo for the rest. Left by an error, it does not wait for the other ranks. Raises
+    """NCCL for GPU tensors, gloo for the rest. Left by an error, it does not wait for the other ranks, if there are any. Raises
     ``RendezvousError`` where not all ranks are there, and connected, in time."""
     rank, world_size, local_rank, local_world_size = identity()
     backend = "gloo"
@@ -73,8 +73,13 @@ def process_group(
     else:
         stay_on_this_machine()
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    yield Ranks(rank, world_size, local_rank, local_world_size, device)
-    # Not in a `finally`: after an error an orderly shutdown could wait for ranks that wait for us.
+    try:
+        yield Ranks(rank, world_size, local_rank, local_world_size, device)
+    except BaseException:
+        # After an error an orderly shutdown could wait for ranks that wait for us.
+        if not is_launched():
+            dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 

@@ -12,6 +12,47 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ECHO_SECONDS = 1.0
 
 
+class Interrupts:
+    """SIGINT in a program that is not ours, such as a notebook: it raises ``KeyboardInterrupt``, as ever; but within
+    ``deferred()`` a first one only sets ``asked``. Other signals are the program's own, and so are all of them outside of its
+    main thread, the only one that Python tells."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._deferred = False
+
+    def __enter__(self) -> "Interrupts":
+        self._heard = threading.current_thread() is threading.main_thread()
+        if self._heard:
+            self._old = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._heard:
+            signal.signal(signal.SIGINT, self._old)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def defer(self) -> None:
+        """Nothing: the process is not about to end."""
+
+    def end_if_asked(self) -> None:
+        """Carries out a request that came too late for those who look at ``asked``."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def _receive(self, number: int, _: object) -> None:
+        if self.asked or not self._deferred:
+            raise KeyboardInterrupt
+        self.asked = number
+
+
 class StopSignals:
     """SIGTERM, SIGINT and SIGUSR1 while entered: they end the process at once, with exit code 128 + n and after
     ``before_exit(name)``; but within ``deferred()`` a first one only sets ``asked``, and a second one ends the process.

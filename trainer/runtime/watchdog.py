@@ -57,7 +57,7 @@ class Beat:
 
 class Watchdog:
     """Watches while entered. ``on_hang(rank, step, message)`` is called on the one rank that prints the message, before
-    it ends."""
+    it ends, by ``leave(1)``; where that returns, training is left alone and watched on."""
 
     def __init__(
         self,
@@ -65,8 +65,10 @@ class Watchdog:
         ranks: Ranks,
         hang_timeout: float,
         on_hang: Callable[[int, int, str], None] = lambda *_: None,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
         self.folder, self.ranks, self.hang_timeout, self.on_hang = folder / FOLDER, ranks, hang_timeout, on_hang
+        self._leave = leave
         low, high = SECONDS_BETWEEN_POLLS
         self.interval = min(max(hang_timeout / POLLS, low), high)
         self._step, self._phase, self._steps = 0, PHASES[0], 0
@@ -143,6 +145,7 @@ class Watchdog:
         patience = PATIENCE if self._paused or not self._steps else 1
         if self._idle > self.hang_timeout * patience:
             self._end()
+            self._idle = 0.0
         self._publish()
 
     def _end(self) -> None:
@@ -159,7 +162,7 @@ class Watchdog:
             else:
                 time.sleep(self.interval)  # who speaks should not be ended with this rank
         finally:
-            os._exit(1)
+            self._leave(1)
 
     def _wait_for_others(self) -> list[Beat]:
         """Where all ranks stand, once all, as idle as this one, have noticed; or where they stood when time was up."""
