@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_loaders.arrow import Lists, empty_mask, flat, is_text, null_mask, numbers, value_type
+from data_loaders.arrow import Lists, empty_mask, flat, is_text, lists_of, null_mask, numbers, value_type
 from data_loaders.columns import NO_ID, Bags, offsets_of
 from data_loaders.errors import UserError
 from data_loaders.hashing import combine, hash_ids, rows_from_hashes
@@ -56,6 +56,7 @@ class Source:
         self.dropped: NDArray[np.bool_] | None = None
         self._arrays: dict[str, pa.Array] = {}
         self._hashes: dict[str, NDArray[np.uint64]] = {}
+        self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def array(self, column: str) -> pa.Array:
         if column not in self._arrays:
@@ -66,6 +67,12 @@ class Source:
         if column not in self._hashes:
             self._hashes[column] = hash_ids(self.array(column))
         return self._hashes[column]
+
+    def vectors(self, name: str, decode: Callable[["Source"], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Those of a feature, float32 [rows, dim]."""
+        if name not in self._vectors:
+            self._vectors[name] = decode(self)
+        return self._vectors[name]
 
     def drop(self, rows: NDArray[np.integer]) -> None:
         if self.dropped is None:
@@ -125,6 +132,81 @@ class Dense:
         if policy == "drop":
             source.drop(bad.nonzero()[0])
         out[bad] = fill or 0.0
+
+
+class Vectors:
+    """Lists of so many numbers."""
+
+    def __init__(self, name: str, schema: Schema, counters: Counters) -> None:
+        self.name, self.column = name, schema.column(name)
+        self._feature, self._counters = schema.features[name], counters
+
+    def entries(self) -> list["VectorEntry"]:
+        return [VectorEntry(self, place) for place in range(self._feature.dim)]
+
+    def decode(self, source: Source) -> NDArray[np.float32]:
+        """float32 [rows, dim]. A vector with an entry that is null, or none at all, is null."""
+        lists = lists_of(source.array(self.column))
+        nulls = np.zeros(len(lists.lengths), bool) if lists.nulls is None else lists.nulls
+        self._check_lengths(lists.lengths, nulls)
+        found = np.zeros((len(nulls), self._feature.dim), np.float32)
+        if len(lists.child):
+            starts = np.where(nulls, 0, lists.starts)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found[:] = _runs(numbers(lists.child), starts, self._feature.dim)
+            if (of_entries := null_mask(lists.child)) is not None:
+                nulls = nulls | _runs(of_entries, starts, self._feature.dim).any(1)
+        found[nulls] = 0  # what lies under a null is arbitrary
+        self._replace(source, found, nulls, "null")
+        self._replace(source, found, (~np.isfinite(found)).any(1), "non_finite")
+        return found
+
+    def _check_lengths(self, lengths: NDArray[np.int64], nulls: NDArray[np.bool_]) -> None:
+        bad = (lengths != self._feature.dim) & ~nulls
+        if bad.any():
+            row = int(bad.argmax())
+            raise RowError(
+                f"vector feature '{self.name}' (column '{self.column}') has {lengths[row]} entries, but "
+                f"schema.features.{self.name}.dim is {self._feature.dim}: mend the data, or write null where there is none",
+                row,
+            )
+
+    def _replace(self, source: Source, found: NDArray[np.float32], bad: NDArray[np.bool_], what: str) -> None:
+        policy, fill = getattr(self._feature, f"on_{what}"), self._feature.fill
+        if not bad.any():
+            return
+        if policy == "error" or (policy == "missing" and fill is None):
+            where = f"schema.features.{self.name}"
+            raise RowError(
+                f"vector feature '{self.name}' (column '{self.column}') is {what.replace('_', '-')}: give {where}.fill for each "
+                f"entry of such vectors, {where}.on_{what}=drop to leave such rows out, or mend the data",
+                int(bad.argmax()),
+            )
+        self._counters.add(f"{self.name}.{what}", bad.sum())
+        if policy == "drop":
+            source.drop(bad.nonzero()[0])
+        found[bad] = fill or 0.0
+
+
+def _runs(values: NDArray[Any], starts: NDArray[np.int64], width: int) -> NDArray[Any]:
+    """``values[start : start + width]`` for each start, [starts, width]; a view where they follow each other."""
+    first = int(starts[0]) if len(starts) else 0
+    if np.array_equal(starts, first + np.arange(len(starts)) * width):
+        return values[first : first + len(starts) * width].reshape(-1, width)
+    return values[starts[:, None] + np.arange(width)]
+
+
+class VectorEntry:
+    """One number of each vector: lines of ``Columns.numbers`` are shuffled and batched alike, whatever they are of."""
+
+    plain = False
+    limit: int | None = None
+
+    def __init__(self, vectors: Vectors, place: int) -> None:
+        self.column, self._vectors, self._place = vectors.column, vectors, place
+
+    def decode(self, source: Source, out: NDArray[np.float32]) -> None:
+        out[:] = source.vectors(self._vectors.name, self._vectors.decode)[:, self._place]
 
 
 class Label:

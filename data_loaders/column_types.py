@@ -11,7 +11,9 @@ from data_loaders.schema import Layout, Schema
 
 def check_types(schema: Schema, layout: Layout, types: Mapping[str, pa.DataType], *, labeled: bool = True) -> None:
     """Raises ``UserError`` naming feature, column, the type found and those expected."""
-    for name in schema.dense:
+    for name in schema.vectors:
+        _check_vector_type(name, schema, types)
+    for name in schema.numbers:
         where = f"dense feature '{name}'"
         _expect(where, schema.column(name), types, _is_number, "a number", "use 'kind: sparse' for ids")
     for key in dict.fromkeys((*layout.pooled, *layout.unpooled)):
@@ -25,6 +27,24 @@ def check_types(schema: Schema, layout: Layout, types: Mapping[str, pa.DataType]
         _expect("the label", schema.label, types, _is_number, "a number, 0 or 1", "correct schema.label")
         if schema.weight:
             _expect("the weight", schema.weight, types, _is_number, "a number", "correct schema.weight")
+
+
+def _check_vector_type(name: str, schema: Schema, types: Mapping[str, pa.DataType]) -> None:
+    where, column, dim = f"vector feature '{name}'", schema.column(name), schema.features[name].dim
+    _expect(where, column, types, is_list, f"a list of {dim} numbers", "use 'kind: dense' for single ones")
+    found = types[column]
+    if is_list(found):
+        remedy = "mend the data"
+        _expect(where, column, {column: found.value_type}, _is_entry, "a list of numbers", remedy)
+        if pa.types.is_fixed_size_list(found) and found.list_size != dim:
+            raise UserError(
+                f"{where}: column '{column}' has type {found}, but schema.features.{name}.dim is {dim}: set it to "
+                f"{found.list_size}, or mend the data"
+            )
+
+
+def _is_entry(kind: pa.DataType) -> bool:
+    return is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _check_id_type(name: str, schema: Schema, types: Mapping[str, pa.DataType]) -> None:

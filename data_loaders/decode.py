@@ -21,6 +21,7 @@ from data_loaders.column_decoders import (
     Single,
     SingleIds,
     Source,
+    Vectors,
     Weight,
     check_events,
     check_history,
@@ -71,9 +72,11 @@ class Decoder:
         check_group_types(group_by, types)
         self._counters = counters
         self._group_by = tuple(group_by)
-        self.num_dense = len(schema.dense)
-        self._log1p = [index for index, name in enumerate(schema.dense) if schema.features[name].log1p]
-        self._numbers: list[Single] = [Dense(name, schema, counters) for name in schema.dense]
+        self.num_dense = len(schema.dense_columns)
+        self._log1p = [index for index, name in enumerate(schema.numbers) if schema.features[name].log1p]
+        self._numbers: list[Single] = [Dense(name, schema, counters) for name in schema.numbers]
+        for name in schema.vectors:
+            self._numbers += Vectors(name, schema, counters).entries()
         if labeled:
             self._numbers.append(Label(schema, counters))
         if labeled and schema.weight:

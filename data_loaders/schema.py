@@ -8,8 +8,9 @@ Conventions
 * A *table* has ``num_embeddings`` rows. A table that any feature reaches with ``ids: hash`` reserves row 0 for the
   missing id; hashed ids take rows 1 … num_embeddings - 1. A table with ``ids: identity`` reserves nothing unless the
   feature names a ``missing_id``; a missing id is then an empty bag, which contributes a zero vector and trains no row.
-* A *feature* is one column. ``dense`` is a number, ``sparse`` an id or a bag of ids, ``sequence`` ids in time order,
-  oldest first.
+* A *feature* is one column. ``dense`` is a number, ``vector`` a list of so many numbers in each row, ``sparse`` an id or a bag of
+  ids, ``sequence`` ids in time order, oldest first.
+* The *dense inputs* of a model are the numbers, then the entries of vectors (``project``: of what a linear map makes of them).
 """
 
 import difflib
@@ -19,12 +20,13 @@ from dataclasses import dataclass, field
 
 from data_loaders.errors import UserError
 
-KINDS = ("dense", "sparse", "sequence")
+KINDS = ("dense", "vector", "sparse", "sequence")
 ID_MODES = ("identity", "hash")
 POOLINGS = ("mean", "sum")
 POLICIES = ("missing", "error", "drop")
 INITS = ("normal", "uniform")
 TABLE_DTYPES = ("fp32", "fp16")
+NORMALIZATIONS = ("none", "l2")
 LABEL_POLICIES = ("error", "drop")
 
 
@@ -52,8 +54,8 @@ class Feature:
     """A column of the log."""
 
     kind: str = ""
-    """A number (``dense``), an id or a bag of ids (``sparse``), or ids in order of time, oldest first (``sequence``);
-    must be given."""
+    """A number (``dense``), a list of ``dim`` numbers (``vector``), an id or a bag of ids (``sparse``), or ids in order of
+    time, oldest first (``sequence``); must be given."""
     column: str | None = None
     """Parquet column; by default the feature's name."""
     table: str | None = None
@@ -66,7 +68,7 @@ class Feature:
     on_out_of_range: str = "error"
     """The same for an id outside the table."""
     on_non_finite: str = "missing"
-    """The same for a dense value that is not finite."""
+    """The same for a dense value that is not finite; a vector with one is missing as a whole."""
     missing_id: int | None = None
     """Row for missing ids."""
     max_length: int | None = None
@@ -83,9 +85,15 @@ class Feature:
     scale: float = 1.0
     """See ``offset``."""
     fill: float | None = None
-    """Value in place of a missing dense value; not given: missing is an error."""
+    """Value in place of a missing dense value, or of each entry of a missing vector; not given: missing is an error."""
     log1p: bool = False
     """Apply log(1 + max(x, 0)) at the end."""
+    dim: int | None = None
+    """Numbers of a vector; must be given for one."""
+    project: int | None = None
+    """Width that a linear map, trained with the model, gives a vector; not given: its entries are the model's inputs."""
+    normalize: str = "none"
+    """``l2``: a vector is divided by its length, before it is projected; one of length 0 stays so."""
 
 
 @dataclass
@@ -142,8 +150,25 @@ class Schema:
     # What the rest of the program derives.
 
     @property
-    def dense(self) -> tuple[str, ...]:
+    def numbers(self) -> tuple[str, ...]:
         return tuple(n for n, f in self.features.items() if f.kind == "dense")
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        return tuple(n for n, f in self.features.items() if f.kind == "vector")
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """The feature of each dense input of a model: the numbers, then each vector as often as it has entries there."""
+        return (
+            *self.numbers,
+            *(n for n in self.vectors for _ in range(self.features[n].project or self.features[n].dim)),
+        )
+
+    @property
+    def dense_columns(self) -> tuple[str, ...]:
+        """The feature of each column of ``Batch.dense``, where no vector is projected yet."""
+        return (*self.numbers, *(n for n in self.vectors for _ in range(self.features[n].dim)))
 
     @property
     def sparse(self) -> tuple[str, ...]:
@@ -182,7 +207,7 @@ class Schema:
 
     def columns(self, layout: Layout) -> tuple[str, ...]:
         """The Parquet columns a layout needs, without the label and weight, each once."""
-        names: dict[str, None] = {self.column(n): None for n in self.dense}
+        names: dict[str, None] = {self.column(n): None for n in (*self.numbers, *self.vectors)}
         for key in (*layout.pooled, *layout.unpooled):
             for feature in self.crosses[key].columns if key in self.crosses else (key,):
                 names[self.column(feature)] = None
@@ -240,6 +265,10 @@ class Schema:
         one_of(feature.kind, KINDS, f"{where}.kind")
         for policy in ("on_null", "on_non_finite", "on_out_of_range"):
             one_of(getattr(feature, policy), POLICIES, f"{where}.{policy}")
+        if feature.kind == "vector":
+            return self._check_vector(where, feature)
+        if (feature.dim, feature.project, feature.normalize) != (None, None, "none"):
+            raise UserError(f"{where}: dim, project and normalize are for kind: vector, this is {feature.kind}")
         if feature.kind == "dense":
             if feature.table:
                 raise UserError(f"{where}: a dense feature has no table; use kind: sparse for ids")
@@ -259,6 +288,17 @@ class Schema:
             raise UserError(f"{where}.max_length is {feature.max_length}: it must be at least 1")
         if feature.kind == "sequence":
             self._check_sequence(where, feature)
+
+    def _check_vector(self, where: str, feature: Feature) -> None:
+        one_of(feature.normalize, NORMALIZATIONS, f"{where}.normalize")
+        if feature.table:
+            raise UserError(f"{where}: a vector has no table; use kind: sparse for ids")
+        if (feature.offset, feature.scale, feature.log1p) != (0, 1, False):
+            raise UserError(f"{where}: offset, scale and log1p are for kind: dense; of a vector, see normalize")
+        if feature.dim is None or feature.dim < 1:
+            raise UserError(f"{where}.dim is {feature.dim}: give the number of entries that each vector has")
+        if feature.project is not None and feature.project < 1:
+            raise UserError(f"{where}.project is {feature.project}: give the width to project to, or leave it out")
 
     def _check_sequence(self, where: str, feature: Feature) -> None:
         if feature.max_length is None:

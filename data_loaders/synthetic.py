@@ -12,7 +12,7 @@ place of ids,
   crosses first. The vectors have mean zero, so a linear model sees nothing of it.
 * match: log(1 + number of history events that belong to the target's cluster of ids). Rows have a few tastes
   (clusters); most events, and half of the targets, are drawn from them.
-* dense: linear in each feature, and quadratic in the first.
+* dense: linear in each feature, and quadratic in the first; linear in the mean of a vector's entries.
 
 Each term is standardised and weighted by ``SHARES`` of the logit's variance, over the terms that the schema has.
 Ids are integers (a hashed feature gets 63-bit ones), Zipf-distributed; other attributes of a history's events are
@@ -30,7 +30,7 @@ import uuid
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -88,7 +88,8 @@ class History:
 
 @dataclass(frozen=True)
 class Plan:
-    """Columns of the log by kind, each with what it takes to generate it. ``dense``: (log1p, may be null); ``single``
+    """Columns of the log by kind, each with what it takes to generate it. ``dense``: (log1p, may be null); ``vectors``: (entries,
+    may be null); ``single``
     and ``events`` (list columns of histories): the id space; ``bags``: (id space, maximum length); ``pairs``: columns
     that interact."""
 
@@ -101,6 +102,7 @@ class Plan:
     events: dict[str, IdSpace]
     histories: tuple[History, ...]
     pairs: tuple[tuple[str, str], ...]
+    vectors: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
 
 def plan_of(schema: Schema, probability: str) -> Plan:
@@ -111,10 +113,12 @@ def plan_of(schema: Schema, probability: str) -> Plan:
         readers.setdefault(schema.column(name), []).append(name)
     _check_names(schema, readers, probability)
     spaces = _id_spaces(schema)
-    dense, single, bags, events = {}, {}, {}, {}
+    dense, vectors, single, bags, events = {}, {}, {}, {}, {}
     for column, names in readers.items():
-        features = [schema.features[n] for n in names if schema.features[n].kind != "dense"]
-        if not features:
+        features = [schema.features[n] for n in names if schema.features[n].table]
+        if (first := schema.features[names[0]]).kind == "vector":
+            vectors[column] = first.dim, first.fill is not None
+        elif not features:
             dense[column] = _dense(schema, names)
         elif not any(_is_list(f) for f in features):
             single[column] = spaces[features[0].table]
@@ -124,7 +128,7 @@ def plan_of(schema: Schema, probability: str) -> Plan:
             bags[column] = (spaces[features[0].table], min(f.max_length for f in features))
     histories = _histories(schema, events, single)
     pairs = _pairs(schema, single, histories)
-    return Plan(schema.label, probability, schema.weight, dense, single, bags, events, histories, pairs)
+    return Plan(schema.label, probability, schema.weight, dense, single, bags, events, histories, pairs, vectors)
 
 
 def _check_names(schema: Schema, readers: dict[str, list[str]], probability: str) -> None:
@@ -148,7 +152,7 @@ def _check_names(schema: Schema, readers: dict[str, list[str]], probability: str
 
 
 def _is_list(feature: Feature) -> bool:
-    return feature.kind == "sequence" or (feature.kind == "sparse" and feature.max_length is not None)
+    return feature.kind in ("sequence", "vector") or (feature.kind == "sparse" and feature.max_length is not None)
 
 
 def _dense(schema: Schema, names: list[str]) -> tuple[bool, bool]:
@@ -169,7 +173,7 @@ def _united(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _id_spaces(schema: Schema) -> dict[str, IdSpace]:
     """``{table: IdSpace}``. Features of one table, and tables of one column, hold the same ids."""
-    names = [n for n, f in schema.features.items() if f.kind != "dense"]
+    names = [n for n, f in schema.features.items() if f.table]
     leader = _united((schema.features[n].table, schema.column(n)) for n in names)
     members: dict[str, list[str]] = {}
     for name in names:
@@ -250,6 +254,7 @@ class Rows:
     dense: dict[str, np.ndarray]
     single: dict[str, np.ndarray]
     lists: dict[str, tuple[np.ndarray, np.ndarray]]
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)  # standard normal float32 [B, K], NaN where missing
 
 
 def draw_rows(plan: Plan, rng: np.random.Generator, size: int) -> Rows:
@@ -258,6 +263,10 @@ def draw_rows(plan: Plan, rng: np.random.Generator, size: int) -> Rows:
         rows.dense[column] = rng.standard_normal(size, dtype=np.float32)
         if nullable:
             rows.dense[column][rng.random(size, dtype=np.float32) < NULL_SHARE] = np.nan
+    for column, (width, nullable) in plan.vectors.items():
+        rows.vectors[column] = rng.standard_normal((size, width), dtype=np.float32)
+        if nullable:
+            rows.vectors[column][rng.random(size, dtype=np.float32) < NULL_SHARE] = np.nan
     tastes = rng.integers(NUM_CLUSTERS, size=(NUM_TASTES, size), dtype=np.int32)
     for history in plan.histories:
         _draw_history(plan, history, rng, tastes, rows)
@@ -407,6 +416,8 @@ class Law:
         for i, (slope, values) in enumerate(zip(self.slopes, rows.dense.values(), strict=True)):
             effect = 0.6 * values + 0.57 * (np.square(values) - 1) if i == 0 else values
             total += slope * np.nan_to_num(effect)
+        for vectors in rows.vectors.values():
+            total += np.nan_to_num(vectors.sum(axis=1) / math.sqrt(vectors.shape[1]))
         return total
 
     # Columns.
@@ -417,11 +428,13 @@ class Law:
         if self.plan.weight:
             columns[self.plan.weight] = pa.array(rng.uniform(0.5, 1.5, rows.size).astype(np.float32))
         columns |= {name: self._dense_array(name, values) for name, values in rows.dense.items()}
+        columns |= {name: _vector_array(values) for name, values in rows.vectors.items()}
         columns |= {n: pa.array(self.raw_ids[s.name](rows.single[n])) for n, s in self.plan.single.items()}
         bags = {name: space for name, (space, _) in self.plan.bags.items()}
         columns |= {n: self._list_array(rows.lists[n], s) for n, s in {**bags, **self.plan.events}.items()}
         columns[self.plan.probability] = pa.array(probability)
-        fields = [pa.field(n, a.type, nullable=self.plan.dense.get(n, (False, False))[1]) for n, a in columns.items()]
+        nullable = self.plan.dense | self.plan.vectors
+        fields = [pa.field(n, a.type, nullable=nullable.get(n, (False, False))[1]) for n, a in columns.items()]
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
 
     def _dense_array(self, name: str, values: np.ndarray) -> pa.Array:
@@ -434,6 +447,14 @@ class Law:
         values = pa.array(self.raw_ids[space.name](ranks))
         kind = pa.list_(pa.field("element", values.type, nullable=False))
         return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+
+
+def _vector_array(values: np.ndarray) -> pa.Array:
+    missing = np.isnan(values[:, 0])
+    entries = pa.array(np.nan_to_num(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(
+        entries, values.shape[1], mask=pa.array(missing) if missing.any() else None
+    )
 
 
 class RawIds:
@@ -596,7 +617,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _spec(plan: Plan, rows: dict[str, int], seed: int, click_rate: float) -> dict:
-    return {"version": SPEC_VERSION, "rows": rows, "seed": seed, "click_rate": click_rate, "plan": asdict(plan)}
+    said = asdict(plan)
+    if not plan.vectors:  # as in logs that were written before there were any
+        del said["vectors"]
+    return {"version": SPEC_VERSION, "rows": rows, "seed": seed, "click_rate": click_rate, "plan": said}
 
 
 def _stored_spec(folder: Path) -> dict | None:

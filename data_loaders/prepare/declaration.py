@@ -553,7 +553,7 @@ class Declaration:
                 sql.parse(make.history.where, f"{where}.make.history.where")
             if feature.kind != "sequence" or not (make.history.by and make.history.time and make.history.value):
                 raise UserError(f"{where}.make.history: it needs kind: sequence, by, time and value")
-        if numbers and (make.cross or make.history or feature.kind == "sequence"):
+        if numbers and (make.cross or make.history or feature.kind in ("sequence", "vector")):
             raise UserError(f"{where}.make.numbers: only a single raw number can be transformed")
         for number in numbers[:-1]:
             if number.name in DISCRETE:

@@ -99,6 +99,8 @@ def output_field(feature: str, schema: PreparedSchema, kind: pa.DataType) -> pa.
     if spec.kind == "dense":
         left_to_trainer = spec.on_null == "drop" or (spec.fill is not None and not _fills(spec))
         return pa.field(feature, pa.float32(), nullable=left_to_trainer)
+    if spec.kind == "vector":
+        return pa.field(feature, pa.list_(pa.float32()))
     if _is_unchanged(schema, feature):
         return pa.field(feature, kind)
     nullable = spec.on_null != "missing"
@@ -154,6 +156,8 @@ class _Encoding:
             self._add_history(feature, histories[feature])
         elif spec.kind == "dense":
             self.made[feature] = self._dense(feature)
+        elif spec.kind == "vector":
+            self.made[feature] = _vector(self._column(feature), f"schema.features.{feature}")
         elif _is_unchanged(self.schema, feature):
             plain = not (spec.make.cross or spec.make.numbers)
             self.made[feature] = self._column(feature) if plain else self._raw(feature)
@@ -231,6 +235,13 @@ class _Encoding:
     def _join_on_key(self, table: ibis.Table) -> None:
         keys = [(key, f"{key}_{len(self.joins)}") for key in KEY]
         self.joins.append((table.rename(**{theirs: mine for mine, theirs in keys}), keys))
+
+
+def _vector(raw: ibis.Value, where: str) -> ibis.Value:
+    """Whether each has as many entries as ``dim`` says is the trainer's to check."""
+    if not (raw.type().is_array() and raw.type().value_type.is_numeric()):
+        raise UserError(f"{where} is a vector, but its column is {raw.type()}: give a list of numbers")
+    return raw.cast("array<float32>")
 
 
 def _raw_name(feature: str) -> str:

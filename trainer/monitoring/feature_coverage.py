@@ -71,8 +71,8 @@ class FeatureCoverage:
     def __init__(self, schema: Schema, layout: Layout, device: torch.device, *, enabled: bool = True) -> None:
         self._enabled = enabled
         self._hashed = _hashed_tables(schema, layout)
-        self._dense = [name for name in schema.dense if schema.features[name].fill is not None]
-        self._columns = torch.tensor([schema.dense.index(name) for name in self._dense], device=device)
+        self._dense = [name for name in schema.numbers if schema.features[name].fill is not None]
+        self._columns = torch.tensor([schema.numbers.index(name) for name in self._dense], device=device)
         self._fills = torch.tensor([filled(schema.features[name]) for name in self._dense], device=device)
         self._keys = [*layout.pooled, *layout.unpooled]
         ids = [_of_key(schema, key, list(self._hashed)) for key in self._keys]  # missing id, hashed table

@@ -54,7 +54,8 @@ def magnitudes(
         all_reduce(totals)
     rows, looked_at, *rest = totals.tolist()
     lines = [rest[begin : begin + SUMS] for begin in range(0, len(rest), SUMS)]
-    names = [*schema.dense, None, *([schema.weight] if schema.weight else [])]  # the label is checked elsewhere
+    watched = [name if name in schema.numbers else None for name in schema.dense_columns]
+    names = [*watched, None, *([schema.weight] if schema.weight else [])]  # the label is checked elsewhere
     return {
         name: Magnitude(int(rows), int(looked_at), total / looked_at, size / looked_at, math.sqrt(squares / looked_at))
         for name, (total, size, squares) in zip(names, lines)
@@ -68,7 +69,7 @@ def of_distribution(
     """What there is to say of numbers of ``split``; ``before``: of the training data until then."""
     findings: list[Finding | None] = []
     for name, it in found.items():
-        if name not in schema.dense:
+        if name not in schema.numbers:
             findings.append(heavy(name, it))
             continue
         feature, column = schema.features[name], schema.column(name)
@@ -83,7 +84,7 @@ def constants(schema: Schema, found: Mapping[str, Magnitude], after_rows: int) -
     findings = (
         constant(name, schema.column(name), schema.features[name], it, after_rows)
         for name, it in found.items()
-        if name in schema.dense
+        if name in schema.numbers
     )
     return [it for it in findings if it is not None]
 
@@ -166,7 +167,7 @@ def loss_large(
 
 def names_of_large(schema: Schema, found: Mapping[str, Magnitude]) -> str:
     """The dense features that are large, the largest first; empty where none is."""
-    names = [name for name in schema.dense if name in found and found[name].rms >= LARGE]
+    names = [name for name in schema.numbers if name in found and found[name].rms >= LARGE]
     names = sorted(names, key=lambda name: -found[name].rms)
     shown = ", ".join(f"dense feature '{name}' (about {found[name].rms:.3g})" for name in names[:NAMED])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -69,7 +69,7 @@ def _batch(schema: Schema, layout: Layout, lengths: dict[str, float], rows: int)
         )
 
     return Batch(
-        dense=torch.ones(rows, len(schema.dense)),
+        dense=torch.ones(rows, len(schema.dense_columns)),
         sparse=jagged(layout.pooled),
         sequence=jagged(layout.unpooled) if layout.unpooled else None,
         labels=(torch.arange(rows) % 2).float(),

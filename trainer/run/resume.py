@@ -8,6 +8,7 @@ from typing import Any
 from data_loaders.errors import UserError
 from data_loaders.messages import note, warn
 from data_loaders.order import ORDER_VERSION
+from data_loaders.schema import Feature, Table
 from trainer import checkpoint
 from trainer.checkpoint.loading import Restorable, load
 from trainer.checkpoint.verification import newest_whole
@@ -17,6 +18,8 @@ from trainer.run.training_files import Saved, TrainingFiles
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 
+LATER = ("dim", "project", "normalize")  # keys of features and tables since 0.1
+
 
 def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued: else rows would be lost or repeated, or tensors misread.
@@ -24,13 +27,27 @@ def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
     stream = config.data.stream
     return {
         "model": tree["model"],
-        "schema": tree["data"]["schema"],
+        "schema": _without_later(tree["data"]["schema"]),
         "new_since": config.data.new_since,
         "seed": config.seed,
         "batch_size": config.batch_size,
         "stream": {"shards": stream.shards, "shuffle": stream.shuffle, "shuffle_rows": stream.shuffle_rows},
         "order": ORDER_VERSION,
     }
+
+
+def _without_later(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that older checkpoints do not know, where they have their defaults and so say nothing."""
+    kinds = {"features": Feature, "tables": Table}
+    defaults = {part: {key: getattr(kind, key) for key in LATER if hasattr(kind, key)} for part, kind in kinds.items()}
+    kept = {
+        part: {
+            name: {key: value for key, value in spec.items() if key not in keys or value != keys[key]}
+            for name, spec in schema[part].items()
+        }
+        for part, keys in defaults.items()
+    }
+    return {**schema, **kept}
 
 
 def checkpoints_folder(config: TrainConfig, run: Path) -> checkpoint.AnyPath:

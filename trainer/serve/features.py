@@ -76,7 +76,7 @@ class Features:
 
     def _split(self, context: frozenset[str]) -> tuple[set[str], set[str]]:
         """Numbers, features and crosses by side; a cross is a context's where all its columns are."""
-        keys = [*self.schema.dense, *self.layout.pooled, *self.layout.unpooled]
+        keys = [*self.schema.numbers, *self.schema.vectors, *self.layout.pooled, *self.layout.unpooled]
         shared = {key for key in keys if all(column in context for column in self._columns_of(key))}
         return shared, set(keys) - shared
 
@@ -106,7 +106,7 @@ class Features:
         context, candidate = of_context.batch(shared), of_candidate.batch(own)
         return replace(
             candidate,
-            dense=_dense(self.schema.dense, of_context, context, of_candidate, candidate, request),
+            dense=_dense(self.schema.dense_columns, of_context, context, of_candidate, candidate, request),
             sparse=RequestIds(context.sparse, candidate.sparse, request),
             sequence=_sequence(context, candidate, request) if self.layout.unpooled else None,
         )
@@ -122,7 +122,7 @@ def _dense(
     """[N, D] in the schema's order."""
     dense = candidate.dense.new_empty(len(request), len(names))
     for side, values in ((of_context, context.dense.index_select(0, request)), (of_candidate, candidate.dense)):
-        places = [names.index(name) for name in side.schema.dense]
+        places = [place for place, name in enumerate(names) if name in side.schema.features]
         dense[:, places] = values
     return dense
 
