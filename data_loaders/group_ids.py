@@ -13,10 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_loaders.arrow import flat, is_text, null_mask, numbers, type_kind
+from data_loaders.column_decoders import Counters, SingleIds, Source
 from data_loaders.errors import UserError
 from data_loaders.hashing import hash_ids, mix
 from data_loaders.manifest import Manifest
 from data_loaders.reader import READ_ROWS, Handle, RowGroups
+from data_loaders.schema import Schema
 
 _NULL = mix(np.array([0x6E756C6C], np.uint64)).view(np.int64)[0]  # "null"
 _NAN = np.float64("nan")
@@ -29,7 +31,7 @@ def check_group_types(columns: Iterable[str], types: Mapping[str, pa.DataType]) 
     for column in columns:
         if type_kind(types[column]) not in _KINDS:
             raise UserError(
-                f"evaluation.group_by, request or slices: rows cannot be grouped by column '{column}' of type "
+                f"evaluation.group_by, request, slices or qualities: rows cannot be grouped by column '{column}' of type "
                 f"{types[column]}: choose one of single values (text, numbers, times)"
             )
 
@@ -68,6 +70,40 @@ def texts_of_group_ids(manifest: Manifest, column: str, wanted: Iterable[int]) -
                     found[group_id] = _text(table.column(0)[row].as_py())
     assert not left, "the data have changed while they were read"
     return found
+
+
+def rows_by_group_id(
+    manifest: Manifest, column: str, rank: int = 0, world_size: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The column's distinct group ids [U], ascending, and how many rows have them, in every ``world_size``-th row group."""
+    groups, handle = RowGroups(manifest, [column], {column}), Handle()
+    ids, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for number in range(rank, groups.count, world_size):
+        tables = list(groups.read(number, READ_ROWS, handle))
+        found = [np.unique(group_ids_of(flat(table.column(0))), return_counts=True) for table in tables]
+        parts = [(ids, counts), *found]
+        ids, inverse = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+        counts = np.bincount(inverse, np.concatenate([part[1] for part in parts]), len(ids)).astype(np.int64)
+    return ids, counts
+
+
+def table_rows_by_group_id(
+    manifest: Manifest, schema: Schema, feature: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct group ids [U], ascending, of the column that ``feature`` reads, and their rows in the feature's table (-1:
+    none)."""
+    column = schema.column(feature)
+    groups, handle, single = RowGroups(manifest, [column], {column}), Handle(), SingleIds(feature, schema, Counters())
+    ids, rows = np.empty(0, np.int64), np.empty(0, np.int64)
+    for number in range(groups.count):
+        for table in groups.read(number, READ_ROWS, handle):
+            source, line = Source(table, 0), np.empty(table.num_rows, np.int64)
+            single.decode(source, line)
+            ids = np.concatenate([ids, group_ids_of(source.array(column))])
+            rows = np.concatenate([rows, line])
+        ids, first = np.unique(ids, return_index=True)
+        rows = rows[first]
+    return ids, rows
 
 
 def _text(value: object) -> str | None:

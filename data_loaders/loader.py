@@ -394,7 +394,7 @@ def _decoder(
     try:
         manifest.check_columns(group_by)
     except ValueError as error:
-        raise UserError(f"a column of evaluation.group_by, request or slices: {error}") from error
+        raise UserError(f"a column of evaluation.group_by, request, slices or qualities: {error}") from error
     manifest.check_columns(columns)
     types: dict[str, pa.DataType] = {}
     for path, found in manifest.types(columns):

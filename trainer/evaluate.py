@@ -17,6 +17,7 @@ from trainer.config import arguments
 from trainer.config.data import DataConfig
 from trainer.run import build
 from trainer.run.evaluator import evaluate
+from trainer.run.item_facts import item_facts
 from trainer.run.load import LoadedRun, open_run
 from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.process import guarded, results_alone_on_stdout
@@ -56,7 +57,8 @@ def metrics_of(trained: LoadedRun, data: DataConfig, split: str) -> dict[str, An
     loader = build.build_ordered_loader(
         manifest, data.schema, trained.layout, batch_size, data.stream, ranks, group_by=config.evaluation.columns
     )
-    return evaluate(trained.built.pipeline, loader, config.evaluation, ranks)
+    items = item_facts(config.evaluation.qualities, trained, manifest)
+    return evaluate(trained.built.pipeline, loader, config.evaluation, ranks, items=items)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_group_ids_go_back_to_text(tmp_path):
 
 def test_a_column_that_is_not_there_is_named(tmp_path):
     manifest = write(tmp_path)
-    with pytest.raises(ValueError, match=r"evaluation.group_by, request or slices.*'nam' \(near: name"):
+    with pytest.raises(ValueError, match=r"evaluation.group_by, request, slices or qualities.*'nam' \(near: name"):
         loader(manifest, group_by=("nam",))
 
 

@@ -3,6 +3,8 @@ other numbers of ranks, against scikit-learn on its written predictions."""
 
 import json
 import shutil
+from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,9 @@ from sklearn.metrics import average_precision_score, log_loss, ndcg_score, roc_a
 
 from tests.helpers import tiny, warm
 
+QUALITIES = [
+    f"evaluation.qualities.{each}" for each in ("item=item_id", "category=device", "cosine=true", "novelty=true")
+]
 ASKED = ("evaluation.group_by=session", "evaluation.request=session", "evaluation.slices=[device,hour]")
 
 
@@ -71,11 +76,13 @@ def test_evaluations_on_other_ranks_agree_with_scikit_learn_on_the_predictions(t
     run, _ = trained
     final = read(run / "metrics.json")["test"]
     output = tmp_path / "predictions.parquet"
-    wanted = ("--input", log / "test", "--output", output, "--keep", "label", "session", "device")
+    wanted = ("--input", log / "test", "--output", output, "--keep", "label", "session", "device", "item_id")
     done = warm.run(1, "trainer.predict", [run, *wanted])
     assert done.returncode == 0, done.stderr
-    expected = by_hand(pq.read_table(output).to_pydict())
-    for values in (final, evaluated(3, run, tmp_path / "3.json"), evaluated(1, run, tmp_path / "1.json")):
+    table = pq.read_table(output).to_pydict()
+    expected, several = by_hand(table), (evaluated(3, run, tmp_path / "3.json"), evaluated(1, run, tmp_path / "1.json"))
+    check_qualities(table, pq.read_table(log / "train")["item_id"].to_pylist(), *several)
+    for values in (final, *several):
         for name, value in expected.items():
             assert values[name] == pytest.approx(value, abs=2e-4), name
         assert values["gauc_groups"] == final["gauc_groups"] and values["requests"] == final["requests"]
@@ -88,9 +95,29 @@ def test_evaluations_on_other_ranks_agree_with_scikit_learn_on_the_predictions(t
 
 
 def evaluated(ranks, run, path):
-    done = warm.run(ranks, "trainer.evaluate", [run, "--output", path, "evaluation.memory_mb=1"])
+    done = warm.run(ranks, "trainer.evaluate", [run, "--output", path, "evaluation.memory_mb=1", *QUALITIES])
     assert done.returncode == 0, done.stderr
     return read(path)["test"]
+
+
+def check_qualities(table, trained, several, single):
+    """On three ranks as on one, but for the last bits of logits; lists of 5 by hand."""
+    lists, counts = {}, Counter(trained)
+    for place in np.argsort(-np.array(table["prediction"], np.float64), kind="stable"):
+        lists.setdefault(table["session"][place], []).append((table["item_id"][place], table["device"][place]))
+    lists, offered = [rows[:5] for rows in lists.values()], set(table["item_id"])
+    bits = np.log2(len(trained) + len(offered | set(trained)))
+    differ = [[a != b for (_, a), (_, b) in combinations(rows, 2)] for rows in lists if len(rows) > 1]
+    novelty = [np.mean([bits - np.log2(counts[item] + 1) for item, _ in rows]) for rows in lists]
+    for values in (several, single):
+        assert values["items_offered"] == len(offered)
+        assert values["coverage@5"] == len({item for rows in lists for item, _ in rows}) / len(offered)
+        assert values["diversity@5"] == pytest.approx(np.mean([np.mean(each) for each in differ]), rel=1e-9)
+        assert values["novelty@5"] == pytest.approx(np.mean(novelty), rel=1e-8)
+        assert values["unseen@5"] == pytest.approx(
+            np.mean([np.mean([item not in counts for item, _ in rows]) for rows in lists]), rel=1e-8
+        )
+        assert 0 < values["gini@5"] < 1 and 0 < values["diversity_cosine@5"] < 2
 
 
 def by_hand(table):

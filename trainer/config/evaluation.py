@@ -7,6 +7,31 @@ from trainer.config.checks import check_patience, positive
 
 
 @dataclass
+class QualitiesConfig:
+    """What ranked lists are like beside their clicks: coverage and exposure of items, diversity, novelty (docs/metrics.md)."""
+
+    item: str | None = None
+    """Column that identifies the item of a row; asks for coverage and exposure. Needs ``evaluation.request``."""
+    category: str | None = None
+    """Column of the item's category; asks for diversity, of categories."""
+    cosine: bool = False
+    """Diversity as cosine distance of the items' rows in the table that column ``item`` is looked up in; by
+    ``clicktrainer evaluate`` alone."""
+    novelty: bool = False
+    """Novelty, for which the column ``item`` of data.train is counted; by ``clicktrainer evaluate`` alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("category", "cosine", "novelty"):
+            if getattr(self, name) and not self.item:
+                raise UserError(f"evaluation.qualities.{name} needs evaluation.qualities.item: name the item's column")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that lists are described by."""
+        return tuple(name for name in (self.item, self.category) if name)
+
+
+@dataclass
 class EvaluationConfig:
     """When valid is evaluated, and what is computed besides AUC and log loss (docs/metrics.md)."""
 
@@ -22,9 +47,11 @@ class EvaluationConfig:
     request: str | None = None
     """Column that identifies the request, for NDCG, hit rate and MRR."""
     top_k: list[int] = field(default_factory=lambda: [1, 5, 10])
-    """Cut-offs of the hit rate."""
+    """Cut-offs of the hit rate, of NDCG and of the qualities."""
     slices: list[str] = field(default_factory=list)
     """Columns for whose values metrics are computed separately."""
+    qualities: QualitiesConfig = field(default_factory=QualitiesConfig)
+    """Coverage, exposure, diversity and novelty of the ranked lists."""
     memory_mb: int = 1024
     """Memory of each rank for the rows that grouped metrics keep; further rows go to temporary files."""
     calibration_bins: int = 20
@@ -40,6 +67,8 @@ class EvaluationConfig:
             positive(getattr(self, name), f"evaluation.{name}")
         if not self.top_k or min(self.top_k) < 1 or len(set(self.top_k)) < len(self.top_k):
             raise UserError(f"evaluation.top_k is {self.top_k}: give different positive numbers, such as [1, 5, 10]")
+        if self.qualities.item and not self.request:
+            raise UserError("evaluation.qualities.item needs evaluation.request: name the column of the request")
         if len(set(self.slices)) < len(self.slices):
             raise UserError(f"evaluation.slices is {self.slices}: name each column once")
         if self.base_auc is not None and not 0.5 < self.base_auc < 1:
@@ -48,7 +77,8 @@ class EvaluationConfig:
     @property
     def columns(self) -> tuple[str, ...]:
         """Those that rows are grouped by, each once."""
-        return tuple(dict.fromkeys(name for name in (self.group_by, self.request, *self.slices) if name))
+        names = self.group_by, self.request, *self.slices, *self.qualities.columns
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from trainer.config.evaluation import EvaluationConfig
 from trainer.metrics.click_metrics import ClickMetrics, relative_improvement
 from trainer.metrics.grouped import GroupAUC, Groups, Slices
+from trainer.metrics.qualities import ItemFacts, Qualities
 from trainer.metrics.ranking import Ranking
 from trainer.metrics.shuffle_by_key import KeyedRows
 from trainer.modules.task import TaskOutput
@@ -19,10 +20,13 @@ Texts = Callable[[str, list[int]], Mapping[int, str | None]]
 
 class EvaluationMetrics:
     """``update`` with the outputs of each batch, whose ``keys`` are those of ``options.columns``; then ``compute``, on all
-    ranks together. ``texts(column, keys)``: the values that keys stand for, the same on every rank."""
+    ranks together. ``texts(column, keys)``: the values that keys stand for, the same on every rank; ``items``: what is known
+    of items besides, without which novelty and cosines are left out."""
 
-    def __init__(self, options: EvaluationConfig, device: torch.device, texts: Texts) -> None:
-        self._options, self._texts = options, texts
+    def __init__(
+        self, options: EvaluationConfig, device: torch.device, texts: Texts, items: ItemFacts | None = None
+    ) -> None:
+        self._options, self._texts, self._items = options, texts, items or ItemFacts()
         self._sums = ClickMetrics(device=device, calibration_bins=options.calibration_bins)
         self._rows = KeyedRows(options.memory_mb << 20) if options.columns else None
         self.distribution: dict[str, Any] = {}  # of the scores, once computed
@@ -50,15 +54,26 @@ class EvaluationMetrics:
 
     def _by_group(self, number: int, column: str) -> dict[str, Any]:
         """What is asked for by this column; its rows are dealt out once."""
-        metrics: list[GroupAUC | Ranking | Slices] = []
-        if column == self._options.group_by:
-            metrics.append(GroupAUC())
-        if column == self._options.request:
-            metrics.append(Ranking(self._options.top_k))
-        if column in self._options.slices:
-            metrics.append(Slices(partial(self._texts, column)))
-        for part, rows in self._rows.parts(number):
+        metrics = self._metrics_of(column)
+        if not metrics:
+            return {}
+        columns = self._options.columns
+        others = self._options.qualities.columns if column == self._options.request else ()
+        for part, rows in self._rows.parts(number, [columns.index(name) for name in others]):
             groups = Groups.of(rows)
             for metric in metrics:
                 metric.add(part, groups)
         return {name: value for metric in metrics for name, value in metric.values(self._rows.num_parts).items()}
+
+    def _metrics_of(self, column: str) -> list[GroupAUC | Ranking | Qualities | Slices]:
+        options = self._options
+        metrics: list[GroupAUC | Ranking | Qualities | Slices] = []
+        if column == options.group_by:
+            metrics.append(GroupAUC())
+        if column == options.request:
+            metrics.append(Ranking(options.top_k))
+            if options.qualities.item:
+                metrics.append(Qualities(options.top_k, self._items, category=bool(options.qualities.category)))
+        if column in options.slices:
+            metrics.append(Slices(partial(self._texts, column)))
+        return metrics

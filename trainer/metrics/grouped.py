@@ -28,19 +28,20 @@ Integers = NDArray[np.int64]
 @dataclass(frozen=True)
 class Groups:
     """A part's rows by ascending key and logit. ``keys`` int64 [N]; ``starts`` int64 [N], where each group's rows begin;
-    ``logits``, ``labels``, ``weights`` float64 [R]."""
+    ``logits``, ``labels``, ``weights`` float64 [R]; ``others`` int64 [R, E], what further columns the rows have."""
 
     keys: Integers
     starts: Integers
     logits: Floats
     labels: Floats
     weights: Floats
+    others: Integers
 
     @classmethod
     def of(cls, rows: Rows) -> "Groups":
         """``rows`` as ``KeyedRows.parts`` yields them, not empty."""
-        starts = _firsts(rows[:, 1])
-        return cls(rows[starts, 1], starts, *unpack(rows[:, 0]))
+        starts = firsts(rows[:, 1])
+        return cls(rows[starts, 1], starts, *unpack(rows[:, 0]), rows[:, 2:])
 
     @property
     def sizes(self) -> Integers:
@@ -177,6 +178,6 @@ def _figures(rows: int, auc: float | None, sums: Sequence[float]) -> dict[str, A
     }
 
 
-def _firsts(keys: Integers) -> Integers:
-    """Where a run of equal keys begins."""
+def firsts(keys: Integers) -> Integers:
+    """Where a run of equal keys, of which there are some, begins."""
     return np.concatenate([[True], keys[1:] != keys[:-1]]).nonzero()[0]

@@ -13,7 +13,7 @@ Letters: R rows, B rows of a batch, G columns of keys.
 
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rows = NDArray[np.int64]  # [R, 2], packed and key
+Rows = NDArray[np.int64]  # [R, 2 or more], packed, key, and what else is asked for
 
 PART_ROWS = 1 << 16
 FEWEST_PARTS, MOST_PARTS = 1 << 4, 1 << 16
@@ -128,22 +128,23 @@ class KeyedRows:
         while len(self._coming) > 2:
             self._take()
 
-    def parts(self, column: int) -> Iterator[tuple[int, Rows]]:
+    def parts(self, column: int, others: Sequence[int] = ()) -> Iterator[tuple[int, Rows]]:
         """A part's number and its rows by key, then logit, label and weight: those parts of all ranks' rows, with the keys of
-        ``column``, that are this rank's and not empty. All ranks call it together."""
+        ``column`` and beside them those of the ``others``, that are this rank's and not empty. Rows that differ in others
+        alone come in any order. All ranks call it together."""
         while self._coming:
             self._take()
         self._close_block()
         parts = self.num_parts = _num_parts(_over_ranks(self._rows, dist.ReduceOp.SUM))
         own = _owned(parts, *_rank())
         received, places = Spool(self._memory), []
-        for rows in self._exchanged(column, parts):
+        for rows in self._exchanged([0, *(1 + each for each in (column, *others))], parts):
             rows, counts = _by_part(rows, parts)
             received.add(rows)
             places.append(np.concatenate([[0], np.cumsum(counts[own.start : own.stop])]))
         for index, part in enumerate(own):
             found = [received.read(i, int(at[index]), int(at[index + 1])) for i, at in enumerate(places)]
-            rows = np.concatenate([np.empty((0, 2), np.int64), *found])
+            rows = np.concatenate([np.empty((0, 2 + len(others)), np.int64), *found])
             if len(rows):
                 yield part, _in_order(rows)
 
@@ -163,26 +164,37 @@ class KeyedRows:
             self._spool.add(np.concatenate(self._block))
             self._block = []
 
-    def _exchanged(self, column: int, parts: int) -> Iterator[Rows]:
+    def _exchanged(self, columns: list[int], parts: int) -> Iterator[Rows]:
         """The rows that are this rank's, a piece of every rank's at a time."""
         _, world_size = _rank()
         size = max(1, EXCHANGED_ROWS // world_size)
-        pieces = self._pieces(column, size)
+        pieces = self._pieces(columns, size)
         if world_size == 1:
             yield from pieces
             return
         owned = [_owned(parts, rank, world_size) for rank in range(world_size)]
         rounds = sum(-(-self._spool.rows(number) // size) for number in range(len(self._spool)))
         for _ in range(_over_ranks(rounds, dist.ReduceOp.MAX)):
-            rows, counts = _by_part(next(pieces, np.empty((0, 2), np.int64)), parts)
+            rows, counts = _by_part(next(pieces, np.empty((0, len(columns)), np.int64)), parts)
             ends = np.concatenate([[0], np.cumsum(counts)])
             yield _all_to_all(rows, [int(ends[own.stop] - ends[own.start]) for own in owned])
 
-    def _pieces(self, column: int, size: int) -> Iterator[Rows]:
+    def _pieces(self, columns: list[int], size: int) -> Iterator[Rows]:
         for number in range(len(self._spool)):
             for start in range(0, self._spool.rows(number), size):
                 stop = min(start + size, self._spool.rows(number))
-                yield np.ascontiguousarray(self._spool.read(number, start, stop)[:, [0, 1 + column]])
+                yield np.ascontiguousarray(self._spool.read(number, start, stop)[:, columns])
+
+
+def to_owners(rows: Rows) -> Rows:
+    """Of all ranks' rows, whose key is in column 1, those that are this rank's. All ranks call it together."""
+    _, world_size = _rank()
+    if world_size == 1:
+        return rows
+    rows, counts = _by_part(rows, MOST_PARTS)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    owned = [_owned(MOST_PARTS, rank, world_size) for rank in range(world_size)]
+    return _all_to_all(rows, [int(ends[own.stop] - ends[own.start]) for own in owned])
 
 
 def sum_by_part(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -213,7 +225,7 @@ def _by_part(rows: Rows, parts: int) -> tuple[Rows, NDArray[np.int64]]:
 
 def _in_order(rows: Rows) -> Rows:
     """By key, then packed: NumPy sorts single 64-bit integers in SIMD, ten times as fast as it does pairs."""
-    packed, keys = np.ascontiguousarray(rows.T)
+    packed, keys = np.ascontiguousarray(rows[:, :2].T)
     by_packed, by_key = np.argsort(packed), np.argsort(keys)
     group = np.empty_like(keys)
     group[by_key] = np.cumsum(np.diff(keys[by_key], prepend=keys[by_key[0]]) != 0)
@@ -235,9 +247,10 @@ def _over_ranks(value: int, operation: dist.ReduceOp) -> int:
 
 def _all_to_all(rows: Rows, counts: list[int]) -> Rows:
     """The first ``counts[0]`` rows go to rank 0 and so on; what comes from all ranks."""
+    width = rows.shape[1]
     coming = torch.empty(len(counts), dtype=torch.int64)
     dist.all_to_all_single(coming, torch.tensor(counts))
-    splits = [2 * count for count in coming.tolist()]
+    splits = [width * count for count in coming.tolist()]
     received = torch.empty(sum(splits), dtype=torch.int64)
-    dist.all_to_all_single(received, torch.from_numpy(rows).view(-1), splits, [2 * count for count in counts])
-    return received.numpy().reshape(-1, 2)
+    dist.all_to_all_single(received, torch.from_numpy(rows).view(-1), splits, [width * count for count in counts])
+    return received.numpy().reshape(-1, width)

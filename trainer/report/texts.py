@@ -146,9 +146,9 @@ def duration(seconds: float) -> str:
 
 
 def _ranking(run: RunRecord, splits: list[str]) -> list[tuple[str, str, str]]:
-    """Metrics of requests, whose names depend on ``evaluation.top_k``."""
+    """Metrics and qualities of requests, whose names depend on ``evaluation.top_k``."""
     names = dict.fromkeys(name for split in splits for name in run.metrics[split])
-    return [(name, name, ".4f") for name in names if name == "mrr" or name.startswith(("ndcg@", "hit_rate@"))]
+    return [(name, name, ".4f") for name in names if name == "mrr" or "@" in name]
 
 
 def _shown(value: Any, form: str) -> str:

@@ -14,6 +14,7 @@ from data_loaders.reader import Handle, RowGroups
 from trainer.config.evaluation import EvaluationConfig
 from trainer.metrics.click_metrics import ClickMetrics
 from trainer.metrics.evaluation_metrics import EvaluationMetrics
+from trainer.metrics.qualities import ItemFacts
 from trainer.modules.task import TaskOutput
 from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.report.record import Record
@@ -45,9 +46,10 @@ def evaluate(
     under_way: bool = True,
     keep: Callable[[dict[str, Any]], None] = lambda distribution: None,
     alive: Callable[[], None] = lambda: None,
+    items: ItemFacts | None = None,
 ) -> dict[str, Any]:
     """Metrics and speed on all rows of ``loader``, which has the group ids of ``options.columns``; the same on every rank.
-    ``keep`` is given the distribution of the scores (``trainer.metrics.histograms``).
+    ``keep`` is given the distribution of the scores (``trainer.metrics.histograms``). ``items``: for novelty and cosines.
 
     A training pipeline may be ``under_way``: its batches in flight are kept. One that has not begun is left alone.
     """
@@ -55,7 +57,7 @@ def evaluate(
     def texts(column: str, keys: list[int]) -> dict[int, str | None]:
         return from_first(lambda: loader.group_texts(column, keys))
 
-    metrics = EvaluationMetrics(options, ranks.device, texts)
+    metrics = EvaluationMetrics(options, ranks.device, texts, items)
     started = time.perf_counter()
     if under_way:
         pipeline.detach()
