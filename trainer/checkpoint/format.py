@@ -46,6 +46,7 @@ from trainer.checkpoint.tensor_file import (
 from trainer.runtime.checked_json import parse_json
 
 VERSION = 1
+CLOCK = "clock"  # the kind of tensors that an option adds to any run (trainer.optim.row_clock)
 MOST_CUT = 2  # dimensions of a tensor that parts are cut along: rows and columns
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 
@@ -223,8 +224,10 @@ class Reader:
 
         Raises ``UserError``, before anything is written, unless the pieces' names are exactly the saved ones of their
         kinds (the part before the first /; with ``weights_only`` all weights of tables and all dense tensors), shapes
-        and dtypes included. A rank that holds nothing of a tensor names it by an empty piece.
+        and dtypes included. A rank that holds nothing of a tensor names it by an empty piece. Clocks may be missing, or be
+        more than are wanted: what has no clock keeps the values that it has.
         """
+        pieces = [piece for piece in pieces if _kind(piece.name) != CLOCK or piece.name in self.entries]
         wanted = {piece.name for piece in pieces}
         self._check_fit(pieces, wanted, weights_only)
         for file in sorted({file for piece in pieces for file in self.files(piece.name)}):
@@ -259,7 +262,9 @@ class Reader:
 
     def _check_fit(self, pieces: Sequence[Piece], wanted: set[str], weights_only: bool) -> None:
         kinds = {_kind(name) for name in wanted}
-        saved = {name for name in self.entries if (_is_weight(name) if weights_only else _kind(name) in kinds)}
+        saved = {
+            name for name in self.entries if (_is_weight(name) if weights_only else _kind(name) in kinds - {CLOCK})
+        }
         problems = [f"missing {_few(wanted - set(self.entries))}"] if wanted - set(self.entries) else []
         problems += [f"unknown {_few(saved - wanted)}"] if saved - wanted else []
         differing = {piece.name: text for piece in pieces if (text := self._misfit(piece))}

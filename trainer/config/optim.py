@@ -61,6 +61,11 @@ class TableOptimizerConfig:
     mini_batch_l2: float = 0.0
     """λ of DIN's mini-batch aware regularisation: a row shrinks by lr · λ / n of itself once in each step in which its
     id occurs; n is how often the id occurs in the training data."""
+    clock: bool = True
+    """Whether the table keeps for each row the last step that trained it (4 bytes a row): for ``interval_decay``, deltas of
+    exports and the report."""
+    interval_decay: float = 0.0
+    """α of AdagradAR: before its update a row is multiplied by 1 - min(1, α · steps since it was last trained)."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
@@ -73,10 +78,20 @@ class TableOptimizerConfig:
             )
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise UserError(f"optim: a table optimizer's lr is {self.lr}: it must be a positive number")
-        for name in ("eps", "weight_decay", "beta", "l1", "l2", "mini_batch_l2"):
+        for name in ("eps", "weight_decay", "beta", "l1", "l2", "mini_batch_l2", "interval_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optim: a table optimizer's {name} is {getattr(self, name)}: it must not be negative")
         self._check_mini_batch_l2()
+        if self.interval_decay and not self.clock:
+            raise UserError(
+                f"optim: a table optimizer's interval_decay is {self.interval_decay}, which counts steps by the clock: set "
+                "clock=true, or interval_decay=0"
+            )
+        if self.interval_decay and self.name == "ftrl":
+            raise UserError(
+                f"optim: ftrl has interval_decay={self.interval_decay}, but its weights follow from sums over all gradients: "
+                "use l2 instead"
+            )
 
     def _check_mini_batch_l2(self) -> None:
         if self.mini_batch_l2 and self.name == "ftrl":

@@ -26,6 +26,7 @@ from trainer.optim.ftrl import FTRL
 from trainer.optim.masked_tables import MaskedTables
 from trainer.optim.mini_batch_aware import MiniBatchAware
 from trainer.optim.rates import TableRates, check_schedules
+from trainer.optim.row_clock import RowClock
 from trainer.optim.tables import data_parallel_table_optimizers, state_names
 from trainer.runtime.step_mask import Rollback, StepMask
 from trainer.sharding.kernels import (
@@ -56,7 +57,7 @@ class CombinedOptimizer:
         mask: StepMask,
     ) -> None:
         self.config, self.total_steps = optim.dense, total_steps
-        self.steps = self.table_steps = 0
+        self.steps = self.table_steps = self.clock_steps = 0
         self.reduction = 1.0
         self._tables, self._wide = tables, optim.wide
         check_schedules(tables, plateau=optim.plateau.patience is not None)
@@ -78,6 +79,8 @@ class CombinedOptimizer:
         self._table_rates.set(self.steps, self.reduction)
         self.mini_batch_aware = MiniBatchAware(self._kernels, tables, mask)
         self._masked_tables = MaskedTables(self._kernels, tables, mask)
+        # After the decay by gradients' rates, before the kernels' updates; a later hook sees the step written down.
+        self.row_clock = RowClock(model, self._kernels, tables, lambda: self.clock_steps + self.steps + 1, mask)
         self._mask = mask
         resting, moving = self._resting_and_moving()
         self._resting, self._rollback = resting, Rollback(moving, mask)
@@ -129,13 +132,14 @@ class CombinedOptimizer:
         for shard in fused_shards(self._kernels):
             shards.setdefault(shard.table, []).append(shard)
         fused: list[Piece] = []
-        replicated = self._dense_pieces()
+        replicated = [*self._dense_pieces(), *self.row_clock.replicated_pieces()]
         for table in self._tables:
             if table.data_parallel:
                 replicated += self._data_parallel_pieces(table)
             else:
                 fused += _fused_pieces(table, shards.get(table.name, []))
-        return in_order([*fused, *self.mini_batch_aware.pieces(), *self.average_pieces(), *written_once(replicated)])
+        further = [*self.mini_batch_aware.pieces(), *self.row_clock.pieces(), *self.average_pieces()]
+        return in_order([*fused, *further, *written_once(replicated)])
 
     def average_pieces(self) -> list[Piece]:
         """Of the averages that stand for the dense parameters in scoring (``optim.dense.ema_decay``)."""
@@ -145,10 +149,11 @@ class CombinedOptimizer:
         """Within, the dense parameters are their averages, where there are any."""
         return self._average.in_place() if self._average is not None else nullcontext()
 
-    def restore(self, steps: int, table_steps: int = 0, reduction: float = 1.0) -> None:
+    def restore(self, steps: int, table_steps: int = 0, reduction: float = 1.0, *, clock_steps: int = 0) -> None:
         """Goes on as after ``steps`` steps: the schedules, and what the tables' optimizers derive from their number, in
-        which the ``table_steps`` of earlier runs count, too. The rest of the state is in ``pieces``."""
-        self.steps, self.table_steps, self.reduction = steps, table_steps, reduction
+        which the ``table_steps`` of earlier runs count, too, and the row clock, with the ``clock_steps`` of earlier runs.
+        The rest of the state is in ``pieces``."""
+        self.steps, self.table_steps, self.reduction, self.clock_steps = steps, table_steps, reduction, clock_steps
         if self._ftrl is not None:
             self._ftrl.restore_rate(self._wide.lr * reduction)
         self._table_rates.set(steps, reduction)

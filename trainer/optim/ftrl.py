@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from trainer.config.optim import TableOptimizerConfig
 from trainer.modules.embeddings import WIDE_DIM, WideLookup, is_wide_table
-from trainer.optim.touched_rows import Lookup, TouchedRows
+from trainer.optim.touched_rows import RowNumbers, TouchedRows
 from trainer.sharding.cpu_tables import CpuTables
 from trainer.sharding.kernels import FusedKernel
 
@@ -54,8 +54,8 @@ class FTRL:
         """Updates the rows looked up by training forward passes since the last call. A row whose gradient is exactly 0
         stays as it is."""
         for kernel in self._kernels:
-            for lookup in kernel.lookups:
-                rows, touched = kernel.rows(), kernel.addresses(lookup)
+            for touched in kernel.lookups:
+                rows = kernel.rows()
                 rows.index_copy_(0, touched, ftrl_update(rows.index_select(0, touched), self.config))
             kernel.lookups.clear()
 
@@ -93,23 +93,13 @@ def ftrl_update(rows: Tensor, config: TableOptimizerConfig) -> Tensor:
 
 
 class _Kernel:
-    """A kernel with wide tables, perhaps among others, and the lookups whose rows are still to be updated."""
+    """A kernel with wide tables, perhaps among others, and the rows that are still to be updated, where they lie
+    among ``rows``: [N] for each lookup."""
 
     def __init__(self, touched: TouchedRows) -> None:
-        wide = [is_wide_table(shard.name) for shard in touched.shards]
-        # Where a feature's table begins, in rows of 4 floats: all widths are multiples of 4, and so are all offsets.
-        begins = dict(
-            zip(touched.kernel.feature_table_map, (begin // WIDE_DIM for begin in touched.begins), strict=True)
-        )
-        first = next(begin for shard, begin in begins.items() if wide[shard])
-        # An id of another table stands for the first wide row: updating that one too changes nothing (its gradient is 0
-        # or it is updated anyway, to the same values), and no mask has to be counted, which would stop a GPU.
-        shards = range(len(wide))
-        self._begins = touched.of_feature([begins.get(shard, first) if wide[shard] else first for shard in shards])
-        self._keeps = None if all(wide) else touched.of_feature([int(is_wide) for is_wide in wide])
         self._rows = touched
         self._learns_in_backward = isinstance(touched.kernel, CpuTables) and touched.kernel.takes_ftrl
-        self.lookups = [] if self._learns_in_backward else touched.after_backward()
+        self.lookups = [] if self._learns_in_backward else touched.numbers_after_backward(self._addresses())
 
     def learn_in_backward(self, config: TableOptimizerConfig) -> None:
         """Where the kernel can."""
@@ -123,12 +113,18 @@ class _Kernel:
 
     def wide_rows(self) -> list[Tensor]:
         """The rows of each wide table's shard, live: [R, 4] each."""
-        begins = dict(zip(self._rows.kernel.feature_table_map, self._rows.begins, strict=True))
+        begins = dict(zip(self._rows.shard_of_feature, self._rows.begins, strict=True))
         places = [(begins[number] // WIDE_DIM, shard) for number, shard in enumerate(self._rows.shards)]
         rows = self.rows()
         return [rows[begin : begin + shard.local_rows] for begin, shard in places if is_wide_table(shard.name)]
 
-    def addresses(self, lookup: Lookup) -> Tensor:
-        """Of the looked-up rows among ``rows`` [N]."""
-        ids = lookup.rows if self._keeps is None else lookup.rows * lookup.spread(self._keeps)
-        return ids + lookup.spread(self._begins)
+    def _addresses(self) -> RowNumbers:
+        """Where rows lie, in rows of 4 floats: all widths are multiples of 4, and so are all offsets."""
+        places = dict(zip(self._rows.shard_of_feature, self._rows.begins, strict=True))
+        begins = [
+            places[number] // WIDE_DIM if is_wide_table(shard.name) and number in places else None
+            for number, shard in enumerate(self._rows.shards)
+        ]
+        # An id of another table stands for the first wide row: updating that one too changes nothing (its gradient is 0
+        # or it is updated anyway, to the same values), and no mask has to be counted, which would stop a GPU.
+        return RowNumbers(self._rows, begins, other=next(begin for begin in begins if begin is not None))

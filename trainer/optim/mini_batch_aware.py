@@ -163,11 +163,7 @@ class _Kernel:
             counts = self.counts.index_select(0, self._first_counts[feature] + ids * self._counted[feature])
             decay = decay + self._l2[feature] / counts.clamp(min=1)
         # The kernel's rate, a tensor on the host: nothing waits for a GPU. A masked step keeps all of a row.
-        kept = 1 - self._mask.zeroed(self._rows.kernel.learning_rate_tensor * decay)
-        rows = self._units.of(ids, feature)  # [N, U]
-        kept = kept.unsqueeze(1).expand_as(rows).reshape(-1, 1)
-        memory, rows = self._rows.memory.view(-1, self._units.floats), rows.view(-1)  # [N * U]
-        memory.index_copy_(0, rows, (memory.index_select(0, rows) * kept).to(memory.dtype))
+        self._units.shrink(lookup, 1 - self._mask.zeroed(self._rows.kernel.learning_rate_tensor * decay))
 
 
 def _check_sharded(table: TablePlan) -> None:

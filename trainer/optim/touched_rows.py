@@ -1,6 +1,6 @@
 """The rows of tables that a training step looks up, for those who update them beside FBGEMM: weight decay and mini-batch aware
-regularisation before the kernels do, FTRL after backward; and for those who have them left as they are
-(``trainer.optim.masked_tables``).
+regularisation before the kernels do, FTRL after backward; for those who have them left as they are
+(``trainer.optim.masked_tables``); and for the row clock.
 
 TorchRec brings every id to the rank that holds its row, so a kernel is called with the ids that the whole global batch has for
 its shards. Which rows a step touches is known there without communication; the parts of a row that is cut by columns all see
@@ -43,6 +43,7 @@ class TouchedRows:
     def __init__(self, kernel: FusedKernel) -> None:
         self.kernel, self.shards = kernel
         self.begins: list[int] = self.kernel.weights_offsets.tolist()
+        self.shard_of_feature = [number for number, shard in enumerate(self.shards) for _ in shard.feature_names]
 
     @property
     def memory(self) -> Tensor:
@@ -53,8 +54,13 @@ class TouchedRows:
 
     def of_feature(self, of_shard: Sequence[float]) -> Tensor:
         """A number of each shard -> of each feature [F]."""
-        numbers = [of_shard[shard] for shard in self.kernel.feature_table_map]
+        numbers = [of_shard[shard] for shard in self.shard_of_feature]
         return torch.tensor(numbers, device=self.kernel.weights_offsets.device)
+
+    def lookup(self, indices: Tensor, offsets: Tensor) -> Lookup:
+        """Ids [N] and offsets [F * bags + 1] of a call -> which rows of which features they are."""
+        bags = (offsets.numel() - 1) // len(self.begins)
+        return Lookup(indices.long(), offsets.long()[::bags].diff())
 
     def before_update(self, act: Callable[[Lookup], None]) -> None:
         """Has ``act`` called in backward, once the gradient of the kernel's output is complete and before the kernel updates
@@ -65,17 +71,19 @@ class TouchedRows:
         """Has the kernel update its rows with ``changed(gradient)`` of its output."""
         self._hook(lambda indices, offsets, output: output.register_hook(changed))
 
-    def after_backward(self) -> list[Lookup]:
-        """The lookups since it was emptied last, which is up to the caller."""
-        found: list[Lookup] = []
-        self._watch(lambda lookup, _: found.append(lookup))
+    def numbers_before_update(self, numbers: "RowNumbers", act: Callable[[Tensor], None]) -> None:
+        """Has ``act`` called with the ``numbers`` [N] of the rows when ``before_update`` would be."""
+        self._hook(lambda ids, offsets, output: output.register_hook(lambda _: act(numbers.of(ids, offsets))))
+
+    def numbers_after_backward(self, numbers: "RowNumbers") -> list[Tensor]:
+        """The ``numbers`` [N] of each lookup since it was emptied last, which is up to the caller."""
+        found: list[Tensor] = []
+        self._hook(lambda ids, offsets, output: found.append(numbers.of(ids, offsets)))
         return found
 
     def _watch(self, see: Callable[[Lookup, Tensor], object]) -> None:
         def of_ids(indices: Tensor, offsets: Tensor, output: Tensor) -> None:
-            if indices.numel():
-                bags = (offsets.numel() - 1) // len(self.begins)
-                see(Lookup(indices.long(), offsets.long()[::bags].diff()), output)
+            see(self.lookup(indices, offsets), output)
 
         self._hook(of_ids)
 
@@ -87,9 +95,35 @@ class TouchedRows:
                 return
             indices = named["indices"] if "indices" in named else inputs[0]
             offsets = named["offsets"] if "offsets" in named else inputs[1]
-            see(indices, offsets, output)
+            if indices.numel():
+                see(indices, offsets, output)
 
         self.kernel.register_forward_hook(hook, with_kwargs=True)
+
+
+class RowNumbers:
+    """Rows of all of a kernel's shards in one count: row r of shard s is ``begins[s] + r``, every row of a shard without a
+    begin ``other``. On a GPU one launch of FBGEMM's, whose twin for CPUs (1.6 and 1.8) returns memory as it was."""
+
+    def __init__(self, touched: TouchedRows, begins: Sequence[int | None], other: int) -> None:
+        self._touched = touched
+        kept = [begin is not None for begin in begins]
+        numbers = [other if begin is None else begin for begin in begins]
+        self._begins = touched.of_feature(numbers)
+        self._keeps = None if all(kept) else touched.of_feature([int(each) for each in kept])
+        signed = touched.of_feature([-1 if begin is None else begin for begin in begins])
+        self._begins_and_other = torch.cat((signed, signed.new_tensor([other])))  # as FBGEMM wants them: [F + 1]
+
+    def of(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """[N], [F * bags + 1] -> int64 [N]."""
+        if ids.is_cuda:
+            return torch.ops.fbgemm.linearize_cache_indices(self._begins_and_other, ids, offsets).long()
+        return self.of_lookup(self._touched.lookup(ids, offsets))
+
+    def of_lookup(self, lookup: Lookup) -> Tensor:
+        """-> int64 [N]."""
+        rows = lookup.rows if self._keeps is None else lookup.rows * lookup.spread(self._keeps)
+        return rows + lookup.spread(self._begins)
 
 
 class RowUnits:
@@ -98,6 +132,7 @@ class RowUnits:
 
     def __init__(self, touched: TouchedRows) -> None:
         device, widths = touched.memory.device, [shard.local_cols for shard in touched.shards]
+        self._touched = touched
         self.floats = gcd(*widths, *touched.begins, touched.memory.numel())
         self._begins = torch.tensor(touched.begins, device=device) // self.floats
         self._units = touched.of_feature(widths) // self.floats
@@ -109,6 +144,13 @@ class RowUnits:
         if len(self._each) == 1:  # a row is a unit
             return lookup.rows + lookup.spread(self._begins)
         return self.of(lookup.rows, lookup.spread(self._features)).view(-1)
+
+    def shrink(self, lookup: Lookup, kept: Tensor) -> None:
+        """Multiplies the rows of a lookup by ``kept`` [N], equal for equal rows."""
+        units = self.of(lookup.rows, lookup.spread(self._features))  # [N, U]
+        factors = kept.unsqueeze(1).expand_as(units).reshape(-1, 1)  # [N * U, 1]
+        memory, rows = self._touched.memory.view(-1, self.floats), units.view(-1)
+        memory.index_copy_(0, rows, (memory.index_select(0, rows) * factors).to(memory.dtype))
 
     def of(self, ids: Tensor, feature: Tensor) -> Tensor:
         """The units of the rows of ``ids`` [N], whose features are ``feature`` [N] -> [N, U]; a narrower row's last unit stands

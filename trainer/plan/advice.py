@@ -12,6 +12,7 @@ from trainer.plan.estimate import Estimate, Planned
 from trainer.plan.smallest import smallest_cluster
 from trainer.runtime import gpus
 from trainer.sharding.hardware import GIB, Cluster
+from trainer.sharding.table_plan import EmbeddingTable
 
 LARGE = 0.05  # of all bytes, from where a table is worth a line
 MANY = 3  # tables that another sharding type is tried for
@@ -61,15 +62,19 @@ def _less_state(job: Planned, estimate: Estimate, smallest: Cluster | None) -> l
     }
     for section, now in sections.items():
         owned = [table for name, table in job.tables.items() if _section(name, optim) == section]
-        saved = sum(table.state_bytes(table.rows, table.dim) - 4 * table.rows for table in owned)
+        less = replace(now, name="rowwise_adagrad")
+        saved = sum(_state_bytes(table) - _state_bytes(replace(table, optimizer=less)) for table in owned)
         if now.name not in ("adagrad", "adam") or saved < LARGE * job.needed():
             continue
-        less = replace(now, name="rowwise_adagrad")
         kind, _, name = section.partition(".")
         changed: dict[str, Any] = {kind: optim.by_table | {name: less} if name else less}
         config = replace(job.config, optim=replace(optim, **changed))
         lines += _if_better(config, estimate, smallest, f"optim.{section}.name=rowwise_adagrad", saved)
     return lines
+
+
+def _state_bytes(table: EmbeddingTable) -> int:
+    return table.state_bytes(table.rows, table.dim)
 
 
 def _section(table: str, optim: OptimConfig) -> str:

@@ -184,5 +184,5 @@ def begin(job: Job) -> None:
     if data.warm is not None:
         pieces, tables = job.state.pieces, job.built.tables
         begun = warm_start(config.warm_start, config, pieces, tables, job.folder, ranks, data.warm)
-        job.built.optimizer.restore(0, begun.table_steps)
+        job.built.optimizer.restore(0, begun.table_steps, clock_steps=begun.clock_steps)
         job.alerts.compare_with(begun.numbers)

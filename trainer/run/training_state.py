@@ -20,6 +20,7 @@ from trainer.sharding.model_state import model_pieces
 FACTS = {
     "optimizer_steps": Whole(),
     "table_steps": Whole(),
+    "clock_steps": Whole(),
     "rate_reduction": Number(0.0, 1.0),
     "judge": dict,
     "metrics": LOGGER_FACTS,
@@ -54,12 +55,14 @@ class TrainingState(ModelState):
         self.pieces = [*model_pieces(built.task, built.tables), *built.optimizer.pieces()]
 
     def snapshot(self) -> Sequence[Piece]:
+        self.optimizer.row_clock.agree()
         return self.logger.snapshot()
 
     def facts(self) -> dict[str, Any]:
         return {
             "optimizer_steps": self.optimizer.steps,
             "table_steps": self.optimizer.table_steps,
+            "clock_steps": self.optimizer.clock_steps,
             "rate_reduction": self.optimizer.reduction,
             "judge": self.early_stopping.facts() if self.early_stopping is not None else {},
             "metrics": self.logger.facts(),
@@ -68,11 +71,13 @@ class TrainingState(ModelState):
         }
 
     def restore(self, facts: Mapping[str, Any], reader: Reader) -> None:
+        facts = {"clock_steps": facts.get("table_steps"), **facts}  # earlier versions kept no clock
         try:
             check_form(facts, FACTS, checkpoint.FACTS)
         except ValueError as error:
             raise UserError(f"checkpoint {reader.path}: {error}: another program wrote it") from None
-        self.optimizer.restore(facts["optimizer_steps"], facts["table_steps"], facts["rate_reduction"])
+        steps, table_steps, clock_steps = (facts[key] for key in ("optimizer_steps", "table_steps", "clock_steps"))
+        self.optimizer.restore(steps, table_steps, facts["rate_reduction"], clock_steps=clock_steps)
         if self.early_stopping is not None:
             check_form(facts["judge"], EARLY_STOPPING_FACTS, f"checkpoint {reader.path}: {checkpoint.FACTS}: judge")
             self.early_stopping.restore(facts["judge"])

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    DenseTableBatchedEmbeddingBagsCodegen,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 
@@ -21,13 +24,18 @@ class FusedKernel(NamedTuple):
 
 
 def fused_kernels(model: nn.Module) -> list[FusedKernel]:
+    return _kernels(model, SplitTableBatchedEmbeddingBagsCodegen)
+
+
+def dense_kernels(model: nn.Module) -> list[FusedKernel]:
+    """Of data-parallel tables, which are whole on every rank: without an optimizer."""
+    return _kernels(model, DenseTableBatchedEmbeddingBagsCodegen)
+
+
+def _kernels(model: nn.Module, kind: type[nn.Module]) -> list[FusedKernel]:
     groups = [group for lookup in lookups_of(model) for group in lookup.modules()]
     found = [(getattr(group, "emb_module", None), group) for group in groups]
-    return [
-        FusedKernel(module, group.config.embedding_tables)
-        for module, group in found
-        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
-    ]
+    return [FusedKernel(module, group.config.embedding_tables) for module, group in found if isinstance(module, kind)]
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,11 @@ class EmbeddingTable:
         return self.dtype.itemsize * rows * dim
 
     def state_bytes(self, rows: int, dim: int) -> int:
-        """Bytes beside the weights of a shard [rows, dim]: float32 optimizer state, and the int64 counts of mini-batch
-        aware regularisation."""
+        """Bytes beside the weights of a shard [rows, dim]: float32 optimizer state, the int64 counts of mini-batch aware
+        regularisation, and the int32 clock."""
         entries = {"sgd": 0, "ftrl": 0, "rowwise_adagrad": rows, "adagrad": rows * dim, "adam": 2 * rows * dim}
-        return 4 * entries[self.optimizer.name] + (8 * rows if self.optimizer.mini_batch_l2 else 0)
+        clock, counts = 4 * rows * self.optimizer.clock, 8 * rows * (self.optimizer.mini_batch_l2 > 0)
+        return 4 * entries[self.optimizer.name] + clock + counts
 
     def all_bytes(self, rows: int, dim: int) -> int:
         return self.weight_bytes(rows, dim) + self.state_bytes(rows, dim)
@@ -189,8 +190,9 @@ def _check_optimizer(table: EmbeddingTable) -> None:
         raise UserError(f"{where} with eps={config.eps}: a gradient of zeros would divide 0 by 0; use 1e-8")
     if config.weight_decay and config.name == "ftrl":
         raise UserError(f"{where} with weight_decay={config.weight_decay}: use l2 instead, or set it to 0")
-    if table.dtype != torch.float32 and (config.weight_decay or config.mini_batch_l2):
-        decay = "weight_decay" if config.weight_decay else "mini_batch_l2"
+    decays = [key for key in ("weight_decay", "mini_batch_l2", "interval_decay") if getattr(config, key)]
+    if table.dtype != torch.float32 and decays:
+        (decay, *_) = decays
         raise UserError(
             f"{where} with {decay}={getattr(config, decay)}, whose steps are too small for rows of fp16: set "
             f"schema.tables.{table.name}.dtype=fp32, or {decay}=0"

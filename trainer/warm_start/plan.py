@@ -18,7 +18,7 @@ from trainer.config.warm_start import WarmStartConfig, matches
 from trainer.warm_start.dense import DenseTransfer, load_dense, plan_dense
 from trainer.warm_start.matching import DROPPED, NEW, Matching
 from trainer.warm_start.sides import Side
-from trainer.warm_start.tables import TableTransfer, load_table, plan_tables
+from trainer.warm_start.tables import TableTransfer, load_clock, load_table, plan_tables
 from trainer.warm_start.vocabularies import Vocabularies
 
 MEANING = ("offset", "scale", "log1p", "fill", "missing_id")  # of a feature's values, though no shape shows it
@@ -41,6 +41,8 @@ class Plan:
             kind, _, rest = piece.name.partition("/")
             if kind == "tables":
                 load_table(tables[rest.rpartition("/")[0]], piece, reader, wide)
+            elif kind == "clock":
+                load_clock(tables[rest], piece, reader)
             elif kind in ("dense", "optimizer"):
                 load_dense(dense[rest if kind == "dense" else rest.rpartition("/")[0]], piece, reader)
 

@@ -31,11 +31,12 @@ CONFIG = "config.yaml"  # among the texts of a checkpoint
 @dataclass(frozen=True)
 class Begun:
     """``table_steps``: the steps that the tables' optimizers have made already (Adam's bias correction counts them); 0
-    where none of their state is kept. ``numbers``: how large the old run's dense features were
-    (``trainer.monitoring.alerts``)."""
+    where none of their state is kept. ``clock_steps``: those of the row clock, which counts on in any case. ``numbers``: how
+    large the old run's dense features were (``trainer.monitoring.alerts``)."""
 
     report: dict[str, Any]
     table_steps: int
+    clock_steps: int
     numbers: dict[str, Any]
 
 
@@ -63,6 +64,9 @@ def warm_start(
     table_steps = facts.get("table_steps", 0)
     check_form(table_steps, Whole(), f"checkpoint {path}: {FACTS}: table_steps")
     steps = facts["optimizer_steps"] + table_steps
+    earlier = facts.get("clock_steps", table_steps)
+    check_form(earlier, Whole(), f"checkpoint {path}: {FACTS}: clock_steps")
+    clock_steps = facts["optimizer_steps"] + earlier
     report = make_report(plan, secrets.as_asked(str(path)), steps)
     if ranks.is_first:
         report.print(make_console(stderr=not rules.dry_run))  # of a dry run it is the result
@@ -72,7 +76,7 @@ def warm_start(
             write_json(folder / REPORT, report.to_dict())
     metrics = get_form(facts, "metrics", NUMBERS)
     numbers = metrics["alerts"]["numbers"] if metrics else {}
-    return Begun(report.to_dict(), steps if plan.keeps_table_state else 0, numbers)
+    return Begun(report.to_dict(), steps if plan.keeps_table_state else 0, clock_steps, numbers)
 
 
 def whole_checkpoint(path: str, ranks: Ranks, alive: Callable[[], None] = lambda: None) -> AnyPath:

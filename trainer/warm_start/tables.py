@@ -68,10 +68,22 @@ def load_table(plan: TableTransfer, piece: Piece, reader: Reader, wide: TableOpt
             values = values * plan.factor
         if state == "weight" and plan.linear and plan.factor != 1:
             values = _linear_rows(values, plan.factor or 0.0, wide)
-        if isinstance(rows, slice):
-            piece.tensor[rows] = values.to(piece.tensor)
-        else:
-            piece.tensor.index_copy_(0, rows.to(piece.tensor.device), values.to(piece.tensor))
+        _write(piece, rows, values)
+
+
+def load_clock(plan: TableTransfer, piece: Piece, reader: Reader) -> None:
+    """Rows that come from the old table were trained when it says; nobody knows when, where it had no clock."""
+    name = f"clock/{plan.source}"
+    if plan.source is not None and name in reader.entries:
+        for rows, values in _old_rows(plan, name, piece, reader):
+            _write(piece, rows, values)
+
+
+def _write(piece: Piece, rows: Tensor | slice, values: Tensor) -> None:
+    if isinstance(rows, slice):
+        piece.tensor[rows] = values.to(piece.tensor)
+    else:
+        piece.tensor.index_copy_(0, rows.to(piece.tensor.device), values.to(piece.tensor))
 
 
 # What becomes of a table.

@@ -44,6 +44,7 @@ class Job:
     def train(self, steps: range) -> None:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         train(self.model, self.optimizer, [make_batch(rank, world_size, step) for step in steps])
+        self.optimizer.row_clock.agree()
 
     def load(self, state: dict[str, Whole]) -> None:
         load(self.pieces, state)
@@ -69,7 +70,8 @@ def trained(kind: str, plan: str) -> tuple[dict[str, Whole], dict[str, Whole]]:
     for name, (values, _) in state.items():
         _, table, tensor = name.split("/") if name.startswith("tables/") else ("", "", "")
         half = tensor == "weight" and not table.startswith("wide_")
-        assert values.dtype == (torch.float16 if half else torch.float32), name
+        whole = torch.int32 if name.startswith("clock/") else torch.float32
+        assert values.dtype == (torch.float16 if half else whole), name
     job.train(range(SAVED, TOTAL))
     difference = largest_difference(job, reference)
     assert 1e-6 < difference < TOLERANCE, (kind, plan, difference)
@@ -101,8 +103,8 @@ def test_half_tables_follow_the_closed_forms_within_rounding_and_go_on_under_eve
 
 def test_the_summary_counts_two_bytes_a_weight_and_four_a_state() -> None:
     plan = plan_alone(ShardingConfig(["table_wise"]), OptimConfig(), data_type=DataType.FP16)
-    assert list(plan["user"]["bytes"].values()) == [2 * 11 * 8 + 4 * 11]
-    assert list(plan["wide_user"]["bytes"].values()) == [4 * 2 * 11 * DIMS["wide_user"]]  # AdaGrad
+    assert list(plan["user"]["bytes"].values()) == [2 * 11 * 8 + 4 * 11 + 4 * 11]  # weights, sums, clock
+    assert list(plan["wide_user"]["bytes"].values()) == [4 * 11 * (2 * DIMS["wide_user"] + 1)]  # AdaGrad
 
 
 @pytest.mark.parametrize(

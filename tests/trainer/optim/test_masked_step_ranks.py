@@ -76,7 +76,10 @@ def trained(rank, world_size, optim, layout, *, bad):
         if skipped[-1]:
             optimizer.restore(optimizer.steps - 1)  # the count, by which an average's rate goes
     assert skipped == ([step == BAD for step in range(5)] if bad else [False] * 4)
-    found = {f"{piece.name} {piece.offset}": piece.tensor for piece in optimizer.pieces()} | all_tables(model, sequence)
+    kept = [
+        piece for piece in optimizer.pieces() if not piece.name.startswith("clock/")
+    ]  # it is written: nothing is saved
+    found = {f"{piece.name} {piece.offset}": piece.tensor for piece in kept} | all_tables(model, sequence)
     dense = {name: value for name, value in model.state_dict().items() if type(value) is torch.Tensor}
     return {name: value.detach().clone() for name, value in {**found, **dense}.items()}
 

@@ -68,7 +68,10 @@ def adam(weights, first, second, ids, gradients, step):
 
 
 def masked_tables(kernel, mask):
-    shards = [SimpleNamespace(name=f"table{table}", local_cols=width) for table, width in enumerate(WIDTHS)]
+    shards = [
+        SimpleNamespace(name=f"table{table}", local_cols=width, feature_names=["one"])
+        for table, width in enumerate(WIDTHS)
+    ]
     tables = [SimpleNamespace(name=shard.name, optimizer=TableOptimizerConfig("adam")) for shard in shards]
     return MaskedTables([FusedKernel(kernel, shards)], tables, mask)
 

@@ -137,7 +137,7 @@ def _states(rank: int, world_size: int, folder: str, earlier: list[int]) -> None
     for number, (name, layout) in enumerate(PLANS.items()):
         model, plan = build(world_size, layout, optim(), sequence=True)
         optimizer = CombinedOptimizer(model, plan, optim(), total_steps=STEPS, mask=unmasked())
-        pieces = optimizer.pieces()
+        pieces = optimizer.mini_batch_aware.pieces()
         count(optimizer, rank, world_size)
         state = assembled(pieces)
         assert set(state) == {"counts/user", "counts/item", "counts/clicked"}

@@ -25,6 +25,7 @@ from trainer.sharding import planner
 from trainer.sharding.hardware import GIB, Cluster, Hardware, parse_cluster
 
 HERE = Hardware("CPU", "cpu", 8 * GIB, 8 * GIB, 1e10, 3e9, 1e9, 1e11, bf16=False)
+NO_CLOCK = ("optim.tables.clock=false", "optim.wide.clock=false")
 USERS = "data.schema.tables.user.num_embeddings="
 FILLER = "data=synthetic"
 
@@ -41,9 +42,11 @@ def test_bytes_of_a_rank_are_those_of_its_shards_by_hand():
     job, cluster = planned("8xH100", *overrides, "+optim.by_table={item: {name: sgd}}")
     estimate = job.estimate(cluster)
     rows = {row["table"]: row for row in estimate.tables}
-    assert rows["user"]["bytes"] == {str(rank): 125_000 * (16 * 4 + 4) for rank in range(8)}
-    assert rows["wide_user_id"]["bytes"] == {str(rank): 125_000 * 4 * 4 * 3 for rank in range(8)}  # and two moments
-    assert rows["item"]["bytes"] == {str(rank): 2_500 * 64 for rank in range(8)}
+    assert rows["user"]["bytes"] == {str(rank): 125_000 * (16 * 4 + 4 + 4) for rank in range(8)}
+    assert rows["wide_user_id"]["bytes"] == {
+        str(rank): 125_000 * (4 * 4 * 3 + 4) for rank in range(8)
+    }  # and two moments
+    assert rows["item"]["bytes"] == {str(rank): 2_500 * (64 + 4) for rank in range(8)}
     for rank, held in enumerate(estimate.memory):
         by_table = sum(row["bytes"].get(str(rank), 0) for row in estimate.tables)
         assert held["tables"] + held["optimizer_state"] == by_table
@@ -134,7 +137,7 @@ def test_bf16_keeps_less_and_old_devices_have_none():
 
 
 def test_what_does_not_fit_is_told_with_the_cluster_that_would_do():
-    job, cluster = planned("8xH100", f"{USERS}8_000_000_000")
+    job, cluster = planned("8xH100", f"{USERS}8_000_000_000", *NO_CLOCK)
     estimate = job.estimate(cluster)
     assert not estimate.fits and "user 507 GB" in estimate.short
     assert estimate.fullest > estimate.usable
@@ -179,10 +182,10 @@ def test_a_full_state_is_advised_to_be_a_row_wise_one():
 
 
 def test_a_table_that_was_kept_whole_is_advised_to_be_cut():
-    job, cluster = planned("8xH100", f"{USERS}2_000_000_000", "sharding.types=[table_wise]")
+    job, cluster = planned("8xH100", f"{USERS}2_000_000_000", "sharding.types=[table_wise]", *NO_CLOCK)
     with pytest.raises(ValueError, match=r"'user' fits nowhere: table_wise puts 126.7 GiB of it on one rank.*row_wise"):
         smallest_cluster(job, cluster)
-    overrides = [f"{USERS}1_000_000_000", "sharding.types=[table_wise]", "batch_size=4_194_304"]
+    overrides = [f"{USERS}1_000_000_000", "sharding.types=[table_wise]", "batch_size=4_194_304", *NO_CLOCK]
     job, cluster = planned("8xH100", *overrides)
     lines = advice(job, job.estimate(cluster), cluster)
     line = next(line for line in lines if "ms a step instead of" in line)

@@ -56,7 +56,13 @@ def bytes_of(built: build.Built) -> tuple[int, int]:
         if table.data_parallel:
             weights += parameters[table.parameter].nbytes
             state += parameters[table.parameter].nbytes  # AdaGrad's, made at the first step
-    state += sum(piece.tensor.nbytes for piece in built.optimizer.mini_batch_aware.pieces())
+    optimizer = built.optimizer
+    beside = (
+        *optimizer.mini_batch_aware.pieces(),
+        *optimizer.row_clock.pieces(),
+        *optimizer.row_clock.replicated_pieces(),
+    )
+    state += sum(piece.tensor.nbytes for piece in beside)
     return weights, state
 
 

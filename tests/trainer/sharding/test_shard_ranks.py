@@ -282,14 +282,16 @@ def test_equally_good_plans_are_not_chosen_by_chance(monkeypatch: pytest.MonkeyP
 
 def test_summary_counts_weights_and_optimizer_state() -> None:
     plan = plan_alone(everywhere("table_wise"), OptimConfig(by_table={"item": TableOptimizerConfig("adagrad")}))
-    assert list(plan["user"]["bytes"].values()) == [4 * (11 * 8 + 11)]
-    assert list(plan["item"]["bytes"].values()) == [4 * 2 * 7 * 16]
+    assert list(plan["user"]["bytes"].values()) == [4 * (11 * 8 + 11 + 11)]  # weights, sums, clock
+    assert list(plan["item"]["bytes"].values()) == [4 * (2 * 7 * 16 + 7)]
     cut = plan_alone(everywhere("column_wise", wide="row_wise"), OptimConfig())
-    assert sum(cut["item"]["bytes"].values()) == 4 * (7 * 16 + 2 * 7)  # a row-wise sum for each half of a row
-    assert cut["wide_user"]["bytes"] == {"0": 4 * 2 * 6 * 4, "1": 4 * 2 * 5 * 4}
+    assert sum(cut["item"]["bytes"].values()) == 4 * (
+        7 * 16 + 2 * 7 + 2 * 7
+    )  # a sum and a clock for each half of a row
+    assert cut["wide_user"]["bytes"] == {"0": 4 * 6 * (2 * 4 + 1), "1": 4 * 5 * (2 * 4 + 1)}
     json.dumps(cut)
     counted = plan_alone(everywhere("row_wise"), OptimConfig(tables=TableOptimizerConfig("sgd", mini_batch_l2=0.1)))
-    assert counted["user"]["bytes"] == {"0": 4 * 6 * 8 + 8 * 6, "1": 4 * 5 * 8 + 8 * 5}
+    assert counted["user"]["bytes"] == {"0": 6 * (4 * 8 + 8 + 4), "1": 5 * (4 * 8 + 8 + 4)}
 
 
 def test_the_planner_counts_weights_of_their_type_and_state_of_float32() -> None:
@@ -302,7 +304,7 @@ def test_the_planner_counts_weights_of_their_type_and_state_of_float32() -> None
         (DataType.FP16, TableOptimizerConfig(), 8 * 2 + 4),
         (DataType.FP32, counts, 8 * 4 + 8),
     ):
-        optim, needed = OptimConfig(tables=optimizer), rows["user"] * row / GB
+        optim, needed = OptimConfig(tables=optimizer), rows["user"] * (row + 4) / GB  # with the clock
         plan_alone(ShardingConfig(ddr_gb=needed + buffers), optim, 1, rows=rows, data_type=data_type)
         with pytest.raises(ValueError, match=f"user {needed:.3g} GB"):
             plan_alone(ShardingConfig(ddr_gb=needed - buffers), optim, 1, rows=rows, data_type=data_type)
