@@ -158,7 +158,7 @@ class Vectors:
                 nulls = nulls | _runs(of_entries, starts, self._feature.dim).any(1)
         found[nulls] = 0  # what lies under a null is arbitrary
         self._replace(source, found, nulls, "null")
-        self._replace(source, found, (~np.isfinite(found)).any(1), "non_finite")
+        self._replace(source, found, np.any(~np.isfinite(found), axis=1), "non_finite")
         return found
 
     def _check_lengths(self, lengths: NDArray[np.int64], nulls: NDArray[np.bool_]) -> None:

@@ -205,7 +205,7 @@ def category_distances(lists: Lists) -> Floats:
     order = np.lexsort((lists.categories, number))
     new = np.union1d(lists.starts, firsts(lists.categories[order]))  # ``order`` keeps lists where they are
     sizes = np.diff(new, append=len(order))  # rows of one list and category
-    alike: Floats = np.bincount(number[new], (sizes * (sizes - 1)).astype(np.float64), len(lists.starts))
+    alike = np.bincount(number[new], (sizes * (sizes - 1)).astype(np.float64), len(lists.starts)).astype(np.float64)
     return _of_pairs(lists, alike)
 
 
