@@ -31,8 +31,8 @@ class Cursor:
 
 @dataclass
 class Batch(Pipelineable):
-    """``dense`` float32 [B, D]; ``sparse`` and ``sequence`` ids, one key a feature, int32 where no table has more rows
-    than that counts, else int64; ``labels`` and ``weights``
+    """``dense`` float32 [B, D]; ``sparse`` and ``sequence`` ids, one key a feature, int32 where no table has more rows than that
+    counts, else int64; ``weighted``: ids with a weight each (``Layout.weighted``); ``labels`` and ``weights``
     float32 [B]. Padding and dropped rows have weight 0 and no ids. ``normalizer`` float32 []: its mean over ranks is the
     number of rows that count in the global batch over the number of ranks, so that ``sum(weights * loss)`` over that
     mean, averaged over ranks, is the mean loss of the global batch. It is that mean on every rank, unless the schema may
@@ -47,6 +47,7 @@ class Batch(Pipelineable):
     normalizer: Tensor
     cursor: Cursor
     group_ids: Tensor | None = None
+    weighted: KeyedJaggedTensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self._movable()}
@@ -61,5 +62,5 @@ class Batch(Pipelineable):
             getattr(self, name).record_stream(stream)
 
     def _movable(self) -> tuple[str, ...]:
-        names = ("dense", "sparse", "sequence", "labels", "weights", "group_ids")
+        names = ("dense", "sparse", "weighted", "sequence", "labels", "weights", "group_ids")
         return tuple(name for name in names if getattr(self, name) is not None)

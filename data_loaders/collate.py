@@ -40,7 +40,8 @@ class Collator:
     """
 
     def __init__(self, layout: Layout, slots: dict[str, Slot], batch_size: int, *, may_drop: bool = False) -> None:
-        self._pooled = list(layout.pooled)
+        self._pooled = list(layout.plain)
+        self._weighted = list(layout.weighted)
         self._unpooled = list(layout.unpooled)
         self._slots = slots
         self._batch_size = batch_size
@@ -62,6 +63,7 @@ class Collator:
         return Batch(
             dense=self._dense(chunks, num_dense, rows),
             sparse=self._jagged("sparse", self._pooled, chunks, rows),
+            weighted=self._jagged("weighted", self._weighted, chunks, rows) if self._weighted else None,
             sequence=self._jagged("sequence", self._unpooled, chunks, rows) if self._unpooled else None,
             labels=torch.from_numpy(self._column("labels", chunks, num_dense, 0, rows)),
             weights=torch.from_numpy(weights),
@@ -105,7 +107,11 @@ class Collator:
         slots = [self._slots[key] for key in keys]
         singles = [slot.index for slot in slots if not slot.bag]
         ids = self._single_ids(name, singles, chunks, rows)  # [keys of single ids, real]
-        if not keys or (len(ids) == len(keys) and all(chunk.columns.complete for chunk in chunks)):
+        weights = None
+        if name == "weighted":
+            values, lengths, length_per_key = self._mixed(name, slots, ids, chunks, rows)
+            weights = self._weights(slots, chunks, length_per_key)
+        elif not keys or (len(ids) == len(keys) and all(chunk.columns.complete for chunk in chunks)):
             lengths = self._ones(len(keys), rows)
             values, length_per_key = torch.from_numpy(ids.reshape(-1)), [rows] * len(keys)
         else:
@@ -113,11 +119,25 @@ class Collator:
         return KeyedJaggedTensor(
             keys=keys,
             values=values,
+            weights=weights,
             lengths=lengths,
             stride=self._batch_size,
             length_per_key=length_per_key,
             offset_per_key=[0, *itertools.accumulate(length_per_key)],
         )
+
+    def _weights(self, slots: list[Slot], chunks: list[Chunk], length_per_key: list[int]) -> torch.Tensor:
+        """Of the values of all keys; 1 of single ids."""
+        weights = self._buffers.empty("weights of ids", (sum(length_per_key),), np.float32)
+        begin = 0
+        for slot, length in zip(slots, length_per_key):
+            own = weights[begin : begin + length]
+            if slot.bag:
+                np.concatenate(_bag_weights(chunks, slot.index), out=own)
+            else:
+                own[:] = 1
+            begin += length
+        return torch.from_numpy(weights)
 
     def _single_ids(self, name: str, indices: list[int], chunks: list[Chunk], rows: int) -> NDArray[np.integer]:
         """Lines ``indices`` of ``Columns.ids`` in all chunks; the decoder numbers the keys of one tensor consecutively."""
@@ -161,6 +181,12 @@ def _present(ids: NDArray[np.integer], lengths: NDArray[np.int64], complete: boo
     present = ids != NO_ID
     lengths[:] = present
     return ids[present]
+
+
+def _bag_weights(chunks: list[Chunk], index: int) -> list[NDArray[np.float32]]:
+    """Of one key with lists, chunk by chunk."""
+    bags = [(chunk.columns.bags[index], chunk) for chunk in chunks]
+    return [bag.weights[bag.offsets[chunk.start] : bag.offsets[chunk.stop]] for bag, chunk in bags]
 
 
 def _bag_values(chunks: list[Chunk], index: int, lengths: NDArray[np.int64]) -> list[NDArray[np.integer]]:

@@ -155,7 +155,7 @@ class Vectors:
             with np.errstate(over="ignore", invalid="ignore"):
                 found[:] = _runs(numbers(lists.child), starts, self._feature.dim)
             if (of_entries := null_mask(lists.child)) is not None:
-                nulls = nulls | _runs(of_entries, starts, self._feature.dim).any(1)
+                nulls = np.logical_or(nulls, _runs(of_entries, starts, self._feature.dim).any(1))
         found[nulls] = 0  # what lies under a null is arbitrary
         self._replace(source, found, nulls, "null")
         self._replace(source, found, np.any(~np.isfinite(found), axis=1), "non_finite")
@@ -374,7 +374,12 @@ class CrossIds:
 
 
 class ListIds(_Ids):
-    """Lists to bags: the last ``max_length`` ids of each, and ids without a table row taken out."""
+    """Lists to bags: the last ``max_length`` ids of each, and ids without a table row taken out. ``weighted``: with what a
+    sum over rows multiplies each by, its weight (1 without ``weights``), or of a table that is averaged its share of them."""
+
+    def __init__(self, name: str, schema: Schema, counters: Counters, *, weighted: bool = False) -> None:
+        super().__init__(name, schema, counters)
+        self._weighted, self._mean = weighted, schema.tables[self._feature.table].pooling == "mean"
 
     def decode(self, source: Source, lists: Lists, dtype: type) -> tuple[Bags, NDArray[np.integer]]:
         """The bags, and the rows (with repeats) from which ids were taken out."""
@@ -382,13 +387,45 @@ class ListIds(_Ids):
         if lists.nulls is not None:
             self._apply_policy(source, lists.nulls, "null", lambda _: "is null", lambda rows: rows)
         child, offsets = self._kept(lists)
+        weights = self._weights(source, lists, offsets)
         rows_of = partial(_rows_of, offsets)
         values = self._lookup(source, child, lambda: hash_ids(child), rows_of).astype(dtype, copy=False)
         if self._missing == NO_ID and (missing := values == NO_ID).any():
             removed = rows_of(missing.nonzero()[0])
             offsets = np.concatenate([[0], np.cumsum(~missing)])[offsets]
             values = values[~missing]
-        return Bags(offsets, values), removed
+            weights = None if weights is None else weights[~missing]
+        if weights is not None and self._mean:
+            weights = _shares(weights, offsets)
+        return Bags(offsets, values, weights), removed
+
+    def _weights(self, source: Source, ids: Lists, offsets: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """float32, one for each element that is kept; None where bags have none."""
+        column = self._feature.weights
+        if not self._weighted or column is None:
+            return np.ones(int(offsets[-1]), np.float32) if self._weighted else None
+        lists = lists_of(source.array(column))
+        self._check_rows(lists.lengths != ids.lengths, lambda row: f"{lists.lengths[row]} for {ids.lengths[row]} ids")
+        child, _ = self._kept(lists, count=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = numbers(child).astype(np.float32)
+        bad = ~np.isfinite(found) if (nulls := null_mask(child)) is None else nulls | ~np.isfinite(found)
+        if self._mean:
+            bad |= found < 0
+        rows = np.zeros(len(ids.lengths), bool)
+        rows[_rows_of(offsets, bad.nonzero()[0])] = True
+        self._check_rows(rows, lambda row: "null, not finite or, in a mean, negative")
+        return found
+
+    def _check_rows(self, bad: NDArray[np.bool_], says: Callable[[int], str]) -> None:
+        """Raises ``RowError`` for the first row whose weights are ``bad``."""
+        if bad.any():
+            row = int(bad.argmax())
+            raise RowError(
+                f"the weights of feature '{self.name}' (column '{self._feature.weights}') are {says(row)}: write a finite number "
+                f"for each id of column '{self.column}'",
+                row,
+            )
 
     def _nulls(self, array: pa.Array) -> NDArray[np.bool_] | None:
         """An empty string in a list is what splitting a text leaves where there was no id."""
@@ -396,11 +433,12 @@ class ListIds(_Ids):
         empty = empty_mask(array) if self._feature.ids == "hash" and is_text(value_type(array.type)) else None
         return nulls if empty is None else empty if nulls is None else empty | nulls
 
-    def _kept(self, lists: Lists) -> tuple[pa.Array, NDArray[np.int64]]:
+    def _kept(self, lists: Lists, *, count: bool = True) -> tuple[pa.Array, NDArray[np.int64]]:
         """The elements in use, as one array, and each row's offsets into it."""
         starts, lengths = lists.starts, lists.lengths
         if self.max_length is not None and len(lengths) and int(lengths.max()) > self.max_length:
-            self._counters.add(f"{self.name}.truncated", (lengths > self.max_length).sum())
+            if count:
+                self._counters.add(f"{self.name}.truncated", (lengths > self.max_length).sum())
             kept = np.minimum(lengths, self.max_length)
             starts, lengths = starts + (lengths - kept), kept
         offsets = offsets_of(lengths)
@@ -408,6 +446,13 @@ class ListIds(_Ids):
         if np.array_equal(starts - first, offsets[:-1]):
             return lists.child.slice(first, int(offsets[-1])), offsets
         return lists.child.take(pa.array(_ragged_index(starts, lengths))), offsets
+
+
+def _shares(weights: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of each bag's sum of weights; zeros where that is 0."""
+    bags = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    sums = np.bincount(bags, weights, minlength=len(offsets) - 1)
+    return (weights / np.where(sums == 0, 1, sums)[bags]).astype(np.float32)
 
 
 def check_history(group: list[ListIds]) -> None:

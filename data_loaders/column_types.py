@@ -59,6 +59,15 @@ def _check_id_type(name: str, schema: Schema, types: Mapping[str, pa.DataType]) 
             f"\"string_split({column}, ',')\"}}}}; where each text is one id, leave out schema.features.{name}.max_length"
         )
         _expect(f"{where} is a bag (max_length)", column, types, is_list, "a list", remedy)
+    if feature.weights is not None:
+        of = f"the weights of {where}"
+        _expect(of, feature.weights, types, is_list, "a list of numbers", "write one for each id")
+        if is_list(kind := types[feature.weights]):
+            _expect(
+                of, feature.weights, {feature.weights: kind.value_type}, _is_entry, "a list of numbers", "mend the data"
+            )
+        if not (is_list(found) or pa.types.is_null(found)):
+            raise UserError(f"{where} has weights, but column '{column}' is {found}: weights are for lists of ids")
     element = {column: found.value_type if is_list(found) else found}
     if feature.ids == "hash":
         expected = "integers or strings (ids: hash)"

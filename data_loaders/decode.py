@@ -85,9 +85,9 @@ class Decoder:
         self._singles: list[Single] = []
         self._bags: list[ListIds] = []
         rows = [0]
-        for key in dict.fromkeys((*layout.pooled, *layout.unpooled)):
+        for key in dict.fromkeys(layout.keys):
             rows.append(schema.num_embeddings(key))
-            self._add_key(key, schema, types, counters)
+            self._add_key(key, schema, types, counters, weighted=key in layout.weighted)
         histories = ([b for b in self._bags if b.name in group] for group in schema.histories.values())
         self._histories = [group for group in histories if len(group) > 1]
         for group in self._histories:
@@ -98,13 +98,15 @@ class Decoder:
         # Half the memory and time of everything that moves ids, the device's copies among them.
         self._dtype = np.int32 if max(rows) <= np.iinfo(np.int32).max else np.int64
 
-    def _add_key(self, key: str, schema: Schema, types: Mapping[str, pa.DataType], counters: Counters) -> None:
+    def _add_key(
+        self, key: str, schema: Schema, types: Mapping[str, pa.DataType], counters: Counters, *, weighted: bool
+    ) -> None:
         if key in schema.crosses:
             self.slots[key] = Slot(False, len(self._singles))
             self._singles.append(CrossIds(key, schema))
         elif schema.features[key].kind == "sequence" or is_list(types[schema.column(key)]):
             self.slots[key] = Slot(True, len(self._bags))
-            self._bags.append(ListIds(key, schema, counters))
+            self._bags.append(ListIds(key, schema, counters, weighted=weighted))
         else:
             self.slots[key] = Slot(False, len(self._singles))
             self._singles.append(SingleIds(key, schema, counters))

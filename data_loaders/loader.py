@@ -409,7 +409,7 @@ def _decoder(
 
 
 def _hashed_columns(schema: Schema, layout: Layout) -> set[str]:
-    keys = (*layout.pooled, *layout.unpooled)
+    keys = layout.keys
     features = {name for key in keys if key in schema.crosses for name in schema.crosses[key].columns}
     features |= {key for key in keys if key in schema.features and schema.features[key].ids == "hash"}
     return {schema.column(name) for name in features}

@@ -15,7 +15,7 @@ Conventions
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from data_loaders.errors import UserError
@@ -94,6 +94,9 @@ class Feature:
     """Width that a linear map, trained with the model, gives a vector; not given: its entries are the model's inputs."""
     normalize: str = "none"
     """``l2``: a vector is divided by its length, before it is projected; one of length 0 stays so."""
+    weights: str | None = None
+    """Parquet column of lists, a number for each id of a list: the rows of ids are multiplied by them where they are summed, or
+    averaged by them (Σ w v / Σ w). In the linear part, too."""
 
 
 @dataclass
@@ -111,11 +114,28 @@ class Layout:
     """Which features a model wants in which KeyedJaggedTensor of the batch, in key order.
 
     ``pooled`` holds features and crosses (``Batch.sparse``), ``unpooled`` the features whose table a model reads id by
-    id (``Batch.sequence``).
+    id (``Batch.sequence``). ``weighted``: those of ``pooled`` whose ids have weights (``Batch.weighted`` in place of
+    ``Batch.sparse``).
     """
 
     pooled: tuple[str, ...]
     unpooled: tuple[str, ...] = ()
+    weighted: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """Those of ``pooled`` whose ids have no weights."""
+        return tuple(key for key in self.pooled if key not in self.weighted)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All, one KeyedJaggedTensor after the other."""
+        return (*self.plain, *self.weighted, *self.unpooled)
+
+    def only(self, keys: Container[str]) -> "Layout":
+        """Without all others."""
+        parts = (self.pooled, self.unpooled, self.weighted)
+        return Layout(*(tuple(key for key in part if key in keys) for part in parts))
 
 
 @dataclass
@@ -211,6 +231,8 @@ class Schema:
         for key in (*layout.pooled, *layout.unpooled):
             for feature in self.crosses[key].columns if key in self.crosses else (key,):
                 names[self.column(feature)] = None
+                if self.features[feature].weights is not None:
+                    names[self.features[feature].weights] = None
         return tuple(names)
 
     def dim(self, table: str) -> int:
@@ -240,7 +262,15 @@ class Schema:
         features = (*self.sparse, *self.sequences)
         pooled = tuple(n for n in features if self.features[n].table not in apart)
         unpooled = tuple(n for n in features if self.features[n].table in apart)
-        return Layout((*pooled, *(self.crosses if crosses else ())), unpooled)
+        weighing = {feature.table: name for name, feature in self.features.items() if feature.weights}
+        for table in apart & weighing.keys():
+            raise UserError(
+                f"schema.features.{weighing[table]}.weights: its table '{table}' is read id by id by this model, which attends "
+                "to histories by weights of its own: give the feature a table that no history with a target reads, or leave "
+                "weights out"
+            )
+        weighted = tuple(n for n in pooled if self.features[n].table in weighing)
+        return Layout((*pooled, *(self.crosses if crosses else ())), unpooled, weighted)
 
     # Checks. Every message names the key, the value and the remedy.
 
@@ -265,6 +295,8 @@ class Schema:
         one_of(feature.kind, KINDS, f"{where}.kind")
         for policy in ("on_null", "on_non_finite", "on_out_of_range"):
             one_of(getattr(feature, policy), POLICIES, f"{where}.{policy}")
+        if feature.weights is not None and feature.kind not in ("sparse", "sequence"):
+            raise UserError(f"{where}.weights: only ids have weights, this is {feature.kind}")
         if feature.kind == "vector":
             return self._check_vector(where, feature)
         if (feature.dim, feature.project, feature.normalize) != (None, None, "none"):

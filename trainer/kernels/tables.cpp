@@ -2,7 +2,7 @@
 //
 // A group of tables lies in one piece of memory. Each feature reads one table; features of the same table are neighbours. T tables,
 // F features, B bags a feature, N ids: ids [N] are the features' one after the other, those of bag b of feature f from
-// offsets[f B + b] on. A gradient is summed over all occurrences of a row, in their order, and then the row is updated once: the
+// offsets[f B + b] on. Where ids have weights, a bag is the sum of its rows times these. A gradient is summed over all occurrences of a row, in their order, and then the row is updated once: the
 // result is the same from run to run, whatever the number of threads.
 #include <algorithm>
 #include <cmath>
@@ -27,6 +27,7 @@ struct Features {
   const int64_t *columns;  // [F + 1] of the output
   const int64_t *begins;   // [F] where a feature's table begins, in values
   const int64_t *ids, *offsets;
+  const float *weights;  // [N] of the ids of bags, or null
   int64_t width(int64_t f) const { return columns[f + 1] - columns[f]; }
   const int64_t *of(int64_t f) const { return offsets + f * bags; }
 };
@@ -71,7 +72,10 @@ void look_up_bags(const Value *table, const Features &features, int64_t f, Pooli
       for (int64_t n = begin; n < begin + size; n++) {
         if (n + AHEAD < end) prefetch(table + ids[n + AHEAD] * width + column, count);
         load(table + ids[n] * width + column, count, row);
-        for (int64_t i = 0; i < count; i++) sum[i] += row[i];
+        if (features.weights)
+          for (int64_t i = 0; i < count; i++) sum[i] += features.weights[n] * row[i];
+        else
+          for (int64_t i = 0; i < count; i++) sum[i] += row[i];
       }
       for (int64_t i = 0; i < count; i++) to[column + i] = share * sum[i];
     });
@@ -233,7 +237,8 @@ void sum_gradients(const Features &features, int64_t f, int64_t end, Pooling poo
       const int64_t size = offsets[bag + 1] - offsets[bag];
       const float share = pooling == MEAN && size ? 1.f / size : 1.f;
       for (int64_t n = offsets[bag]; n < offsets[bag + 1]; n++)
-        if (mine(features.ids[n])) touched.add<WIDTH>(features.ids[n], width, share, columns + bag * stride);
+        if (mine(features.ids[n]))
+          touched.add<WIDTH>(features.ids[n], width, features.weights ? share * features.weights[n] : share, columns + bag * stride);
     }
   }
 }
@@ -276,9 +281,9 @@ void update(Value *memory, const Features &features, int64_t tables, const int64
 
 // output: [B, sum of widths], or of sequences (pooling NONE) [N, width]. half: whether rows are fp16.
 KERNEL void tables_look_up(const void *memory, int64_t half, int64_t features, const int64_t *columns, const int64_t *begins,
-                           int64_t pooling, int64_t bags, const int64_t *ids, const int64_t *offsets, float *output,
-                           int64_t threads) {
-  const Features all = {features, bags, columns, begins, ids, offsets};
+                           int64_t pooling, int64_t bags, const int64_t *ids, const int64_t *offsets, const float *weights,
+                           float *output, int64_t threads) {
+  const Features all = {features, bags, columns, begins, ids, offsets, weights};
   if (half)
     look_up((const Half *)memory, all, (Pooling)pooling, output, threads);
   else
@@ -288,10 +293,10 @@ KERNEL void tables_look_up(const void *memory, int64_t half, int64_t features, c
 // starts [T + 1]: the first feature of each table; optimizers [T]; first, second: the tables' states, which begin at states [T];
 // rates: as in struct Rates; gradient: of the output of tables_look_up.
 KERNEL void tables_update(void *memory, int64_t half, int64_t features, const int64_t *columns, const int64_t *begins,
-                          int64_t pooling, int64_t bags, const int64_t *ids, const int64_t *offsets, int64_t tables,
-                          const int64_t *starts, const int64_t *optimizers, float *first, float *second, const int64_t *states,
+                          int64_t pooling, int64_t bags, const int64_t *ids, const int64_t *offsets, const float *weights,
+                          int64_t tables, const int64_t *starts, const int64_t *optimizers, float *first, float *second, const int64_t *states,
                           const float *rates, const float *gradient, int64_t threads) {
-  const Features all = {features, bags, columns, begins, ids, offsets};
+  const Features all = {features, bags, columns, begins, ids, offsets, weights};
   const State state = {first, second, states};
   const Rates &r = *(const Rates *)rates;
   if (half)

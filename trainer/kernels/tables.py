@@ -74,17 +74,20 @@ class TableGroup:
         return torch.empty(self.bags(offsets), int(self.columns[-1]))
 
 
-def look_up(group: TableGroup, ids: Tensor, offsets: Tensor) -> Tensor:
-    """Rows as fp32: [N] int64, [F * B + 1] int64 -> [B, sum of D], or of sequences [N, D]. Of compiled kernels."""
+def look_up(group: TableGroup, ids: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Rows as fp32: [N] int64, [F * B + 1] int64 -> [B, sum of D], or of sequences [N, D]. Where ids of bags have ``weights``
+    [N] fp32, rows are multiplied by these first. Of compiled kernels."""
     output = group.empty_output(ids, offsets)
-    kernels.library().tables_look_up(*_inputs(group, ids, offsets), output, torch.get_num_threads())
+    kernels.library().tables_look_up(*_inputs(group, ids, offsets, weights), output, torch.get_num_threads())
     return output
 
 
-def update(group: TableGroup, ids: Tensor, offsets: Tensor, gradient: Tensor, rates: Rates) -> None:
+def update(
+    group: TableGroup, ids: Tensor, offsets: Tensor, gradient: Tensor, rates: Rates, weights: Tensor | None = None
+) -> None:
     """Updates rows and states in place by the ``gradient`` of what ``look_up`` gave. Of compiled kernels."""
     kernels.library().tables_update(
-        *_inputs(group, ids, offsets),
+        *_inputs(group, ids, offsets, weights),
         len(group.optimizers),
         group.starts,
         torch.tensor([OPTIMIZERS.index(name) for name in group.optimizers]),
@@ -97,16 +100,18 @@ def update(group: TableGroup, ids: Tensor, offsets: Tensor, gradient: Tensor, ra
     )
 
 
-def _inputs(group: TableGroup, ids: Tensor, offsets: Tensor) -> tuple[object, ...]:
+def _inputs(group: TableGroup, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> tuple[object, ...]:
     pooling, half = POOLINGS.index(group.pooling), int(group.memory.dtype == torch.float16)
-    return group.memory, half, group.features, group.columns, group.begins, pooling, group.bags(offsets), ids, offsets
+    bags = group.bags(offsets)
+    return group.memory, half, group.features, group.columns, group.begins, pooling, bags, ids, offsets, weights
 
 
-def look_up_in_torch(group: TableGroup, ids: Tensor, offsets: Tensor) -> Tensor:
+def look_up_in_torch(group: TableGroup, ids: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
     """As ``look_up``."""
     output = group.empty_output(ids, offsets)
     for feature in _features(group, offsets):
         rows = feature.table.index_select(0, ids[feature.places]).float()  # [n, D]
+        rows = rows if weights is None else rows * weights[feature.places].unsqueeze(1)
         if group.pooling == "none":
             output[feature.places] = rows
         else:
@@ -115,14 +120,16 @@ def look_up_in_torch(group: TableGroup, ids: Tensor, offsets: Tensor) -> Tensor:
     return output
 
 
-def update_by_adam_in_torch(group: TableGroup, ids: Tensor, offsets: Tensor, gradient: Tensor, rates: Rates) -> None:
+def update_by_adam_in_torch(
+    group: TableGroup, ids: Tensor, offsets: Tensor, gradient: Tensor, rates: Rates, weights: Tensor | None = None
+) -> None:
     """As ``update`` where all tables have adam."""
     features, starts = _features(group, offsets), group.starts.tolist()
     for first, last, begin in zip(starts, starts[1:], group.states.tolist()):
         own = features[first:last]
         table, width = own[0].table, own[0].table.shape[1]
         rows, inverse = torch.cat([ids[feature.places] for feature in own]).unique(return_inverse=True)
-        gradients = torch.cat([feature.gradients(group, gradient) for feature in own])  # [n, D]
+        gradients = torch.cat([feature.gradients(group, gradient, weights) for feature in own])  # [n, D]
         g = torch.zeros(len(rows), width).index_add_(0, inverse, gradients)  # [U, D]
         m, v = _rows(group.first, begin, width), _rows(group.second, begin, width)
         m[rows] = rates.beta1 * m[rows] + (1 - rates.beta1) * g
@@ -142,11 +149,12 @@ class _Feature:
     bags: Tensor
     shares: Tensor
 
-    def gradients(self, group: TableGroup, gradient: Tensor) -> Tensor:
+    def gradients(self, group: TableGroup, gradient: Tensor, weights: Tensor | None) -> Tensor:
         """Of each of its ids: [n, D]."""
         if group.pooling == "none":
             return gradient[self.places]
-        return (gradient[:, self.columns] * self.shares).index_select(0, self.bags)
+        of_ids = (gradient[:, self.columns] * self.shares).index_select(0, self.bags)
+        return of_ids if weights is None else of_ids * weights[self.places].unsqueeze(1)
 
 
 def _features(group: TableGroup, offsets: Tensor) -> list[_Feature]:

@@ -22,12 +22,13 @@ def build_model(model: Mapping[str, Any], schema: Schema, seed: int, execution: 
     with contract.explained(model["name"], model_class), executed_by(execution):
         built = model_class(schema, **hyperparameters, device=torch.device("meta"))
         if schema.vectors:
-            _read_vectors(model["name"], built, schema)
+            read_vectors(model["name"], built, schema)
     contract.check_built(model["name"], built, schema)
     return built
 
 
-def _read_vectors(name: str, model: nn.Module, schema: Schema) -> None:
+def read_vectors(name: str, model: nn.Module, schema: Schema) -> None:
+    """Raises ``UserError`` for a model without a ``Head``."""
     heads = [module for module in model.modules() if isinstance(module, Head)]
     if not heads:
         raise UserError(

@@ -16,11 +16,12 @@ from data_loaders.batch import Batch
 from data_loaders.errors import UserError
 from data_loaders.schema import Layout, Schema, one_of
 from trainer.models import FeatureAxes
+from trainer.models.pooled import build_pooled, look_up_pooled
 from trainer.modules.attention import TargetAttention
 from trainer.modules.embeddings import (
+    JoinedColumns,
     PooledGroups,
     bag_configs,
-    build_embedding_bags,
     build_embeddings,
     embedding_configs,
 )
@@ -81,11 +82,12 @@ class DIN(nn.Module):
         in_dim = len(schema.dense) + sum(width.values())
         deep = MLP(in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1)
         self.head = DINHead(schema, PooledGroups(configs, self.layout.pooled), attentions, deep)
-        self.embedding_bags = build_embedding_bags(configs, device) if configs else None
+        self.embedding_bags, self.weighted_bags = build_pooled(configs, self.layout, device)
+        self.join = JoinedColumns()
         self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
 
     def forward(self, batch: Batch) -> Tensor:
-        pooled = self.embedding_bags(batch.sparse) if self.embedding_bags is not None else None
+        pooled = look_up_pooled(self.embedding_bags, self.weighted_bags, self.join, batch)
         jagged = [collection(batch.sequence) for collection in self.embeddings.values()]
         return self.head(batch.dense, pooled, jagged, batch.weights)  # [B]
 

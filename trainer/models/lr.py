@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from data_loaders.errors import UserError
-from data_loaders.schema import Layout, Schema
+from data_loaders.schema import Schema
 from trainer.models import FeatureAxes
 from trainer.models.pooled import PooledModel, pooled_lookup
 from trainer.modules.embeddings import PooledGroups, WideLookup
@@ -29,7 +29,9 @@ class LogisticRegression(PooledModel):
             )
         wide = [key for key in schema.layout(crosses=True).pooled if key in schema.wide]
         tables, groups = pooled_lookup(schema, [], wide)
-        super().__init__(Layout(tuple(wide)), tables, LogisticRegressionHead(groups, len(schema.dense)), device)
+        super().__init__(
+            schema.layout(crosses=True).only(wide), tables, LogisticRegressionHead(groups, len(schema.dense)), device
+        )
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:

@@ -101,6 +101,14 @@ def _problems(model: nn.Module, schema: Schema) -> Iterator[str]:
         yield f"it {has}: set self.layout = schema.layout() in its constructor"
         return
     known = {*schema.sparse, *schema.sequences, *schema.crosses}
+    weighs = [
+        module for module in model.modules() if isinstance(module, EmbeddingBagCollection) and module.is_weighted()
+    ]
+    if layout.weighted and not weighs:
+        yield (
+            f"it reads '{layout.weighted[0]}' with others' weights or its own, but weighs nothing: build its tables by "
+            "trainer.models.pooled, or leave weights out of data.schema.features"
+        )
     unknown = [key for key in (*layout.pooled, *layout.unpooled) if key not in known]
     if unknown:
         yield f"its layout names '{unknown[0]}', which data.schema does not declare as sparse, sequence or cross"

@@ -9,7 +9,7 @@ Shapes: B rows of this rank, F features, D embedding_dim, T ids of one feature o
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,21 @@ def embedding_configs(schema: Schema, features: Sequence[str]) -> list[Embedding
 
 def build_embedding_bags(configs: list[EmbeddingBagConfig], device: torch.device) -> EmbeddingBagCollection:
     return EmbeddingBagCollection(tables=configs, device=device)
+
+
+def build_weighted_bags(configs: list[EmbeddingBagConfig], device: torch.device) -> EmbeddingBagCollection:
+    """Of ids with weights (``Batch.weighted``), which hold what makes means of sums."""
+    summed = [replace(config, pooling=PoolingType.SUM) for config in configs]
+    return EmbeddingBagCollection(tables=summed, device=device, is_weighted=True)
+
+
+class JoinedColumns(nn.Module):
+    """The columns of several pooled lookups as one."""
+
+    def forward(self, *pooled: KeyedTensor) -> KeyedTensor:
+        keys = [key for part in pooled for key in part.keys()]  # noqa: SIM118  it is no dict
+        widths = [width for part in pooled for width in part.length_per_key()]
+        return KeyedTensor(keys, widths, torch.cat([part.values() for part in pooled], dim=1))
 
 
 def build_embeddings(configs: list[EmbeddingConfig], device: torch.device) -> nn.ModuleDict:

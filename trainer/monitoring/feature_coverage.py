@@ -74,7 +74,7 @@ class FeatureCoverage:
         self._dense = [name for name in schema.numbers if schema.features[name].fill is not None]
         self._columns = torch.tensor([schema.numbers.index(name) for name in self._dense], device=device)
         self._fills = torch.tensor([filled(schema.features[name]) for name in self._dense], device=device)
-        self._keys = [*layout.pooled, *layout.unpooled]
+        self._keys = list(layout.keys)
         ids = [_of_key(schema, key, list(self._hashed)) for key in self._keys]  # missing id, hashed table
         self._missing = torch.tensor([missing for missing, _ in ids], dtype=torch.int64, device=device)
         # Rows that count; ids by key; numbers by dense feature; ids by watched row, table by table; the last takes all others.
@@ -103,10 +103,11 @@ class FeatureCoverage:
             numbers = batch.dense.index_select(1, self._columns)  # [B, D with a fill]
             there = ~torch.isclose(numbers, self._fills, rtol=1e-5, atol=1e-7) & counts[:, None]
             self._sums[1 + len(self._keys) : self._first] += there.sum(0)
-        pooled = len(batch.sparse.keys())
-        self._look_at_ids(batch.sparse, slice(0, pooled))
-        if batch.sequence is not None:
-            self._look_at_ids(batch.sequence, slice(pooled, len(self._keys)))
+        begin = 0
+        for ids in (batch.sparse, batch.weighted, batch.sequence):
+            if ids is not None:
+                self._look_at_ids(ids, slice(begin, begin + len(ids.keys())))
+                begin += len(ids.keys())
 
     def _look_at_ids(self, ids: KeyedJaggedTensor, keys: slice) -> None:
         values = ids.values()
@@ -142,7 +143,7 @@ def is_sampled(cursor: Cursor) -> bool:
 
 def _hashed_tables(schema: Schema, layout: Layout) -> dict[str, int]:
     """Tables that hashed values alone fall into, crosses among them, and how many rows take them (row 0 is for missing)."""
-    keys = [*layout.pooled, *layout.unpooled]
+    keys = layout.keys
     mixed = {schema.features[key].table for key in keys if key in schema.features and not _is_hashed(schema, key)}
     names = {key: _table_of(schema, key) for key in keys if _is_hashed(schema, key)}
     return {name: schema.num_embeddings(key) - 1 for key, name in names.items() if name not in mixed}

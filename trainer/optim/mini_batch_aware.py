@@ -95,7 +95,8 @@ class MiniBatchAware:
     def _ids(self, batch: Batch) -> list[Tensor]:
         found = []
         for table in self.tables:
-            jagged = batch.sparse if table.pooled else batch.sequence
+            pooled = batch.weighted if table.weighted else batch.sparse
+            jagged = pooled if table.pooled else batch.sequence
             found += [jagged[key].values().long() + self._begins[table.name] for key in table.features]
         return found
 

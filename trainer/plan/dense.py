@@ -15,6 +15,7 @@ from data_loaders.batch import Batch, Cursor
 from data_loaders.schema import Layout, Schema
 from trainer.config.job import TrainConfig
 from trainer.models import load_model_class
+from trainer.models.construct import read_vectors
 from trainer.modules.execution import Execution, executed_by
 from trainer.modules.task import ClickTask
 
@@ -39,6 +40,8 @@ class DensePart:
         hyperparameters = {key: value for key, value in config.model.items() if key != "name"}
         with executed_by(execution):
             model = load_model_class(config.model["name"])(schema, **hyperparameters, device=torch.device("cpu"))
+            if schema.vectors:
+                read_vectors(config.model["name"], model, schema)
         task = ClickTask(model, label_smoothing=config.loss.label_smoothing)
         self._few, self._more = (_measure(task, _batch(schema, model.layout, lengths, rows)) for rows in ROWS)
 
@@ -59,18 +62,20 @@ def _small(schema: Schema) -> Schema:
 
 
 def _batch(schema: Schema, layout: Layout, lengths: dict[str, float], rows: int) -> Batch:
-    def jagged(keys: tuple[str, ...]) -> KeyedJaggedTensor:
+    def jagged(keys: tuple[str, ...], *, weighted: bool = False) -> KeyedJaggedTensor:
         counts = [int(lengths.get(key, 1)) for key in keys]
         return KeyedJaggedTensor(
             keys=list(keys),
             values=torch.arange(rows * sum(counts)) % FEW,
+            weights=torch.ones(rows * sum(counts)) if weighted else None,
             lengths=torch.tensor(counts, dtype=torch.int64).repeat_interleave(rows),
             stride=rows,
         )
 
     return Batch(
         dense=torch.ones(rows, len(schema.dense_columns)),
-        sparse=jagged(layout.pooled),
+        sparse=jagged(layout.plain),
+        weighted=jagged(layout.weighted, weighted=True) if layout.weighted else None,
         sequence=jagged(layout.unpooled) if layout.unpooled else None,
         labels=(torch.arange(rows) % 2).float(),
         weights=torch.ones(rows),

@@ -119,7 +119,7 @@ def count_ids(
     schema, labeled = data.schema, data.schema.may_drop
     if not schema.may_drop:
         wanted = {key for table in regularised.tables for key in table.features}
-        layout = Layout(*(tuple(key for key in keys if key in wanted) for keys in (layout.pooled, layout.unpooled)))
+        layout = layout.only(wanted)
         numbers_left_out = {name: feature for name, feature in schema.features.items() if feature.table}
         schema = replace(schema, features=numbers_left_out)
     loader = build_ordered_loader(manifest, schema, layout, batch_size, data.stream, ranks, labeled=labeled)

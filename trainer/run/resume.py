@@ -18,7 +18,7 @@ from trainer.run.training_files import Saved, TrainingFiles
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 
-LATER = ("dim", "project", "normalize")  # keys of features and tables since 0.1
+LATER = ("dim", "project", "normalize", "weights")  # keys of features and tables since 0.1
 
 
 def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:

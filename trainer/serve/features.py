@@ -76,7 +76,7 @@ class Features:
 
     def _split(self, context: frozenset[str]) -> tuple[set[str], set[str]]:
         """Numbers, features and crosses by side; a cross is a context's where all its columns are."""
-        keys = [*self.schema.numbers, *self.schema.vectors, *self.layout.pooled, *self.layout.unpooled]
+        keys = [*self.schema.numbers, *self.schema.vectors, *self.layout.keys]
         shared = {key for key in keys if all(column in context for column in self._columns_of(key))}
         return shared, set(keys) - shared
 
@@ -87,7 +87,7 @@ class Features:
     def _side(self, keys: set[str]) -> Side:
         kept = {name: feature for name, feature in self.schema.features.items() if feature.table or name in keys}
         schema = replace(self.schema, features=kept)
-        layout = Layout(*(tuple(k for k in part if k in keys) for part in (self.layout.pooled, self.layout.unpooled)))
+        layout = self.layout.only(keys)
         columns = schema.columns(layout)
         decoder = Decoder(schema, layout, self.types, self.counters, labeled=False)
         return Side(columns, schema, layout, decoder)
@@ -108,6 +108,7 @@ class Features:
             candidate,
             dense=_dense(self.schema.dense_columns, of_context, context, of_candidate, candidate, request),
             sparse=RequestIds(context.sparse, candidate.sparse, request),
+            weighted=RequestIds(context.weighted, candidate.weighted, request) if self.layout.weighted else None,
             sequence=_sequence(context, candidate, request) if self.layout.unpooled else None,
         )
 

@@ -61,13 +61,13 @@ class RequestIds:
     """Ids of N rows that belong to R requests: ``contexts`` has the features that all rows of a request share, one row a
     request, ``candidates`` the others, one row each; ``request`` [N] is the request of each row."""
 
-    contexts: KeyedJaggedTensor
-    candidates: KeyedJaggedTensor
+    contexts: KeyedJaggedTensor | None
+    candidates: KeyedJaggedTensor | None
     request: Tensor
 
     def __getitem__(self, key: str) -> tuple[JaggedTensor, bool]:
         """A feature's ids, and whether they are a context's."""
-        shared = key not in self.candidates.keys()  # noqa: SIM118  it is no dict
+        shared = self.candidates is None or key not in self.candidates.keys()  # noqa: SIM118  it is no dict
         return (self.contexts if shared else self.candidates)[key], shared
 
 
@@ -145,6 +145,8 @@ class MappedEmbeddings(nn.Module):
 def pool(vectors: Tensor, ids: JaggedTensor, *, mean: bool) -> Tensor:
     """Sum or mean of each row's vectors: ``vectors`` [T, D] -> [rows, D]; zeros where there are none."""
     lengths = ids.lengths()
+    if (weights := ids.weights_or_none()) is not None:
+        vectors = vectors * weights.unsqueeze(1)
     if len(vectors) == len(lengths) and bool((lengths == 1).all()):
         return vectors
     positions = torch.arange(len(vectors))

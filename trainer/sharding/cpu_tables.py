@@ -32,8 +32,8 @@ _POOLINGS = {PoolingMode.SUM: "sum", PoolingMode.MEAN: "mean", PoolingMode.NONE:
 
 
 class CpuTables(SplitTableBatchedEmbeddingBagsCodegen):
-    """``compiled``: by compiled kernels; without them Adam works in PyTorch, and FBGEMM does the rest. Ids with weights, and
-    batches whose features differ in the number of bags, are FBGEMM's in any case."""
+    """``compiled``: by compiled kernels; without them Adam works in PyTorch, and FBGEMM does the rest. Weights of ids that
+    learn, and batches whose features differ in the number of bags, are FBGEMM's in any case."""
 
     def __init__(
         self,
@@ -73,22 +73,24 @@ class CpuTables(SplitTableBatchedEmbeddingBagsCodegen):
     def forward(
         self, indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None, **further: Any
     ) -> Tensor:
-        """[N], [F * B + 1] -> [B, sum of D], or of sequences [N, D]."""
+        """[N], [F * B + 1] -> [B, sum of D], or of sequences [N, D]; weights [N] of the ids of bags."""
         adam = self.optimizer == EmbOptimType.ADAM
-        if per_sample_weights is not None or further or not (self._compiled or adam):
+        learns = per_sample_weights is not None and per_sample_weights.requires_grad
+        if learns or further or not (self._compiled or adam):
             return super().forward(indices, offsets, per_sample_weights, **further)
         if adam:
             self.iter.add_(1)
             self.iter_cpu.add_(1)
-        return _LookUp.apply(self.placeholder_autograd_tensor, self, indices.long(), offsets.long())
+        weights = None if per_sample_weights is None else per_sample_weights.float()
+        return _LookUp.apply(self.placeholder_autograd_tensor, self, indices.long(), offsets.long(), weights)
 
-    def look_up(self, ids: Tensor, offsets: Tensor) -> Tensor:
+    def look_up(self, ids: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
         look_up = tables.look_up if self._compiled else tables.look_up_in_torch
-        return look_up(self._group, ids, offsets)
+        return look_up(self._group, ids, offsets, weights)
 
-    def update(self, ids: Tensor, offsets: Tensor, gradient: Tensor) -> None:
+    def update(self, ids: Tensor, offsets: Tensor, gradient: Tensor, weights: Tensor | None = None) -> None:
         update = tables.update if self._compiled else tables.update_by_adam_in_torch
-        update(self._group, ids, offsets, gradient, self._rates())
+        update(self._group, ids, offsets, gradient, self._rates(), weights)
 
     def _rates(self) -> tables.Rates:
         """Of this step."""
@@ -125,12 +127,14 @@ class _LookUp(torch.autograd.Function):
     """Rows are updated in backward, as FBGEMM does."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, placeholder: Tensor, group: CpuTables, ids: Tensor, offsets: Tensor) -> Tensor:
-        ctx.looked_up = group, ids, offsets
-        return group.look_up(ids, offsets)
+    def forward(
+        ctx: FunctionCtx, placeholder: Tensor, group: CpuTables, ids: Tensor, offsets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        ctx.looked_up = group, ids, offsets, weights
+        return group.look_up(ids, offsets, weights)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, None, None, None]:
-        group, ids, offsets = ctx.looked_up
-        group.update(ids, offsets, gradient)
-        return None, None, None, None
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[None, ...]:
+        group, ids, offsets, weights = ctx.looked_up
+        group.update(ids, offsets, gradient, weights)
+        return None, None, None, None, None

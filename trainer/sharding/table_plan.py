@@ -23,7 +23,7 @@ from trainer.modules.embeddings import WIDE_DIM, is_wide_table
 class EmbeddingTable:
     """A table of a model that is not sharded yet. ``module`` is the path of its collection, ``parameter`` the name of its
     weight in ``state_dict``; ``pooled`` distinguishes an EmbeddingBagCollection from an EmbeddingCollection, ``mean`` is
-    its pooling."""
+    its pooling; ``weighted``: of ids with weights."""
 
     name: str
     module: str
@@ -35,6 +35,7 @@ class EmbeddingTable:
     dtype: torch.dtype
     features: tuple[str, ...]
     optimizer: TableOptimizerConfig
+    weighted: bool
 
     @property
     def wide(self) -> bool:
@@ -167,6 +168,7 @@ def _tables_of(path: str, module: nn.Module, optim: OptimConfig) -> Iterator[Emb
             dtype=data_type_to_dtype(config.data_type),
             features=tuple(config.feature_names),
             optimizer=optim.of_table(config.name, wide=is_wide_table(config.name)),
+            weighted=pooled and module.is_weighted(),
         )
 
 

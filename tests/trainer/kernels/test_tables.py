@@ -91,11 +91,12 @@ def random_case(seed: int, *, equal_widths: bool) -> Case:
     )
 
 
-def train(module: torch.nn.Module, case: Case) -> list[Tensor]:
+def train(module: torch.nn.Module, case: Case, *, weighted: bool = False) -> list[Tensor]:
     """What each step looked up, and at last weights and states."""
     found = []
     for ids, offsets in case.batches():
-        output = module(ids, offsets)
+        weights = torch.rand(len(ids), generator=torch.Generator().manual_seed(len(ids))) if weighted else None
+        output = module(ids, offsets, weights)
         found.append(output.detach().clone())
         output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(len(found))))
     states = [module.momentum1_host, module.momentum2_host]
@@ -117,6 +118,19 @@ def test_lookups_and_updates_are_those_of_the_reference(optimizer: str, pooling:
         assert len(found) == len(expected)
         for one, other in zip(found, expected):
             torch.testing.assert_close(one, other, **tolerance, msg=lambda text: f"{case}: {text}")
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_ids_with_weights(optimizer: str) -> None:
+    for seed in range(4):
+        case = random_case(seed, equal_widths=False)
+        reference = case.module(False if optimizer == "adam" else None, optimizer, "sum", "fp32")
+        expected = train(reference, case, weighted=True)
+        found = train(case.module(True, optimizer, "sum", "fp32"), case, weighted=True)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=lambda text: f"{case}: {text}")
+        if case.longest:
+            assert not torch.equal(found[0], train(case.module(True, optimizer, "sum", "fp32"), case)[0])
 
 
 @pytest.mark.parametrize("pooling", list(POOLINGS))
@@ -172,8 +186,7 @@ def test_ids_may_have_32_bits() -> None:
     assert torch.equal(wide.weights_host, narrow.weights_host)
 
 
-def test_ids_with_weights_are_left_to_fbgemm() -> None:
-    """Weights have a gradient, too."""
+def test_weights_that_learn_are_left_to_fbgemm() -> None:
     case = Case((9, 9), (16, 8), (0, 1), bags=6, longest=3)
     ours, theirs = (case.module(compiled, "rowwise_adagrad", "sum", "fp32") for compiled in (True, None))
     for ids, offsets in case.batches():

@@ -18,7 +18,12 @@ VECTORS = (
     "+data.schema.features={image: {kind: vector, dim: 5, project: 3, normalize: l2, fill: 0}, "
     "text: {kind: vector, dim: 4}}",
 )
-INPUTS = {"vectors": VECTORS}
+WEIGHTS = (
+    "+data.schema.features={interests: {kind: sparse, table: interest, ids: hash, max_length: 5, weights: shares}, "
+    "words: {kind: sequence, table: word, max_length: 4, weights: counts}, word: {kind: sparse, table: word}}",
+    "+data.schema.tables={interest: {num_embeddings: 60}, word: {num_embeddings: 30, pooling: sum}}",
+)
+INPUTS = {"vectors": VECTORS, "weights": WEIGHTS}
 MODELS = ("din", "deepfm")  # inputs as they are, and as fields
 
 
@@ -29,7 +34,20 @@ def log(request, tmp_path_factory):
     config = tiny.job(root, *overrides).config
     options = {"seed": 3, "probability": "click_probability", "rows_per_file": 1100, "row_group_size": 250}
     synthetic.write(config.data.schema, root, rows=tiny.ROWS, **options)
+    if overrides is WEIGHTS:
+        add_weights(root, {"shares": "interests", "counts": "words"})
     return root, overrides
+
+
+def add_weights(root, columns):
+    rng = np.random.default_rng(0)
+    for path in root.glob("*/*.parquet"):
+        table = pq.read_table(path)
+        for name, of in columns.items():
+            lists = table[of].combine_chunks()
+            weights = pa.array(rng.integers(0, 4, len(lists.flatten())).astype(np.float32))
+            table = table.append_column(name, pa.ListArray.from_arrays(lists.offsets, weights))
+        pq.write_table(table, path, row_group_size=250)
 
 
 @pytest.mark.parametrize("model", MODELS)
