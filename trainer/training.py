@@ -34,6 +34,7 @@ from trainer.run import build, loop
 from trainer.run.data import open_data
 from trainer.run.evaluator import best_possible, evaluate
 from trainer.run.job import Job, begin, make_job
+from trainer.run.redraw import Redraw
 from trainer.run.step_seeds import StepSeeds
 from trainer.run.training_state import ModelState
 from trainer.runtime import fault_injection, run_folder
@@ -181,6 +182,7 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
                     grace=GraceCheck(checkpoints, grace_seconds(), job.ranks),
                     profile=profile,
                     seeds=StepSeeds(job.config.seed, job.ranks),
+                    redraw=Redraw(job.built, job.config, data.loader.steps_per_epoch, data.total_steps),
                 )
         finally:
             job.close()

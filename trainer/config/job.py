@@ -115,6 +115,9 @@ class TrainConfig:
     """Seed of initial values, order of rows and dropout."""
     epochs: int = 1
     """Passes over train."""
+    redraw_tables: bool = False
+    """Draw all tables anew before each epoch but the first, their optimizers' state with them; the network stays: against
+    overfitting of ids from the second epoch on (docs/training.md)."""
     steps: int | None = None
     """End the run after this many steps, even within an epoch. Learning rates decay over them."""
     batch_size: int = 4096

@@ -38,6 +38,8 @@ from trainer.sharding.kernels import (
 )
 from trainer.sharding.table_plan import TablePlan
 
+FORGOTTEN = ("tables/", "clock/")  # what is kept of each row
+
 
 class CombinedOptimizer:
     """All optimizers of a sharded model.
@@ -164,6 +166,13 @@ class CombinedOptimizer:
             for state in optimizer.state.values():
                 if "step" in state:  # of each parameter, equal to ours
                     state["step"].fill_(table_steps + steps)
+
+    def forget_tables(self) -> None:
+        """As if no step had trained the tables yet, whose rows are drawn anew. What the data say (``counts/``) stays."""
+        for piece in self.pieces():
+            if piece.name.startswith(FORGOTTEN):
+                piece.tensor.zero_()
+        self.restore(self.steps, -self.steps, self.reduction, clock_steps=self.clock_steps)
 
     def _ordinary(self) -> list[torch.optim.Optimizer]:
         return [*self._data_parallel, *([self._dense] if self._dense is not None else [])]

@@ -15,6 +15,7 @@ from trainer.monitoring.metrics_logger import MetricsLogger
 from trainer.monitoring.row_log import RowLog
 from trainer.run.early_stopping import EarlyStopping
 from trainer.run.evaluator import Evaluator
+from trainer.run.redraw import Redraw
 from trainer.run.step_seeds import StepSeeds
 from trainer.runtime import fault_injection
 from trainer.runtime.progress import Progress
@@ -39,6 +40,7 @@ def run(
     grace: GraceCheck,
     profile: Callable[[int], None],
     seeds: StepSeeds,
+    redraw: Redraw,
 ) -> None:
     """Trains until ``batches`` end, ``early_stopping`` has stopped, or ``guard`` has seen that a rank was asked to stop: then
     all ranks return after the same step, without saving or evaluating. Every event has its own cadence, and all ranks take
@@ -56,6 +58,9 @@ def run(
         profile(progress.step)
         grace.look()
         seeds.begin(progress.step)
+        if redraw.is_due(progress):
+            guard.settle()
+            redraw.tables(progress)
         try:
             # Next batch -> forward -> guard, coverage -> backward, with the tables' optimizers -> dense optimizer.
             outputs = pipeline.step(incoming, between)

@@ -19,7 +19,7 @@ from trainer.sharding.model_state import model_pieces
 # What a resume reads; the same on all ranks.
 FACTS = {
     "optimizer_steps": Whole(),
-    "table_steps": Whole(),
+    "table_steps": Whole(-(1 << 53)),  # below 0 by the steps before the tables were drawn anew
     "clock_steps": Whole(),
     "rate_reduction": Number(0.0, 1.0),
     "judge": dict,

@@ -62,7 +62,7 @@ def warm_start(
     new = new_side(pieces, config.data.schema, {table.name: table.optimizer.name for table in tables}, model_class)
     plan = make_plan(rules, old, new, vocabularies_of(rules, path, config.data.prepared))
     table_steps = facts.get("table_steps", 0)
-    check_form(table_steps, Whole(), f"checkpoint {path}: {FACTS}: table_steps")
+    check_form(table_steps, Whole(-(1 << 53)), f"checkpoint {path}: {FACTS}: table_steps")
     steps = facts["optimizer_steps"] + table_steps
     earlier = facts.get("clock_steps", table_steps)
     check_form(earlier, Whole(), f"checkpoint {path}: {FACTS}: clock_steps")

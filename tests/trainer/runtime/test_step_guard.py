@@ -64,6 +64,7 @@ def run_loop(built, batches, guard, seen=lambda name, progress: None, save_at=()
                 grace=SimpleNamespace(look=lambda: None),
                 profile=lambda step: None,
                 seeds=StepSeeds(1, guard.ranks),
+                redraw=SimpleNamespace(is_due=lambda progress: False),
             )
     except ValueError as error:
         return progress.step, str(error)
