@@ -31,6 +31,21 @@ LABEL_POLICIES = ("error", "drop")
 
 
 @dataclass
+class VectorFile:
+    """Parquet with vectors for the rows of a table."""
+
+    file: str = ""
+    """File, folder or glob under ``data.root``, or an address; empty: none."""
+    id: str = "id"
+    """Column of ids, as the training data have them; of a table with a vocabulary (``data.prepared``), raw values."""
+    vector: str = "vector"
+    """Column of vectors: lists of ``dim`` numbers."""
+    dim: int | None = None
+    """Numbers of a vector; by default the table's ``embedding_dim``. With another width rows are as wide as the file's, and a
+    linear map, trained with the model, makes ``embedding_dim`` of them."""
+
+
+@dataclass
 class Table:
     """Embedding rows that one or more features share."""
 
@@ -47,6 +62,14 @@ class Table:
     """Distribution of the initial values."""
     dtype: str = "fp32"
     """Type of the rows; fp16 takes half the memory and rounds after each update (docs/training.md)."""
+    init_from: VectorFile = field(default_factory=VectorFile)
+    """Initial values of a new run from a file; rows without a vector there get those of ``init``."""
+    freeze: bool = False
+    """Leave the rows of ``init_from`` (and all others of the table) as they are."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.init_from, dict):  # of a schema read as JSON
+            self.init_from = VectorFile(**self.init_from)
 
 
 @dataclass
@@ -238,6 +261,16 @@ class Schema:
     def dim(self, table: str) -> int:
         return self.tables[table].embedding_dim or self.embedding_dim
 
+    def stored_dim(self, table: str) -> int:
+        """Width of a table's rows in memory, a multiple of 4: wider than ``dim``, or narrower, where they are projected."""
+        spec = self.tables[table].init_from
+        return self.dim(table) if spec.dim is None else -(-spec.dim // 4) * 4
+
+    def projected(self, features: Iterable[str]) -> dict[str, str]:
+        """``{feature: table}`` of those whose rows are projected to the table's ``dim``."""
+        found = {name: self.features[name].table for name in features if name in self.features}
+        return {name: table for name, table in found.items() if self.stored_dim(table) != self.dim(table)}
+
     def num_embeddings(self, key: str) -> int:
         """Rows that a feature or a cross addresses."""
         return (
@@ -269,6 +302,12 @@ class Schema:
                 "to histories by weights of its own: give the feature a table that no history with a target reads, or leave "
                 "weights out"
             )
+        for name, table in self.projected(unpooled).items():
+            raise UserError(
+                f"schema.tables.{table}.init_from.dim is {self.tables[table].init_from.dim}, and its embedding_dim "
+                f"{self.dim(table)}: this model reads '{name}' id by id, which is not projected; give the table "
+                f"embedding_dim={self.stored_dim(table)}"
+            )
         weighted = tuple(n for n in pooled if self.features[n].table in weighing)
         return Layout((*pooled, *(self.crosses if crosses else ())), unpooled, weighted)
 
@@ -280,6 +319,13 @@ class Schema:
             raise UserError(f"{where}.num_embeddings is {table.num_embeddings}: give the number of rows, at least 2")
         if self.dim(name) <= 0 or self.dim(name) % 4:
             raise UserError(f"{where}.embedding_dim is {self.dim(name)}: FBGEMM needs a positive multiple of 4")
+        source = table.init_from
+        if source != VectorFile() and not source.file:
+            raise UserError(f"{where}.init_from.file is empty: name the Parquet with the table's vectors")
+        if source.dim is not None and source.dim < 1:
+            raise UserError(f"{where}.init_from.dim is {source.dim}: give the number of entries that each vector has")
+        if table.freeze and not source.file:
+            raise UserError(f"{where}.freeze leaves random rows as they are: name a file of vectors, {where}.init_from")
         one_of(table.pooling, POOLINGS, f"{where}.pooling")
         one_of(table.init, INITS, f"{where}.init")
         one_of(table.dtype, TABLE_DTYPES, f"{where}.dtype")

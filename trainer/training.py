@@ -182,7 +182,14 @@ def run_steps(job: Job, session: Session, watchdog: Watchdog) -> int:
                     grace=GraceCheck(checkpoints, grace_seconds(), job.ranks),
                     profile=profile,
                     seeds=StepSeeds(job.config.seed, job.ranks),
-                    redraw=Redraw(job.built, job.config, data.loader.steps_per_epoch, data.total_steps),
+                    redraw=Redraw(
+                        job.built,
+                        job.config,
+                        data.files.manifest,
+                        job.ranks,
+                        epoch_steps=data.loader.steps_per_epoch,
+                        total_steps=data.total_steps,
+                    ),
                 )
         finally:
             job.close()

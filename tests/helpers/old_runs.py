@@ -1,5 +1,6 @@
 """Earlier runs to start from."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -75,7 +76,7 @@ class Run:
         schema = {
             **{key: getattr(self.schema, key) for key in ("label", "on_bad_label", "weight", "embedding_dim")},
             **{
-                key: {k: vars(v) for k, v in getattr(self.schema, key).items()}
+                key: {k: dataclasses.asdict(v) for k, v in getattr(self.schema, key).items()}
                 for key in ("tables", "features", "crosses")
             },
         }

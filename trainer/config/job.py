@@ -17,7 +17,7 @@ from trainer.config.data import DataConfig
 from trainer.config.evaluation import EarlyStoppingConfig, EvaluationConfig
 from trainer.config.export import ExportConfig
 from trainer.config.monitoring import AlertsConfig, LoggingConfig, ProfilingConfig
-from trainer.config.optim import OptimConfig
+from trainer.config.optim import OptimConfig, TableOptimizerConfig
 from trainer.config.sharding import ShardingConfig
 from trainer.config.warm_start import WarmStartConfig
 
@@ -175,8 +175,18 @@ class TrainConfig:
         for table in (*self.optim.by_table, *self.sharding.by_table):
             if not table.startswith("wide_"):
                 one_of(table, self.data.schema.tables, "optim.by_table / sharding.by_table")
-
+        self._freeze_tables()
         self._check_judged()
+
+    def _freeze_tables(self) -> None:
+        """A frozen table learns by steps of 0."""
+        frozen = [name for name, table in self.data.schema.tables.items() if table.freeze]
+        rest = TableOptimizerConfig("sgd", lr=0.0, clock=False)
+        for name in frozen:
+            if self.optim.by_table.get(name, rest) != rest:
+                raise UserError(f"data.schema.tables.{name}.freeze and optim.by_table.{name}: leave out one of them")
+        if frozen:
+            self.optim = replace(self.optim, by_table={**self.optim.by_table, **dict.fromkeys(frozen, rest)})
 
     def _check_judged(self) -> None:
         """What evaluations decide needs evaluations; early stopping names the best checkpoint's metric."""

@@ -76,7 +76,8 @@ class TableOptimizerConfig:
                 "optim.wide.schedule: FTRL's rate belongs to the sums it keeps and falls with them by itself; remove the "
                 "schedule (optim.plateau works), or choose adagrad or sgd"
             )
-        if not self.lr > 0 or not math.isfinite(self.lr):
+        rests = self.lr == 0 and self.name == "sgd"  # a frozen table
+        if not (self.lr > 0 or rests) or not math.isfinite(self.lr):
             raise UserError(f"optim: a table optimizer's lr is {self.lr}: it must be a positive number")
         for name in ("eps", "weight_decay", "beta", "l1", "l2", "mini_batch_l2", "interval_decay"):
             if not getattr(self, name) >= 0:

@@ -24,6 +24,7 @@ from trainer.modules.embeddings import (
     bag_configs,
     build_embeddings,
     embedding_configs,
+    projections,
 )
 from trainer.modules.head import Head
 from trainer.modules.jagged import Segments, segment_mean, segment_sum
@@ -81,7 +82,12 @@ class DIN(nn.Module):
         )
         in_dim = len(schema.dense) + sum(width.values())
         deep = MLP(in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1)
-        self.head = DINHead(schema, PooledGroups(configs, self.layout.pooled), attentions, deep)
+        self.head = DINHead(
+            schema,
+            PooledGroups(configs, self.layout.pooled, projections=projections(schema, self.layout.pooled)),
+            attentions,
+            deep,
+        )
         self.embedding_bags, self.weighted_bags = build_pooled(configs, self.layout, device)
         self.join = JoinedColumns()
         self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)

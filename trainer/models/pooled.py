@@ -16,6 +16,7 @@ from trainer.modules.embeddings import (
     bag_configs,
     build_embedding_bags,
     build_weighted_bags,
+    projections,
 )
 from trainer.modules.head import Head
 
@@ -65,4 +66,4 @@ def pooled_lookup(
     """The tables of the features ``deep`` and of the linear weights of ``wide``, and what puts their columns in this order.
     Raises ``ValueError`` for a table name that TorchRec cannot hold."""
     tables = bag_configs(schema, deep, wide)
-    return tables, PooledGroups(tables, deep, wide)
+    return tables, PooledGroups(tables, deep, wide, projections(schema, deep))

@@ -86,7 +86,7 @@ def bag_configs(schema: Schema, deep: Sequence[str], wide: Sequence[str] = ()) -
         EmbeddingBagConfig(
             name=table,
             num_embeddings=schema.tables[table].num_embeddings,
-            embedding_dim=schema.dim(table),
+            embedding_dim=schema.stored_dim(table),
             feature_names=features,
             pooling=_POOLING[schema.tables[table].pooling],
             init_fn=initial_values(schema, table).fill,
@@ -114,7 +114,7 @@ def embedding_configs(schema: Schema, features: Sequence[str]) -> list[Embedding
         EmbeddingConfig(
             name=table,
             num_embeddings=schema.tables[table].num_embeddings,
-            embedding_dim=schema.dim(table),
+            embedding_dim=schema.stored_dim(table),
             feature_names=names,
             init_fn=initial_values(schema, table).fill,
             data_type=_DATA_TYPE[schema.tables[table].dtype],
@@ -160,8 +160,15 @@ class PooledGroups(nn.Module):
     CPU, against 8 ms for ``split`` and ``cat``; ``KeyedTensor.regroup`` took 17 ms.)
     """
 
-    def __init__(self, configs: list[EmbeddingBagConfig], deep: Sequence[str], wide: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        configs: list[EmbeddingBagConfig],
+        deep: Sequence[str],
+        wide: Sequence[str] = (),
+        projections: "Projections | None" = None,
+    ) -> None:
         super().__init__()
+        self.projections = projections
         columns = {
             (feature, is_wide_table(config.name)): name
             for config, names in zip(configs, get_embedding_names_by_table(configs), strict=True)
@@ -170,8 +177,42 @@ class PooledGroups(nn.Module):
         self.groups = ([columns[key, False] for key in deep], [columns[key, True] for key in wide])
 
     def forward(self, pooled: KeyedTensor) -> tuple[Tensor, Tensor]:
+        if self.projections is not None:
+            pooled = self.projections(pooled)
         deep, wide = split_columns(pooled, self.groups)
         return deep, wide
+
+
+class Projections(nn.Module):
+    """Rows of tables that are not as wide as the schema has them (``init_from.dim``), made so by a linear map a table, without a
+    bias and in float32. Sums and means of rows are projected as rows are. ``linear``: by table."""
+
+    def __init__(self, schema: Schema, features: Sequence[str]) -> None:
+        super().__init__()
+        self.of_feature = schema.projected(features)
+        self.linear = nn.ModuleDict(
+            {
+                f"of_{table}": nn.Linear(schema.stored_dim(table), schema.dim(table), bias=False)
+                for table in dict.fromkeys(self.of_feature.values())
+            }
+        )
+
+    def forward(self, pooled: KeyedTensor) -> KeyedTensor:
+        names, parts = pooled.keys(), pooled.values().split(pooled.length_per_key(), dim=1)
+        with torch.autocast(parts[0].device.type, enabled=False):
+            made = [self._made(*column) for column in zip(names, parts, strict=True)]
+        return KeyedTensor(names, [part.shape[1] for part in made], torch.cat(made, dim=1))
+
+    def _made(self, name: str, part: Tensor) -> Tensor:
+        """TorchRec calls a column ``feature`` or ``feature@table``; those of the linear part stay."""
+        feature, _, table = name.partition("@")
+        projects = feature in self.of_feature and not is_wide_table(table)
+        return self.linear[f"of_{self.of_feature[feature]}"](part.float()) if projects else part
+
+
+def projections(schema: Schema, features: Sequence[str]) -> Projections | None:
+    """None where no table of ``features`` is projected."""
+    return Projections(schema, features) if schema.projected(features) else None
 
 
 def split_columns(pooled: KeyedTensor, groups: Sequence[Sequence[str]]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from trainer.run.data import RunData
 from trainer.run.early_stopping import EarlyStopping
 from trainer.run.evaluator import Evaluator
 from trainer.run.resume import checkpoints_folder, resume
+from trainer.run.table_files import fill_tables
 from trainer.run.training_state import TrainingState
 from trainer.runtime import fault_injection, run_folder
 from trainer.runtime.distributed import Ranks
@@ -181,6 +182,8 @@ def begin(job: Job) -> None:
     """Goes on from the run's own checkpoint, or else from another run's model, where there is one."""
     config, data, ranks = job.config, job.data, job.ranks
     resume(data.saved, job.state, job.row_log.folder, recording=config.debug.ledger, ranks=ranks)
+    if data.saved is None and data.warm is None:
+        fill_tables(job.built, config.data, data.files.manifest, ranks, job.folder)
     if data.warm is not None:
         pieces, tables = job.state.pieces, job.built.tables
         begun = warm_start(config.warm_start, config, pieces, tables, job.folder, ranks, data.warm)

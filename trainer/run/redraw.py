@@ -5,11 +5,13 @@ From the second epoch on, rows that have seen their few clicks fit these by hear
 does not overfit: an epoch with other initial values is like more data.
 """
 
+from data_loaders.manifest import Manifest
 from data_loaders.messages import note
 from trainer.config.job import TrainConfig
 from trainer.modules.embeddings import initial_values_of_tables
 from trainer.run.build import Built
-from trainer.runtime.distributed import from_first
+from trainer.run.table_files import fill_tables
+from trainer.runtime.distributed import Ranks
 from trainer.runtime.progress import Progress
 from trainer.sharding.initialize import initialize_tables
 
@@ -18,8 +20,11 @@ class Redraw:
     """Draws all tables of ``built`` anew before the first step of each epoch but the first, so that what is evaluated and saved
     at the end of an epoch is what that has trained. A function of (seed, epoch) alone: a resumed run draws the same."""
 
-    def __init__(self, built: Built, config: TrainConfig, epoch_steps: int, total_steps: int) -> None:
-        self._built, self._config, self._epoch_steps, self._total_steps = built, config, epoch_steps, total_steps
+    def __init__(
+        self, built: Built, config: TrainConfig, trained: Manifest, ranks: Ranks, *, epoch_steps: int, total_steps: int
+    ) -> None:
+        self._built, self._config, self._trained, self._ranks = built, config, trained, ranks
+        self._epoch_steps, self._total_steps = epoch_steps, total_steps
 
     def is_due(self, progress: Progress) -> bool:
         """Before the step after ``progress``, if there is one. (``Progress.begin_epoch`` may have begun the epoch already.)"""
@@ -30,5 +35,7 @@ class Redraw:
         epoch = progress.epoch + (progress.epoch_step > 0)
         initial = initial_values_of_tables(self._config.data.schema)
         initialize_tables(self._built.task, self._built.tables, self._config.seed, initial, epoch=epoch)
+        fill_tables(self._built, self._config.data, self._trained, self._ranks)
         self._built.optimizer.forget_tables()
-        from_first(lambda: note(f"Tables drawn anew for epoch {epoch + 1}"))
+        if self._ranks.is_first:
+            note(f"Tables drawn anew for epoch {epoch + 1}")

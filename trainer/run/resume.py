@@ -1,7 +1,7 @@
 """Whether there is a checkpoint to resume from, and how a run resumes."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from trainer.run.training_files import Saved, TrainingFiles
 from trainer.runtime.distributed import Ranks, from_first
 from trainer.runtime.progress import Progress
 
-LATER = ("dim", "project", "normalize", "weights")  # keys of features and tables since 0.1
+LATER = ("dim", "project", "normalize", "weights", "init_from", "freeze")  # keys of features and tables since 0.1
 
 
 def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def job_identity(config: TrainConfig, tree: dict[str, Any]) -> dict[str, Any]:
 
 def _without_later(schema: dict[str, Any]) -> dict[str, Any]:
     """Without the keys that older checkpoints do not know, where they have their defaults and so say nothing."""
-    kinds = {"features": Feature, "tables": Table}
-    defaults = {part: {key: getattr(kind, key) for key in LATER if hasattr(kind, key)} for part, kind in kinds.items()}
+    kinds = {"features": asdict(Feature()), "tables": asdict(Table())}
+    defaults = {part: {key: kind[key] for key in LATER if key in kind} for part, kind in kinds.items()}
     kept = {
         part: {
             name: {key: value for key, value in spec.items() if key not in keys or value != keys[key]}

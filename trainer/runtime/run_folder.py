@@ -32,6 +32,7 @@ LINES, METRICS, BEFORE = (
     "metrics.json",
     "before.json",
 )  # as they come; at the end; before the first step
+INITIAL_ROWS = "initial_rows.json"  # of tables with init_from
 SCORES, TABLES, ENVIRONMENT, REPORT = "distributions.json", "tables.json", "environment.json", "report.html"
 
 

@@ -57,7 +57,7 @@ class Vocabularies:
 def follow(old_file: Path, new_file: Path, old_rows: int, new_rows: int) -> Ids:
     """The way of each id from one vocabulary to the other. Raises ``UserError`` where a file is no vocabulary of a table
     of so many rows, or their values are of different types."""
-    old, new = _read(old_file, old_rows), _read(new_file, new_rows)
+    old, new = read_vocabulary(old_file, old_rows), read_vocabulary(new_file, new_rows)
     if old.schema.field("value").type != new.schema.field("value").type:
         kinds = [str(table.schema.field("value").type) for table in (old, new)]
         raise UserError(
@@ -84,7 +84,7 @@ def vocabulary_file(folder: Path | None, table: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def _read(path: Path, rows: int) -> pa.Table:
+def read_vocabulary(path: Path, rows: int) -> pa.Table:
     """(value, id) of a vocabulary whose ids fit a table of ``rows`` rows, each once."""
     table = pq.read_table(path, columns=["value", "id"])
     value = table.column("value")

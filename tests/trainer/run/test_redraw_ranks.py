@@ -10,7 +10,7 @@ from tests.helpers.whole_tables import gather_table
 from trainer import train
 from trainer.checkpoint import Reader
 from trainer.modules.embeddings import is_wide_table
-from trainer.run import loop
+from trainer.run import build, loop
 from trainer.run.redraw import Redraw
 from trainer.runtime.progress import Progress
 
@@ -27,10 +27,12 @@ OPTIONS = (
 
 
 def check_redrawn(rank, world_size, root):
-    config, _, loader, built = built_job(root, rank, world_size, OPTIONS)
+    config, layout, loader, built = built_job(root, rank, world_size, OPTIONS)
     state = state_of(built, loader, ranks_of(rank, world_size))
     first = {table.name: gather_table(built.task, table.name).clone() for table in built.tables}
-    progress, redraw = Progress(), Redraw(built, config, EPOCH, 2 * EPOCH)
+    manifest, ranks = build.scan(config.data, "train", layout), ranks_of(rank, world_size)
+    progress = Progress()
+    redraw = Redraw(built, config, manifest, ranks, epoch_steps=EPOCH, total_steps=2 * EPOCH)
     batches = loop.batches_from(loader, progress, EPOCH)
     due = [redraw.is_due(progress)]
     for _ in range(EPOCH):
