@@ -9,6 +9,9 @@ import math
 import random
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.helpers.made_tables import UNKNOWN, known, run
 
 NUMBERS = [f"I{i}" for i in range(1, 14)]
@@ -257,3 +260,24 @@ def test_kuaivideo_x1_has_two_histories_of_its_items(tmp_path):
             assert [got["item_id"]] == known([str(row["item_id"])], kept)
             for name in ("pos_items", "neg_items"):
                 assert got[name] == known(listed(row[name]), kept)
+
+
+def test_kuaivideo_gets_the_vectors_of_its_items(tmp_path):
+    rows = write(
+        tmp_path,
+        ["user_id", "item_id", "is_click", "pos_items", "neg_items"],
+        lambda draw: {
+            "user_id": draw.randrange(3),
+            "item_id": draw.randrange(5),
+            "is_click": draw.randrange(2),
+            "pos_items": "^".join(str(draw.randrange(5)) for _ in range(draw.randrange(4))),
+            "neg_items": "",
+        },
+        splits=("train", "test"),
+    )
+    images = {item: [float(item + place) for place in range(64)] for item in range(4)}  # item 4 has none
+    table = pa.table({"item_id": [str(item) for item in images], "image": list(images.values())})
+    pq.write_table(table, tmp_path / "item_visual_emb_dim64.parquet")
+    made = run("kuaivideo_x1_vectors", tmp_path, tmp_path.parent / "made", AS_THEY_LIE)
+    for split, given in rows.items():
+        assert [row["image"] for row in made.rows(split)] == [images.get(row["item_id"]) for row in given]
