@@ -29,6 +29,7 @@ from trainer.modules.embeddings import (
 from trainer.modules.head import Head
 from trainer.modules.jagged import Segments, segment_mean, segment_sum
 from trainer.modules.mlp import MLP, aligned, check_units
+from trainer.modules.requests import RequestJagged
 
 POSITIONS = ("none", "learned")
 
@@ -166,6 +167,9 @@ class DINHead(Head):
         vectors: dict[str, Tensor],
     ) -> Tensor:
         query = joined([vectors[self.targets[key]] for key in group])  # [B, D]
+        histories = [features[key] for key in group]
+        if isinstance(histories[0], RequestJagged):  # served, and all rows of a request share it
+            return attention.of_requests(query, joined([each.shared for each in histories]), histories[0])
         tokens = joined([features[key].values() for key in group])  # [T, D]
         return attention(query, tokens, features[group[0]].offsets())  # [B, D]
 

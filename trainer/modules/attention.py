@@ -15,6 +15,7 @@ from trainer.modules.attention_kernels import ACTIVATIONS, Parameters, Unit, alp
 from trainer.modules.jagged import Segments, expand, from_the_end, segment_softmax, sum_rows, weighted_sum
 from trainer.modules.mlp import MLP, activate, build_activation, check_units
 from trainer.modules.normalization import Rows
+from trainer.modules.requests import RequestJagged
 from trainer.modules.tokens import TokenLinear, fill
 
 
@@ -71,6 +72,40 @@ class TargetAttention(nn.Module):
         if self.softmax:
             weights = segment_softmax(weights, segments)
         return weighted_sum(weights, tokens if self.intensity is None else tokens + self.intensity, segments)  # [B, D]
+
+    def of_requests(self, query: Tensor, tokens: Tensor, history: RequestJagged) -> Tensor:
+        """As ``forward`` gives in evaluation, where all rows of a request share its history: ``query`` [N, D], ``tokens`` [T, D]
+        of the R requests, placed by ``history`` -> [N, D] float32."""
+        found = torch.zeros_like(query)
+        weight, per_token = self._per_token(tokens)
+        events = tokens if self.intensity is None else tokens + self.intensity
+        for rows, own in history.of_requests():
+            if own.start < own.stop:
+                scores = self._shared_scores(query[rows], tokens[own], weight[own], per_token[own])  # [n, L]
+                found[rows] = (scores.softmax(1) if self.softmax else scores) @ events[own]
+        return found
+
+    def _per_token(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer as a function of q alone, for each token: ``W [q, k, q - k, q * k] + bias = A q + c`` with
+        A = Wq + Wd + Wp diag(k) [T, C, D] and c = (Wk - Wd) k + bias [T, C]."""
+        for_query, for_token, for_difference, for_product = self.first.weight.chunk(4, dim=1)
+        weight = torch.addcmul(for_query + for_difference, for_product, tokens.unsqueeze(1))
+        return weight, functional.linear(tokens, for_token - for_difference, self.first.bias)
+
+    def _shared_scores(self, query: Tensor, tokens: Tensor, weight: Tensor, per_token: Tensor) -> Tensor:
+        """``a(token, query)`` of each pair: ``query`` [n, D], and L tokens' ``_per_token`` -> [n, L]."""
+        count = len(tokens)
+        if self.positions is not None:
+            distance = torch.arange(count - 1, -1, -1).clamp(max=self.positions.shape[0] - 1)
+            per_token = per_token + self.positions[distance]
+        hidden = torch.addmm(per_token.flatten(), query, weight.flatten(0, 1).t()).view(
+            -1, weight.shape[1]
+        )  # [n * L, C]
+        if self.cosine is not None:
+            cosines = functional.cosine_similarity(query.unsqueeze(1), tokens, dim=2)  # [n, L]
+            hidden = hidden + self.cosine(cosines.view(-1, 1))
+        every = Rows(hidden, None)
+        return self.rest(activate(self.activation, hidden, every), every).view(-1, count)
 
     def _unit(self) -> Unit:
         return Unit((self.activation, *self.rest.activations), self.softmax, product_type("cpu"))

@@ -23,6 +23,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from trainer.modules.embeddings import WIDE_DIM, WIDE_WEIGHT_SLOT
+from trainer.modules.requests import RequestJagged
 
 KEY = "rows"  # of the one tensor in a table's file
 SCALE_BYTES = 8  # scale and offset of an int8 row
@@ -69,30 +70,6 @@ class RequestIds:
         """A feature's ids, and whether they are a context's."""
         shared = self.candidates is None or key not in self.candidates.keys()  # noqa: SIM118  it is no dict
         return (self.contexts if shared else self.candidates)[key], shared
-
-
-class RequestJagged(JaggedTensor):
-    """Vectors of a history that all rows of a request share: ``values()`` and ``offsets()`` are, as a model expects them, of
-    N rows, made when they are asked for; ``shared`` [T, D] and ``shared_offsets`` [R + 1] are of R requests."""
-
-    def __init__(self, shared: Tensor, lengths: Tensor, request: Tensor) -> None:
-        self.shared, self.request = shared, request
-        self.shared_offsets = functional.pad(lengths.cumsum(0), (1, 0))
-        self._expanded: Tensor | None = None
-        super().__init__(values=shared[:0], lengths=lengths.index_select(0, request))
-
-    def values(self) -> Tensor:
-        if self._expanded is None:
-            self._expanded = self.shared.index_select(0, self._positions())
-        return self._expanded
-
-    def _positions(self) -> Tensor:
-        """For each token of the N rows its place in ``shared``."""
-        lengths = self.lengths()
-        total = int(lengths.sum())
-        # A row's first token in ``shared``, less its first among all rows'.
-        begin = self.shared_offsets[:-1].index_select(0, self.request) - (lengths.cumsum(0) - lengths)
-        return torch.arange(total) + torch.repeat_interleave(begin, lengths, output_size=total)
 
 
 class MappedBags(nn.Module):

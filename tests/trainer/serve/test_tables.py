@@ -12,8 +12,10 @@ import conf
 from data_loaders.schema import Layout
 from tests.helpers.samples import keyed_jagged, make_batch, one_dim_schema, pooled_bag, random_rows, randomize
 from trainer.models.construct import build_model
+from trainer.modules.attention import TargetAttention
 from trainer.modules.embeddings import is_wide_table
-from trainer.serve.tables import MappedTable, RequestIds, RequestJagged, pool, replace_lookups, stored
+from trainer.modules.requests import RequestJagged
+from trainer.serve.tables import MappedTable, RequestIds, pool, replace_lookups, stored
 
 MODELS = sorted(path.stem for path in (Path(conf.__file__).parent / "model").glob("*.yaml"))
 
@@ -110,3 +112,28 @@ def test_a_shared_history_is_that_of_each_row():
     assert history.offsets().tolist() == [0, 2, 5, 8, 8]
     empty = RequestJagged(vectors[:0], torch.tensor([0]), torch.tensor([0, 0]))
     assert empty.values().shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"softmax": True, "activation": "prelu"},
+        {"positions": 4, "activation": "relu"},
+        {"cosine": True, "intensity": True},
+    ],
+)
+@pytest.mark.parametrize("lengths", [[0, 1, 50], [50], [0], [0, 0, 3]])
+def test_attention_over_a_shared_history_is_that_of_each_row(settings, lengths):
+    """Empty, one event, the longest; rows of the requests in any order, and a request without rows."""
+    draw = torch.Generator().manual_seed(3)
+    unit = TargetAttention(8, [16, 8], **{"activation": "dice", **settings}).eval()
+    for parameter in unit.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=draw)
+    request = torch.randint(0, max(len(lengths) - 1, 1), (23,), generator=draw)
+    vectors, query = torch.randn(sum(lengths), 8, generator=draw), torch.randn(23, 8, generator=draw)
+    history = RequestJagged(vectors, torch.tensor(lengths), request)
+    with torch.no_grad():
+        expected = unit(query, history.values(), history.offsets())
+        found = unit.of_requests(query, vectors, history)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
