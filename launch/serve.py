@@ -107,7 +107,7 @@ class Supervisor:
             except (UserError, OSError):
                 return  # being written, or gone: the version that is served stays
             if str(version) != served.version and (str(version), changed) not in self.refused:
-                self.loading = version, self._load(version)
+                self.loading = version, self._load(version, served.version)
             return
         version, process = self.loading
         code = process.poll()
@@ -122,8 +122,9 @@ class Supervisor:
             state.accept(self.folder, state.Accepted(served.version, served.refused + 1))
             note(f"{version.name} is not served: {Path(served.version).name} stays")
 
-    def _load(self, version: Path) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(rank.command("trainer.serve.loader", [str(version)]), env=self._environment())
+    def _load(self, version: Path, served: str = "") -> "subprocess.Popen[bytes]":
+        words = [str(version), self.config.memory, *([served] if served else [])]
+        return subprocess.Popen(rank.command("trainer.serve.loader", words), env=self._environment())
 
     def _start(self, number: int) -> "subprocess.Popen[bytes]":
         words = ["--folder", str(self.folder), "--number", str(number), "--port", str(self.port)]

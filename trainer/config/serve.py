@@ -6,6 +6,7 @@ from data_loaders.errors import UserError
 from trainer.config.checks import positive
 
 LARGEST_PORT = 65535
+MEMORY = ("warn", "require")  # where tables are larger than it
 
 
 @dataclass
@@ -32,6 +33,9 @@ class ServeConfig:
     """Time to answer what has come, when asked to stop."""
     reload_seconds: float = 5.0
     """How often current.json is looked at for a new version."""
+    memory: str = "warn"
+    """Where a version's tables are larger than the memory available: warn, and read what does not fit from disk; or require,
+    and do not serve it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= LARGEST_PORT:
@@ -39,5 +43,7 @@ class ServeConfig:
         for name in ("max_rows", "max_waiting", "max_candidates", "max_body_mb", "timeout_ms", "grace_seconds"):
             positive(getattr(self, name), f"serve.{name}")
         positive(self.reload_seconds, "serve.reload_seconds")
+        if self.memory not in MEMORY:
+            raise UserError(f"serve.memory is {self.memory!r:.100}: give {' or '.join(MEMORY)}")
         if self.workers is not None:
             positive(self.workers, "serve.workers")
