@@ -41,4 +41,4 @@ def test_a_job_trains_evaluates_and_leaves_a_checkpoint(name, runs):
     for split in ("valid", "test"):
         assert 0 < metrics[split]["logloss"] < 1 and metrics[split]["rows"] == tiny.ROWS[split]
     assert {path.name for path in (runs / name / "checkpoints").glob("step-*")} == {"step-8", "step-13"}
-    assert ("wide" in metrics) == (name in ("deepfm", "fm", "fnn", "lr", "wide_deep"))
+    assert ("wide" in metrics) == (name in ("deepfm", "fibinet", "fm", "fnn", "lr", "wide_deep", "xdeepfm"))

@@ -34,7 +34,31 @@ from trainer.modules.requests import RequestJagged
 POSITIONS = ("none", "learned")
 
 
-class DIN(nn.Module):
+class HistoryModel(nn.Module):
+    """What DIN and the models after it have in common: tables, their lookups, and a head that reads histories event by event.
+    ``head``: built by the caller, on the CPU and before the tables, which lie on ``device``."""
+
+    def __init__(self, schema: Schema, head: "DINHead", device: torch.device) -> None:
+        super().__init__()
+        self.layout: Layout = schema.layout(attention=True)
+        self.head = head
+        configs = bag_configs(schema, self.layout.pooled)
+        self.embedding_bags, self.weighted_bags = build_pooled(configs, self.layout, device)
+        self.join = JoinedColumns()
+        self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        pooled = look_up_pooled(self.embedding_bags, self.weighted_bags, self.join, batch)
+        jagged = [collection(batch.sequence) for collection in self.embeddings.values()]
+        return self.head(batch.dense, pooled, jagged, batch.weights)  # [B]
+
+    @staticmethod
+    def feature_modules(schema: Schema) -> dict[str, tuple[str, ...]]:
+        """The features of each module that belongs to a history, by the module's name."""
+        return {f"head.attentions.{index}": group for index, group in enumerate(schema.histories.values())}
+
+
+class DIN(HistoryModel):
     """``hidden_units``, ``normalization``, ``dropout``: of the network over all inputs; ``attention_units``: of the
     activation unit; ``activation``: of both (dice, prelu or relu); ``softmax``: whether an event's weights sum to 1 over a
     history (the paper: no); ``position``: what an event's weight knows of its distance from the end of the history, nothing
@@ -58,17 +82,10 @@ class DIN(nn.Module):
         dropout: float = 0.0,
         device: torch.device,
     ) -> None:
-        super().__init__()
         check_units(hidden_units, "model.hidden_units")
         one_of(position, POSITIONS, "model.position")
-        if not schema.histories:
-            raise UserError(
-                "schema.features has no sequence with a target, which model din attends to: set target: <sparse "
-                "feature of the same table> on a feature of kind: sequence, or choose another model"
-            )
-        self.layout: Layout = schema.layout(attention=True)
+        check_histories(schema, "din")
         width = widths(schema)
-        configs = bag_configs(schema, self.layout.pooled)
         attentions = nn.ModuleList(
             TargetAttention(
                 sum(width[key] for key in group),
@@ -81,29 +98,19 @@ class DIN(nn.Module):
             )
             for group in schema.histories.values()
         )
-        in_dim = len(schema.dense) + sum(width.values())
-        deep = MLP(in_dim, hidden_units, activation=activation, normalization=normalization, dropout=dropout, out_dim=1)
-        self.head = DINHead(
-            schema,
-            PooledGroups(configs, self.layout.pooled, projections=projections(schema, self.layout.pooled)),
-            attentions,
-            deep,
+        deep = MLP(
+            input_width(schema),
+            hidden_units,
+            activation=activation,
+            normalization=normalization,
+            dropout=dropout,
+            out_dim=1,
         )
-        self.embedding_bags, self.weighted_bags = build_pooled(configs, self.layout, device)
-        self.join = JoinedColumns()
-        self.embeddings = build_embeddings(embedding_configs(schema, self.layout.unpooled), device)
-
-    def forward(self, batch: Batch) -> Tensor:
-        pooled = look_up_pooled(self.embedding_bags, self.weighted_bags, self.join, batch)
-        jagged = [collection(batch.sequence) for collection in self.embeddings.values()]
-        return self.head(batch.dense, pooled, jagged, batch.weights)  # [B]
+        super().__init__(schema, DINHead(schema, attentions, deep), device)
 
     @staticmethod
     def feature_axes(schema: Schema) -> FeatureAxes:
-        width, groups = widths(schema), list(schema.histories.values())
-        members = [key for group in groups for key in group]
-        others = [key for key in width if key not in members]
-        inputs = [*((name, 1) for name in schema.dense), *((key, width[key]) for key in (*others, *members))]
+        width = widths(schema)
         attended = {
             f"{prefix}.first.weight": (1, 4 * [(key, width[key]) for key in group])  # q, k, q - k, q * k
             for prefix, group in DIN.feature_modules(schema).items()
@@ -112,12 +119,28 @@ class DIN(nn.Module):
             f"{prefix}.intensity": (0, [(key, width[key]) for key in group])
             for prefix, group in DIN.feature_modules(schema).items()
         }
-        return {"head.deep.layers.0.weight": (1, inputs), **attended, **added}
+        return {"head.deep.layers.0.weight": (1, inputs_of(schema)), **attended, **added}
 
-    @staticmethod
-    def feature_modules(schema: Schema) -> dict[str, tuple[str, ...]]:
-        """The features of each module that belongs to a history, by the module's name."""
-        return {f"head.attentions.{index}": group for index, group in enumerate(schema.histories.values())}
+
+def check_histories(schema: Schema, model: str) -> None:
+    """Raises ``UserError`` where no sequence names a target."""
+    if not schema.histories:
+        raise UserError(
+            f"schema.features has no sequence with a target, which model {model} attends to: set target: <sparse "
+            "feature of the same table> on a feature of kind: sequence, or choose another model"
+        )
+
+
+def input_width(schema: Schema) -> int:
+    return sum(width for _, width in inputs_of(schema))
+
+
+def inputs_of(schema: Schema) -> list[tuple[str, int]]:
+    """``(feature, width)`` of what the network reads: numbers, pooled features, candidates, interests."""
+    width = widths(schema)
+    members = [key for group in schema.histories.values() for key in group]
+    others = [key for key in width if key not in members]
+    return [*((name, 1) for name in schema.dense), *((key, width[key]) for key in (*others, *members))]
 
 
 def widths(schema: Schema) -> dict[str, int]:
@@ -127,10 +150,11 @@ def widths(schema: Schema) -> dict[str, int]:
 
 
 class DINHead(Head):
-    """``attentions``: one for each history of ``schema``."""
+    """``attentions``: one for each history of ``schema``, (candidate [B, D], events [T, D], offsets [B + 1]) -> [B, D]."""
 
-    def __init__(self, schema: Schema, groups: PooledGroups, attentions: nn.ModuleList, deep: MLP) -> None:
+    def __init__(self, schema: Schema, attentions: nn.ModuleList, deep: MLP) -> None:
         super().__init__()
+        pooled_keys = schema.layout(attention=True).pooled
         self.histories = schema.histories
         self.targets = {key: schema.features[key].target for group in self.histories.values() for key in group}
         unpooled = schema.layout(attention=True).unpooled
@@ -140,7 +164,10 @@ class DINHead(Head):
             key: schema.tables[feature.table].pooling == "mean" and feature.max_length is not None
             for key, feature in pooled.items()
         }
-        self.groups, self.attentions, self.deep = groups, attentions, deep
+        self.groups = PooledGroups(
+            bag_configs(schema, pooled_keys), pooled_keys, projections=projections(schema, pooled_keys)
+        )
+        self.attentions, self.deep = attentions, deep
 
     def logits(
         self, dense: Tensor, pooled: KeyedTensor | None, jagged: list[dict[str, JaggedTensor]], weights: Tensor
@@ -161,14 +188,15 @@ class DINHead(Head):
 
     def _interest(
         self,
-        attention: TargetAttention,
+        attention: nn.Module,
         group: tuple[str, ...],
         features: dict[str, JaggedTensor],
         vectors: dict[str, Tensor],
     ) -> Tensor:
         query = joined([vectors[self.targets[key]] for key in group])  # [B, D]
         histories = [features[key] for key in group]
-        if isinstance(histories[0], RequestJagged):  # served, and all rows of a request share it
+        # Served, and all rows of a request share it.
+        if isinstance(histories[0], RequestJagged) and isinstance(attention, TargetAttention):
             return attention.of_requests(query, joined([each.shared for each in histories]), histories[0])
         tokens = joined([features[key].values() for key in group])  # [T, D]
         return attention(query, tokens, features[group[0]].offsets())  # [B, D]

@@ -56,6 +56,11 @@ def dense_field_axes(schema: Schema) -> FeatureAxes:
     return {f"head.dense_fields.{name}": (0, numbers) for name in ("weights", "vectors")} if numbers else {}
 
 
+def field_axes(schema: Schema) -> FeatureAxes:
+    """Of ``Fields`` under the name ``fields`` of a head."""
+    return {"head.fields.vectors": (0, [(name, 1) for name in schema.dense])} if schema.dense else {}
+
+
 def pairs(owners: Sequence[tuple[str, ...]]) -> list[tuple[tuple[str, ...], int]]:
     """To which features each product of two vectors belongs, in the order of ``interactions.InnerProduct``. ``owners``: the
     features of each vector."""

@@ -22,7 +22,27 @@ from data_loaders.schema import Schema
 from tests.helpers.ranks import run_distributed
 from tests.helpers.rounding import Change, measured_tolerance, unchanged
 from tests.helpers.samples import Row, make_batch, one_dim_schema, random_rows, randomize, small_schema
-from trainer.models import dcn, dcn_v2, deepfm, din, dlrm, embedding_mlp, fm, fnn, lr, pnn, wide_deep
+from trainer.models import (
+    autoint,
+    bst,
+    dcn,
+    dcn_v2,
+    deepfm,
+    dien,
+    din,
+    dlrm,
+    embedding_mlp,
+    fibinet,
+    finalmlp,
+    fm,
+    fnn,
+    lr,
+    masknet,
+    pnn,
+    wide_deep,
+    wukong,
+    xdeepfm,
+)
 from trainer.modules.execution import Execution, executed_by
 from trainer.modules.task import ClickTask
 from trainer.runtime.distributed import all_reduce_sum
@@ -46,6 +66,15 @@ CASES = {
         {"hidden_units": [8, 4], "rank": 2, "experts": 3, "structure": "parallel"},
     ),
     "dlrm": (dlrm.Model, one_dim_schema, {"bottom_units": [6], "hidden_units": [8, 4]}),
+    "bst": (bst.Model, small_schema, {"hidden_units": [8, 4], "block_units": 6}),
+    # Without Dice, whose statistics over two rows magnify the rounding of the recurrent layers.
+    "dien": (dien.Model, small_schema, {"hidden_units": [8, 4], "activation": "relu"}),
+    "xdeepfm": (xdeepfm.Model, one_dim_schema, {"cross_units": [5, 4], "hidden_units": [8, 4]}),
+    "autoint": (autoint.Model, one_dim_schema, {"attention_layers": 2, "head_width": 4}),
+    "fibinet": (fibinet.Model, one_dim_schema, {"hidden_units": [8, 4]}),
+    "finalmlp": (finalmlp.Model, one_dim_schema, {"first_units": [8, 4], "second_units": [6, 4], "gate_units": [4]}),
+    "masknet": (masknet.Model, one_dim_schema, {"block_units": [6, 5], "hidden_units": [4]}),
+    "wukong": (wukong.Model, one_dim_schema, {"layers": 2, "product_vectors": 3, "linear_vectors": 2, "rank": 4}),
 }
 
 
@@ -180,7 +209,7 @@ def test_two_ranks_equal_one(results, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_all_lookups_are_pipelined(results, name):
-    modules = 3 if name == "din" else 1
+    modules = 3 if name in ("din", "bst", "dien") else 1
     for result in results:
         assert result[name]["sharded"] == modules  # DIN: one collection for each width, and the pooled one
         assert result[name]["pipelined"] == modules
