@@ -23,8 +23,10 @@ def built(name, **hyperparameters):
 
 def test_a_model_has_the_option_where_it_has_an_mlp():
     for name in NAMES:
-        model, _ = built(name)
-        has_mlp = any(isinstance(module, MLP) for module in model.modules())
+        model, _ = built(name, **({"hidden_units": [8]} if name == "autoint" else {}))
+        has_mlp = (
+            any(isinstance(module, MLP) for module in model.modules()) and name != "masknet"
+        )  # normalised as it is
         assert ("normalization" in inspect.signature(load_model_class(name)).parameters) == has_mlp, name
 
 
@@ -33,7 +35,9 @@ def test_a_model_has_the_option_where_it_has_an_mlp():
     "name", [n for n in NAMES if "normalization" in inspect.signature(load_model_class(n)).parameters]
 )
 def test_a_normalised_model_keeps_its_promises(name, normalization):
-    model, schema = built(name, hidden_units=[8, 4], normalization=normalization)
+    # Two hidden layers: of FinalMLP one in each network, whose last layer is its output.
+    units = {"first_units": [8, 4], "second_units": [6, 4]} if name == "finalmlp" else {"hidden_units": [8, 4]}
+    model, schema = built(name, **units, normalization=normalization)
     kind = BatchNorm if normalization == "batch" else LayerNorm
     found = [module for module in model.modules() if isinstance(module, (BatchNorm, LayerNorm))]
     assert len(found) == 2 and all(isinstance(module, kind) for module in found)
