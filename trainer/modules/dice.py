@@ -22,14 +22,15 @@ class Dice(BatchStatistics):
         """``inputs`` [N, C]; rows where ``valid`` [N] is not positive stay out of the statistics -> [N, C]."""
         with torch.autocast(inputs.device.type, enabled=False):
             if not self.training:
-                return (slope(self.moving_normalized(inputs).sigmoid(), self.alpha) * inputs).to(inputs.dtype)
+                p = self.moving_normalized(inputs).sigmoid()
+                return (slope(p, self.alpha, 1 - self.alpha) * inputs).to(inputs.dtype)
             found = self.normalized(inputs, Rows.of(inputs, valid))
             return _Dice.apply(inputs, self.alpha, *found, self.all_reduce)
 
 
-def slope(p: Tensor, alpha: Tensor) -> Tensor:
-    """``p + (1 - p) alpha``, which ``f`` multiplies s by: [N, C]."""
-    return torch.addcmul(alpha, p, 1 - alpha)
+def slope(p: Tensor, alpha: Tensor, rest: Tensor) -> Tensor:
+    """``p + (1 - p) alpha``, which ``f`` multiplies s by: [N, C]. ``rest`` is ``1 - alpha``."""
+    return torch.addcmul(alpha, p, rest)
 
 
 class _Dice(torch.autograd.Function):
@@ -46,22 +47,23 @@ class _Dice(torch.autograd.Function):
         share: Tensor,
         all_reduce: SumOverRanks | None,
     ) -> Tensor:
-        p = normalized.sigmoid()
-        ctx.save_for_backward(inputs, alpha, normalized, scale, share, p)
+        p, rest = normalized.sigmoid(), 1 - alpha
+        factor = slope(p, alpha, rest)
+        ctx.save_for_backward(inputs, rest, normalized, scale, share, p, factor)
         ctx.all_reduce = all_reduce
-        return torch.mul(slope(p, alpha), inputs, out=torch.empty_like(inputs))
+        return torch.mul(factor, inputs, out=torch.empty_like(inputs))
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, alpha, normalized, scale, share, p = ctx.saved_tensors
+        inputs, rest, normalized, scale, share, p, factor = ctx.saved_tensors
         of_alpha, of_normalized, moved = terms = p.new_empty(3, *p.shape)
         torch.sub(1, p, out=of_alpha).mul_(gradient).mul_(inputs)  # g s (1 - p)
-        torch.mul(of_alpha, p, out=of_normalized).mul_(1 - alpha)  # dz
+        torch.mul(of_alpha, p, out=of_normalized).mul_(rest)  # dz
         torch.mul(of_normalized, normalized, out=moved)
         sums = terms.sum(1)  # [3, C]
         if ctx.all_reduce is not None:
             ctx.all_reduce(sums[1:])
         of_inputs = through_statistics(of_normalized, normalized, sums[1:], share)
-        direct = slope(p, alpha).mul_(gradient)
-        of_inputs = torch.addcmul(direct, of_inputs, scale).to(inputs.dtype)
+        direct = factor * gradient
+        of_inputs = torch.addcmul(direct, of_inputs, scale, out=torch.empty_like(inputs))
         return of_inputs, sums[0], None, None, None, None

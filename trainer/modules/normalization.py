@@ -5,6 +5,7 @@ Rows of weight 0 (padding, rows left out) stay out of the statistics.
 Shapes: N rows or tokens, C channels.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -40,9 +41,9 @@ class Rows:
         return self.mask.sum(dtype=torch.float32)
 
     @cached_property
-    def some(self) -> Tensor:
-        """1, or 0 where there are none: []."""
-        return self.count.clamp(max=1)
+    def some(self) -> Tensor | float:
+        """1, or 0 where there are none: [] where only the device knows."""
+        return float(self.num_rows > 0) if self.mask is None else self.count.clamp(max=1)
 
     @cached_property
     def share(self) -> Tensor:
@@ -88,23 +89,23 @@ class BatchStatistics(nn.Module):
         """Mean and scale, [C] each, of the rows of all ranks, and how many they are, [], from this rank's ``sums`` [2C + 1]:
         its rows, and the sums of their values, shifted by the moving mean, and of the squares. Tracks them."""
         mean, variance, count = self._over_ranks(sums)
-        self._track(mean, self.tracked_variance(variance, count), count.clamp(max=1))
+        self._track(mean, self.tracked_variance(variance, lambda: count), count.clamp(max=1))
         return mean, (variance + self.eps).rsqrt_(), count.clamp(min=1)
 
     @torch.no_grad()
     def normalized(self, inputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """``z = (x - E[x]) * scale``, ``scale = 1 / sqrt(Var[x] + eps)``, of ``inputs`` [N, C] by the global batch:
         z [N, C] float32, scale [C], and the share of each row in the mean and the variance, [] or [N, 1]."""
-        count, some, share = rows.count, rows.some, rows.share
-        mean = _weighted_sum(inputs.float(), share)
-        centred = inputs - mean
-        variance = _weighted_sum(centred.square(), share)
+        some, share = rows.some, rows.share
+        mean, centred, variance = _moments(inputs, share)
         if self.all_reduce is not None:
-            offset = mean - self.moving_mean
+            count, offset = rows.count, mean - self.moving_mean
             sums = torch.cat((count.reshape(1), count * offset, count * (variance + offset.square())))
             mean, variance, count = self._over_ranks(sums)
             centred, some, share = inputs - mean, count.clamp(max=1), rows.share_of(count)
-        self._track(mean, self.tracked_variance(variance, count), some)
+            self._track(mean, self.tracked_variance(variance, lambda: count), some)
+        else:
+            self._track(mean, self.tracked_variance(variance, lambda: rows.count), some)
         scale = (variance + self.eps).rsqrt_()
         return centred.mul_(scale), scale, share
 
@@ -117,20 +118,34 @@ class BatchStatistics(nn.Module):
         offset = total / seen
         return self.moving_mean + offset, (squares / seen - offset.square()).clamp(min=0), count
 
-    def tracked_variance(self, variance: Tensor, count: Tensor) -> Tensor:
-        """What the moving average takes for the variance [C] of a batch of ``count`` [] rows."""
+    def tracked_variance(self, variance: Tensor, count: Callable[[], Tensor]) -> Tensor:
+        """What the moving average takes for the variance [C] of a batch of ``count()`` [] rows."""
         return variance
 
-    def _track(self, mean: Tensor, variance: Tensor, some: Tensor) -> None:
-        """``some`` []: 0 for a batch without rows, which says nothing."""
+    def _track(self, mean: Tensor, variance: Tensor, some: Tensor | float) -> None:
+        """``some``: 0 for a batch without rows, which says nothing."""
+        if isinstance(some, float) and not some:
+            return
         self.batches += some
-        rate = (some / self.batches.clamp(1, 1 / self.momentum)).expand_as(mean)
-        self.moving_mean.lerp_(mean, rate)
-        self.moving_variance.lerp_(variance, rate)
+        seen = self.batches.clamp(1, 1 / self.momentum)
+        rate = (seen.reciprocal_() if isinstance(some, float) else some / seen).expand_as(mean)
+        torch._foreach_lerp_([self.moving_mean, self.moving_variance], [mean, variance], [rate, rate])
+
+
+def _moments(inputs: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], values less the mean [N, C] and variance [C] of ``inputs`` [N, C], in float32."""
+    values = inputs.float()
+    if share.dim() == 0 and len(values):
+        variance, mean = torch.var_mean(values, 0, correction=0)
+        return mean, values - mean, variance
+    mean = _weighted_sum(values, share)
+    centred = values - mean
+    return mean, centred, _weighted_sum(centred.square(), share)
 
 
 def _weighted_sum(values: Tensor, share: Tensor) -> Tensor:
-    return (values * share).sum(0) if share.dim() else values.sum(0) * share
+    """As a product with a vector, which is one operation."""
+    return share.T.mm(values).squeeze(0) if share.dim() else values.sum(0) * share
 
 
 def through_statistics(gradient: Tensor, normalized: Tensor, sums: Tensor, share: Tensor) -> Tensor:
@@ -186,8 +201,9 @@ class BatchNorm(BatchStatistics):
             found = self.normalized(inputs, Rows.of(inputs, valid))
             return torch.addcmul(self.bias, _Normalize.apply(inputs, *found, self.all_reduce), self.weight)
 
-    def tracked_variance(self, variance: Tensor, count: Tensor) -> Tensor:
-        return variance * (count / (count - 1).clamp(min=1))
+    def tracked_variance(self, variance: Tensor, count: Callable[[], Tensor]) -> Tensor:
+        rows = count()
+        return variance * (rows / (rows - 1).clamp(min=1))
 
 
 class LayerNorm(nn.LayerNorm):
