@@ -306,6 +306,19 @@ def test_damage_without_hashes_and_by_shares(saved):
     assert "no.such.file cannot be read" in next(hashing(saved, {"no.such.file": manifest[FILE]}))
 
 
+def test_clocks_may_be_missing_or_more_than_are_wanted(tmp_path):
+    """Of checkpoints from before there were any, and of tables whose clock was turned on or off since."""
+    weights, clock = torch.rand(3, 4), torch.tensor([[5], [0], [7]], dtype=torch.int32)
+    old = commit(tmp_path / "step-1", [whole("tables/a/weight", weights)])
+    new = commit(tmp_path / "step-2", [whole("tables/a/weight", weights), whole("clock/a", clock)])
+    kept = torch.full_like(clock, 9)
+    Reader(old).load([whole("tables/a/weight", torch.zeros(3, 4)), whole("clock/a", kept)])
+    assert kept.eq(9).all()
+    Reader(new).load([whole("tables/a/weight", torch.zeros(3, 4)), whole("clock/a", kept)])
+    assert torch.equal(kept, clock)
+    Reader(new).load([whole("tables/a/weight", torch.zeros(3, 4)), whole("clock/b", torch.zeros_like(clock))])
+
+
 def test_missing_and_further_files_are_found(saved):
     (saved / "further.txt").write_text("")
     assert "further.txt is not in MANIFEST.json" in verify(saved)
