@@ -208,6 +208,7 @@ SET_ON_OTHERS = {
     "launch.ranks": {"logging.getLogger(name).propagate"},  # logging's own switch: torchrun's agent repeats what we say
     "launch.sweep.space": {"sweep.shuffle"},  # Hydra's; trials have numbers, which a resumed sweep must find again
     "launch.sweep.study": {"self._study.sampler"},  # Optuna's, as its documentation says
+    "trainer.export.onnx_head": {"options.intra_op_num_threads"},  # ONNX Runtime has no other way to say it
     "trainer.checkpoint.host_memory": {  # Python's switch: at the end of the process CUDA may be gone
         "weakref.finalize(memory, torch.cuda.cudart().cudaHostUnregister, address).atexit"
     },
@@ -259,6 +260,7 @@ LATE = {
     "bench.loader_peers": {"datasets", "fuxictr", "ray", "torch_rechub"},
     "bench.prepare_peers": {"duckdb", "fuxictr", "numpy", "pandas", "pyarrow", "ray"},
     # Optional packages: the one file that needs them is imported where they are asked for.
+    "trainer.export.onnx_head": {"onnx", "onnxruntime"},
     "data_loaders.prepare.engines": {"data_loaders.prepare.spark_engine.SparkEngine"},
     "launch.sweep.command": {"launch.sweep.study"},
     "launch.rank": {"launch.rank", "data_loaders.packages"},  # behind the change of sys.path that makes them ours

@@ -17,6 +17,8 @@ class ExportConfig:
     """How rows of tables are stored: fp32, fp16, or int8 with a scale and an offset a row (0.31 to 0.38 of fp32)."""
     max_auc_loss: float = 1e-4
     """Nothing is exported where the stored rows cost more AUC than this on the held-out rows."""
+    onnx: bool = False
+    """Whether to write the dense part as ``head.onnx``, too, for other engines, and to compare it with the run."""
     rows: int = 500_000
     """Held-out rows that are scored to compare, at most: the first ones of valid, else of test, else of train."""
 

@@ -43,6 +43,8 @@ def show(exported: Exported, output: Path, *, published: bool) -> None:
     for form, size, auc, loss, largest in exported.lines():
         table.add_row(form, f"{size:,}", _shown(auc), _shown(loss), f"{largest:.2g}")
     console.print(table)
+    if isinstance(exported.onnx, str):
+        console.print(f"No head.onnx: {exported.onnx}", soft_wrap=True)
     if published:
         console.print(f"Serve it: clicktrainer serve {output}", soft_wrap=True)
     else:

@@ -2,14 +2,16 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 
 from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
+from data_loaders.schema import Schema
 from data_loaders.state_files import read_json as read_plain_json
 from data_loaders.state_files import write_text
 from trainer import __version__
@@ -17,9 +19,11 @@ from trainer.checkpoint import AnyPath, Reader, read_facts, read_json
 from trainer.config.compose import Composed
 from trainer.config.data import DataConfig
 from trainer.config.job import TrainConfig
+from trainer.export.onnx_head import HEAD, OnnxHead, SeenInputs, write_onnx
 from trainer.export.parity import Parity, compare, read_rows
 from trainer.export.write import write_dense, write_tables
 from trainer.models.construct import build_model
+from trainer.modules.head import Head
 from trainer.run.training_files import DATA
 from trainer.runtime.run_folder import METRICS
 from trainer.serve.artifact import CONFIG, GOLDEN, LOGIT, Artifact, TableEntry, new_version, types_text
@@ -33,20 +37,26 @@ REFERENCE = "reference"  # a folder beside the files while they are compared
 
 @dataclass(frozen=True)
 class Exported:
-    """A version, and how it compares on ``split`` with the model in fp32. ``bytes``: of the tables in fp32, and as they are."""
+    """A version, and how it compares on ``split`` with the model in fp32. ``bytes``: of the tables in fp32, and as they are.
+    ``onnx``: the same of ``head.onnx`` with its bytes, or why there is none; None: it was not asked for."""
 
     path: Path
     split: str
     parity: Parity
     form: str
     bytes: tuple[int, int]
+    onnx: tuple[Parity, int] | str | None = None
 
     def lines(self) -> list[tuple[str, int, float | None, float | None, float]]:
         """Form, bytes, AUC, log loss, largest difference of a logit."""
         parity = self.parity
-        reference = ("fp32", self.bytes[0], parity.auc[0], parity.logloss[0], 0.0)
-        own = (self.form, self.bytes[1], parity.auc[1], parity.logloss[1], parity.largest)
-        return [reference] if self.form == "fp32" else [reference, own]
+        found = [("fp32", self.bytes[0], parity.auc[0], parity.logloss[0], 0.0)]
+        if self.form != "fp32":
+            found.append((self.form, self.bytes[1], parity.auc[1], parity.logloss[1], parity.largest))
+        if isinstance(self.onnx, tuple):
+            parity, size = self.onnx
+            found.append((HEAD, size, parity.auc[1], parity.logloss[1], parity.largest))
+        return found
 
 
 def export(composed: Composed, run: Path, checkpoint: AnyPath, output: Path) -> Exported:
@@ -73,6 +83,11 @@ def export(composed: Composed, run: Path, checkpoint: AnyPath, output: Path) -> 
         parity = compare(reference, scorer, read_rows(manifest, wanted, config.export.rows), schema)
         check(parity, config, split)
         write_golden(folder / GOLDEN, scorer, manifest, columns)
+        onnx: tuple[Parity, int] | str | None = None
+        if config.export.onnx:
+            rows = read_rows(manifest, wanted, config.export.rows)
+            by_onnx = open_scorer(config, folder, folder, entries, types, correction)
+            onnx = add_onnx(folder / HEAD, scorer, by_onnx, rows, schema)
         shutil.rmtree(folder / REFERENCE, ignore_errors=True)
         serving |= {
             "run": run.absolute().name,
@@ -84,13 +99,33 @@ def export(composed: Composed, run: Path, checkpoint: AnyPath, output: Path) -> 
             "metrics": {
                 "run": read_plain_json(run / METRICS, {}, quiet=True),
                 "export": {"split": split, **asdict(parity)},
+                "onnx": asdict(onnx[0]) if isinstance(onnx, tuple) else None,
             },
             "made_with": {"clicktrainer": __version__},
         }
         sizes = reference_bytes, size_of(folder, entries)
     path = serving["published"]
     Artifact(path)  # reads as it will be read
-    return Exported(path, split, parity, form, sizes)
+    return Exported(path, split, parity, form, sizes, onnx)
+
+
+def add_onnx(
+    path: Path, scorer: Scorer, by_onnx: Scorer, tables: Iterator[pa.Table], schema: Schema
+) -> tuple[Parity, int] | str:
+    """``head.onnx`` compared with ``scorer`` by ``by_onnx``, a further scorer of the same version, and its bytes; or why this
+    model has none."""
+    head = getattr(scorer.model, "head", None)
+    if not isinstance(head, Head):
+        return "the model has no head of its own (trainer.modules.head)"
+    first, seen = next(tables), SeenInputs(head)
+    by_onnx.model.add_module("head", seen)
+    by_onnx.logits_of_rows(first)
+    try:
+        write_onnx(path, head, seen.inputs, scorer.correction)
+    except UserError as error:
+        return str(error)
+    by_onnx.model.add_module("head", OnnxHead(path, scorer.correction))
+    return compare(scorer, by_onnx, chain([first], tables), schema), path.stat().st_size
 
 
 def open_scorer(

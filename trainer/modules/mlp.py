@@ -145,7 +145,7 @@ def aligned(*parts: Tensor, on_gpu: bool = False) -> Tensor:
     none, MKL's products for the backward pass take 1.3 to 1.7 times as long. ``on_gpu``: there too, for its matrix units."""
     missing = -sum(part.shape[1] for part in parts) % ALIGNMENT
     if missing and (on_gpu or not parts[0].is_cuda):
-        parts = (*parts, _zero(parts[0]).expand(len(parts[0]), missing))
+        parts = (*parts, _zero(parts[0]).expand(parts[0].shape[0], missing))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

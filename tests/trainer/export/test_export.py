@@ -179,3 +179,27 @@ def flip(path):
 def test_a_folder_without_an_export_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="holds no exported model: write one with clicktrainer export RUN --output"):
         current(tmp_path)
+
+
+def test_head_onnx_gives_the_run_s_logits_by_another_engine(runs, rows, tmp_path, capsys):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    version = current(export(runs["wide_deep"], tmp_path, "export.onnx=true"))
+    assert "head.onnx" in capsys.readouterr().out
+    artifact, scorer, seen = Artifact(version), Scorer.load(version), []
+    with scorer.model.head.register_forward_pre_hook(lambda _, given: seen.append(given)):
+        expected = scorer.logits_of_rows(rows.slice(0, 50))
+    dense, pooled, _ = seen[0]
+    session = runtime.InferenceSession(version / "head.onnx", providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["dense", "pooled"]
+    for count in (1, 7, 50):
+        given = {"dense": dense[:count].numpy(), "pooled": pooled.values()[:count].numpy()}
+        (found,) = session.run(["logit"], given)
+        np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-5)
+    assert artifact.serving["metrics"]["onnx"]["largest"] < 1e-5
+
+
+def test_a_head_over_histories_has_no_onnx_and_the_export_says_so(runs, tmp_path, capsys):
+    version = current(export(runs["din"], tmp_path, "export.onnx=true"))
+    assert "No head.onnx: its head takes more than numbers and pooled vectors" in capsys.readouterr().out
+    assert not (version / "head.onnx").exists() and Artifact(version).serving["metrics"]["onnx"] is None
