@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from trainer.modules.constants import constant
 from trainer.modules.normalization import BatchStatistics, Rows, SumOverRanks, through_statistics
 
 
@@ -22,15 +23,14 @@ class Dice(BatchStatistics):
         """``inputs`` [N, C]; rows where ``valid`` [N] is not positive stay out of the statistics -> [N, C]."""
         with torch.autocast(inputs.device.type, enabled=False):
             if not self.training:
-                p = self.moving_normalized(inputs).sigmoid()
-                return (slope(p, self.alpha, 1 - self.alpha) * inputs).to(inputs.dtype)
+                return (slope(self.moving_normalized(inputs).sigmoid(), self.alpha) * inputs).to(inputs.dtype)
             found = self.normalized(inputs, Rows.of(inputs, valid))
             return _Dice.apply(inputs, self.alpha, *found, self.all_reduce)
 
 
-def slope(p: Tensor, alpha: Tensor, rest: Tensor) -> Tensor:
-    """``p + (1 - p) alpha``, which ``f`` multiplies s by: [N, C]. ``rest`` is ``1 - alpha``."""
-    return torch.addcmul(alpha, p, rest)
+def slope(p: Tensor, alpha: Tensor) -> Tensor:
+    """``p + (1 - p) alpha``, which ``f`` multiplies s by: [N, C]."""
+    return torch.lerp(alpha, constant(1.0, alpha), p)
 
 
 class _Dice(torch.autograd.Function):
@@ -47,18 +47,18 @@ class _Dice(torch.autograd.Function):
         share: Tensor,
         all_reduce: SumOverRanks | None,
     ) -> Tensor:
-        p, rest = normalized.sigmoid(), 1 - alpha
-        factor = slope(p, alpha, rest)
-        ctx.save_for_backward(inputs, rest, normalized, scale, share, p, factor)
+        p = normalized.sigmoid()
+        factor = slope(p, alpha)
+        ctx.save_for_backward(inputs, alpha, normalized, scale, share, p, factor)
         ctx.all_reduce = all_reduce
         return torch.mul(factor, inputs, out=torch.empty_like(inputs))
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, rest, normalized, scale, share, p, factor = ctx.saved_tensors
+        inputs, alpha, normalized, scale, share, p, factor = ctx.saved_tensors
         of_alpha, of_normalized, moved = terms = p.new_empty(3, *p.shape)
         torch.sub(1, p, out=of_alpha).mul_(gradient).mul_(inputs)  # g s (1 - p)
-        torch.mul(of_alpha, p, out=of_normalized).mul_(rest)  # dz
+        torch.sub(factor, alpha, out=of_normalized).mul_(of_alpha)  # dz: factor - alpha is p (1 - alpha)
         torch.mul(of_normalized, normalized, out=moved)
         sums = terms.sum(1)  # [3, C]
         if ctx.all_reduce is not None:

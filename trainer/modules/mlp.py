@@ -6,7 +6,6 @@ Under autocast the matrix products are in its type; statistics, softmax, sums an
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from data_loaders.errors import UserError
 from data_loaders.schema import one_of
+from trainer.modules.constants import constant
 from trainer.modules.dice import Dice
 from trainer.modules.normalization import Rows, build_normalization, normalize
 
@@ -129,23 +129,12 @@ def in_autocast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
-def _zero(like: Tensor) -> Tensor:
-    """[], of the type and device of ``like``: made once, as to fill it takes a launch. A program that is traced has its own."""
-    return like.new_zeros(()) if torch.compiler.is_compiling() else _made_once(like.dtype, like.device)
-
-
-@cache
-def _made_once(dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.zeros((), dtype=dtype, device=device)
-
-
 def aligned(*parts: Tensor, on_gpu: bool = False) -> Tensor:
     """``parts`` [N, …] beside each other, and columns of zeros up to a multiple of ``ALIGNMENT``: of an inner dimension that is
     none, MKL's products for the backward pass take 1.3 to 1.7 times as long. ``on_gpu``: there too, for its matrix units."""
     missing = -sum(part.shape[1] for part in parts) % ALIGNMENT
     if missing and (on_gpu or not parts[0].is_cuda):
-        parts = (*parts, _zero(parts[0]).expand(parts[0].shape[0], missing))
+        parts = (*parts, constant(0.0, parts[0]).expand(parts[0].shape[0], missing))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

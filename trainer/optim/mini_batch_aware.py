@@ -164,7 +164,7 @@ class _Kernel:
             counts = self.counts.index_select(0, self._first_counts[feature] + ids * self._counted[feature])
             decay = decay + self._l2[feature] / counts.clamp(min=1)
         # The kernel's rate, a tensor on the host: nothing waits for a GPU. A masked step keeps all of a row.
-        self._units.shrink(lookup, 1 - self._mask.zeroed(self._rows.kernel.learning_rate_tensor * decay))
+        self._units.shrink(ids, feature, 1 - self._mask.zeroed(self._rows.kernel.learning_rate_tensor * decay))
 
 
 def _check_sharded(table: TablePlan) -> None:

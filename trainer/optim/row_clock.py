@@ -110,6 +110,7 @@ class _Kernel:
         ]
         if any(alphas):
             self._alphas, self._units = touched.of_feature(alphas), RowUnits(touched)
+            self._features = torch.arange(len(touched.begins), device=self._last.device)
             touched.before_update(self._decay)
         touched.numbers_before_update(self._numbers, self._tick)
 
@@ -120,7 +121,9 @@ class _Kernel:
     def _decay(self, lookup: Lookup) -> None:
         last = self._last.index_select(0, self._numbers.of_lookup(lookup))  # [N]
         slept = torch.where(last > 0, self._now() - last, 0)
-        self._units.shrink(lookup, 1 - self._mask.zeroed((lookup.spread(self._alphas) * slept).clamp(max=1.0)))
+        feature = lookup.spread(self._features)  # [N]
+        decay = (self._alphas[feature] * slept).clamp(max=1.0)
+        self._units.shrink(lookup.rows, feature, 1 - self._mask.zeroed(decay))
 
 
 def _check_sharded(table: TablePlan) -> None:

@@ -145,9 +145,9 @@ class RowUnits:
             return lookup.rows + lookup.spread(self._begins)
         return self.of(lookup.rows, lookup.spread(self._features)).view(-1)
 
-    def shrink(self, lookup: Lookup, kept: Tensor) -> None:
-        """Multiplies the rows of a lookup by ``kept`` [N], equal for equal rows."""
-        units = self.of(lookup.rows, lookup.spread(self._features))  # [N, U]
+    def shrink(self, ids: Tensor, feature: Tensor, kept: Tensor) -> None:
+        """Multiplies the rows of ``ids`` [N], whose features are ``feature`` [N], by ``kept`` [N], equal for equal rows."""
+        units = self.of(ids, feature)  # [N, U]
         factors = kept.unsqueeze(1).expand_as(units).reshape(-1, 1)  # [N * U, 1]
         memory, rows = self._touched.memory.view(-1, self.floats), units.view(-1)
         memory.index_copy_(0, rows, (memory.index_select(0, rows) * factors).to(memory.dtype))
