@@ -153,6 +153,41 @@ class Join:
 
 
 @dataclass
+class Lookup:
+    """Add the value that a column of maps has for the key in another column; null where it has none."""
+
+    map: str = ""
+    """Column of maps."""
+    key: str = ""
+    """Column of keys."""
+    into: str = ""
+    """New column."""
+
+
+@dataclass
+class Overlap:
+    """Add how many different values two lists have in common; 0 where one is missing."""
+
+    lists: list[str] = field(default_factory=list)
+    """Two list columns of one type."""
+    into: str = ""
+    """New column."""
+
+
+@dataclass
+class NGrams:
+    """Add the runs of up to ``longest`` words of a text as a list of texts, for a bag with ``ids: hash``. Words are letters and
+    digits between other characters, in lower case; a missing text has none."""
+
+    text: str = ""
+    """Column of text."""
+    into: str = ""
+    """New column."""
+    longest: int = 2
+    """Words of the longest run."""
+
+
+@dataclass
 class Clicks:
     """Label impressions by a separate log of clicks: 1 where a click with the same ``on`` columns lies between the time
     of the impression and ``within`` later, both included. A click counts for the latest such impression only."""
@@ -200,6 +235,9 @@ STEPS: dict[str, type] = {
     "drop": list,  # columns to leave out
     "explode": Explode,
     "join": Join,
+    "lookup": Lookup,
+    "overlap": Overlap,
+    "ngrams": NGrams,
     "clicks": Clicks,
     "negatives": Negatives,
     "distinct": list,  # one row for each value of these columns: the first in the table's order

@@ -13,7 +13,7 @@ import ibis
 
 from data_loaders.errors import UserError
 from data_loaders.prepare import clicks, columns, engine_errors, negatives, sql
-from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Step
+from data_loaders.prepare.declaration import TEMPORARY, Explode, Join, Lookup, NGrams, Overlap, Step
 from data_loaders.prepare.engine import KEY, PART, Engine
 
 
@@ -44,6 +44,8 @@ def _apply(engine: Engine, table: ibis.Table, step: Step, tables: dict[str, ibis
         return _explode(engine, table, step.argument, where)
     if step.name == "join":
         return _join(engine, table, tables[step.argument.table], step.argument, where)
+    if step.name in MADE_OF_ONE_ROW:
+        return MADE_OF_ONE_ROW[step.name](table, step.argument, where)
     if step.name == "clicks":
         return clicks.label(table, tables[step.argument.table], step.argument, where)
     touched = tables[step.argument.touched] if step.argument.touched else table
@@ -150,6 +152,59 @@ def _check_lengths(engine: Engine, table: ibis.Table, lists: list[str], where: s
         raise UserError(
             f"{where}: a list has {found['longest']:,} elements; more than {columns.MAX_CHILDREN:,} are not possible"
         )
+
+
+def _lookup(table: ibis.Table, spec: Lookup, where: str) -> ibis.Table:
+    columns.check(table, [spec.map, spec.key], where)
+    _check_names(list(table.columns), [spec.into], f"{where}.into")
+    maps, key = table[spec.map], table[spec.key]
+    if not maps.type().is_map():
+        raise UserError(f"{where}.map: '{spec.map}' is {maps.type()}, not a map")
+    if maps.type().key_type.copy(nullable=True) != key.type().copy(nullable=True):
+        raise UserError(f"{where}.key: '{spec.key}' is {key.type()}, the keys of '{spec.map}' {maps.type().key_type}")
+    return table.mutate(**{spec.into: maps.get(key)})
+
+
+def _overlap(table: ibis.Table, spec: Overlap, where: str) -> ibis.Table:
+    if len(spec.lists) != 2:
+        raise UserError(f"{where}.lists names {len(spec.lists)} column(s): give two")
+    columns.check(table, spec.lists, f"{where}.lists")
+    _check_names(list(table.columns), [spec.into], f"{where}.into")
+    left, right = (table[name] for name in spec.lists)
+    if not (left.type().is_array() and left.type().copy(nullable=True) == right.type().copy(nullable=True)):
+        raise UserError(
+            f"{where}.lists: '{spec.lists[0]}' is {left.type()}, '{spec.lists[1]}' {right.type()}: give two lists of one type"
+        )
+    present = [values.filter(lambda value: value.notnull()) for values in (left, right)]
+    common = present[0].unique().intersect(present[1].unique()).length()
+    return table.mutate(**{spec.into: common.fill_null(0).cast("int64")})
+
+
+def _ngrams(table: ibis.Table, spec: NGrams, where: str) -> ibis.Table:
+    columns.check(table, [spec.text], f"{where}.text")
+    _check_names(list(table.columns), [spec.into], f"{where}.into")
+    if not table[spec.text].type().is_string():
+        raise UserError(f"{where}.text: '{spec.text}' is {table[spec.text].type()}, not a text")
+    if spec.longest < 1:
+        raise UserError(f"{where}.longest is {spec.longest}: give the number of words of the longest run, at least 1")
+    text = table[spec.text].fill_null("").lower()
+    words = text.re_split(NO_WORD).filter(lambda word: word != "")
+    runs = [words]
+    for length in range(2, spec.longest + 1):
+        shifted = [words[start : words.length() - length + 1 + start] for start in range(length)]
+        runs.append(shifted[0].zip(*shifted[1:]).map(functools.partial(_joined, length=length)))
+    grams = functools.reduce(lambda left, right: left.concat(right), runs)
+    return table.mutate(**{spec.into: grams})
+
+
+def _joined(words: ibis.Value, length: int) -> ibis.Value:
+    return functools.reduce(
+        lambda left, right: left + " " + right, (words[f"f{place}"] for place in range(1, length + 1))
+    )
+
+
+NO_WORD = r"[^\p{L}\p{N}]+"
+MADE_OF_ONE_ROW = {"lookup": _lookup, "overlap": _overlap, "ngrams": _ngrams}
 
 
 def _join(engine: Engine, table: ibis.Table, other: ibis.Table, spec: Join, where: str) -> ibis.Table:

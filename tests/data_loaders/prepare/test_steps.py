@@ -1,5 +1,7 @@
 """The steps of views and examples."""
 
+import re
+
 import pyarrow as pa
 import pytest
 
@@ -195,3 +197,51 @@ def test_steps_follow_each_other(engine, tmp_path):
     ]
     negatives = [row["item"] for row in raw_tables.rows(engine, made) if not row["label"]]
     assert negatives[0] in (1, 3) and negatives[1] == 3
+
+
+def test_overlap_counts_what_two_lists_have_in_common(engine, tmp_path):
+    table = raw_tables.make(
+        engine, tmp_path, a=[[1, 2, 2, None], [], None, [5]], b=[[2, 2, 1, 7, None], [1], [3], [5, 5]]
+    )
+    made = apply(engine, table, {"overlap": {"lists": ["a", "b"], "into": "common"}})
+    assert [row["common"] for row in plain(engine, made)] == [2, 0, 0, 1]
+    assert keys(engine, made) == keys(engine, table)
+
+
+def by_hand(text, longest):
+    words = [word for word in re.split(r"[^\w]+|_", (text or "").lower()) if word]
+    return [" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)]
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_ngrams_are_runs_of_words(engine, tmp_path, longest):
+    texts = ["Red  Shoes, size 42!", "Ärmel-Länge", "one", "", None, "a b c d e"]
+    table = raw_tables.make(engine, tmp_path, title=texts)
+    made = apply(engine, table, {"ngrams": {"text": "title", "into": "grams", "longest": longest}})
+    assert [row["grams"] for row in plain(engine, made)] == [by_hand(text, longest) for text in texts]
+
+
+def test_lookup_takes_the_value_of_a_map_by_a_key(engine, tmp_path):
+    maps = pa.array([[("a", 1.5), ("b", 2.0)], [("a", 3.0)], None], pa.map_(pa.string(), pa.float64()))
+    table = raw_tables.make(engine, tmp_path, prices=maps, market=["b", "b", "a"])
+    made = apply(engine, table, {"lookup": {"map": "prices", "key": "market", "into": "price"}}, {"drop": ["prices"]})
+    assert [row["price"] for row in plain(engine, made)] == [2.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"overlap": {"lists": ["a"], "into": "x"}}, r"overlap.lists names 1 column\(s\): give two"),
+        ({"overlap": {"lists": ["a", "text"], "into": "x"}}, "give two lists of one type"),
+        ({"overlap": {"lists": ["a", "a"], "into": "text"}}, "'text' is taken"),
+        ({"overlap": {"lists": ["a", "a"]}}, "overlap.into is missing"),
+        ({"ngrams": {"text": "a", "into": "x"}}, "ngrams.text: 'a' is .*, not a text"),
+        ({"ngrams": {"text": "txt", "into": "x"}}, "did you mean 'text'"),
+        ({"ngrams": {"text": "text", "into": "x", "longest": 0}}, "longest is 0"),
+        ({"lookup": {"map": "a", "key": "text", "into": "x"}}, "lookup.map: 'a' is .*, not a map"),
+    ],
+)
+def test_columns_that_such_steps_cannot_use_are_named(engine, tmp_path, step, message):
+    table = raw_tables.make(engine, tmp_path, a=[[1]], text=["b"])
+    with pytest.raises(ValueError, match=message):
+        apply(engine, table, step)
