@@ -7,6 +7,7 @@ where the parent was.
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import ibis
@@ -204,7 +205,11 @@ def _joined(words: ibis.Value, length: int) -> ibis.Value:
 
 
 NO_WORD = r"[^\p{L}\p{N}]+"
-MADE_OF_ONE_ROW = {"lookup": _lookup, "overlap": _overlap, "ngrams": _ngrams}
+MADE_OF_ONE_ROW: dict[str, Callable[[ibis.Table, Any, str], ibis.Table]] = {
+    "lookup": _lookup,
+    "overlap": _overlap,
+    "ngrams": _ngrams,
+}
 
 
 def _join(engine: Engine, table: ibis.Table, other: ibis.Table, spec: Join, where: str) -> ibis.Table:
