@@ -7,6 +7,8 @@ import resource
 import shutil
 from pathlib import Path
 
+import psutil
+
 from trainer import kernels
 from trainer.doctor.finding import Finding, at_least, failed, passed, warned
 
@@ -17,7 +19,7 @@ UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 def memory(cgroup: Path = CGROUP) -> list[Finding]:
     """What is free: of the machine, or of the container's share where that is less."""
-    free, limit = _available(), _cgroup_bytes(cgroup, "memory.max")
+    free, limit = psutil.virtual_memory().available, _cgroup_bytes(cgroup, "memory.max")
     where = ""
     if limit is not None:
         used = _cgroup_bytes(cgroup, "memory.current") or 0
@@ -78,11 +80,6 @@ def compiled_kernels() -> list[Finding]:
         return [passed("kernels", "compiled for this CPU")]
     remedy = "make setup, or python -m trainer.kernels, on this machine; both need g++ or clang++"
     return [warned("kernels", "none compiled for this CPU, which trains slower without them", remedy)]
-
-
-def _available() -> int:
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def _clock_state() -> int | None:

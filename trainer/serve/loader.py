@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from trainer.runtime.process import guarded
@@ -26,7 +27,7 @@ def main() -> None:
 def load(version: str, memory: str, served: str = "") -> None:
     """Raises ``UserError`` where it is not to be served."""
     before = Artifact(Path(served), hashes=False) if served else None
-    check_memory(Artifact(Path(version), hashes=False), before, memory)
+    check_memory(Artifact(Path(version), hashes=False), before, memory, psutil.virtual_memory().available)
     open_checked(Path(version), hashes=True)
 
 

@@ -41,12 +41,6 @@ def versions(tmp_path):
     return first, second
 
 
-def meminfo(tmp_path, kilobytes):
-    file = tmp_path / "meminfo"
-    file.write_text(f"MemTotal:  99 kB\nMemFree:  1 kB\nMemAvailable:  {kilobytes} kB\n")
-    return file
-
-
 def test_a_file_of_two_versions_is_in_memory_once(versions):
     assert table_bytes(versions[:1]) == 3000 and table_bytes(versions) == 4000
 
@@ -55,17 +49,17 @@ def test_a_file_of_two_versions_is_in_memory_once(versions):
     ("kilobytes", "beside", "fits"),
     [(3, False, True), (2, False, False), (4, True, True), (3, True, False)],  # 3072, 2048, 4096 bytes
 )
-def test_what_does_not_fit_is_said_or_refused(versions, tmp_path, capsys, kilobytes, beside, fits):
+def test_what_does_not_fit_is_said_or_refused(versions, capsys, kilobytes, beside, fits):
     first, second = versions
     new, served = (second, first) if beside else (first, None)
-    check_memory(new, served, "warn", meminfo(tmp_path, kilobytes))
+    check_memory(new, served, "warn", kilobytes * 1024)
     said = capsys.readouterr().err
     assert new.version in said and ("read from disk" in said) != fits
     if fits:
-        check_memory(new, served, "require", meminfo(tmp_path, kilobytes))
+        check_memory(new, served, "require", kilobytes * 1024)
     else:
         with pytest.raises(UserError, match="export.tables=int8, free memory, or serve.memory=warn"):
-            check_memory(new, served, "require", meminfo(tmp_path, kilobytes))
+            check_memory(new, served, "require", kilobytes * 1024)
 
 
 def test_another_word_is_refused():
