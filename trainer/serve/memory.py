@@ -10,8 +10,9 @@ REQUIRE = "require"
 
 
 def check_memory(artifact: Artifact, served: Artifact | None, mode: str, free: int) -> None:
-    """Prints the sizes. ``free``: bytes of memory that programs can get without swapping. ``served``: the version that stays in memory until ``artifact`` takes over; its pages count as
-    free, so both are needed. Raises ``UserError`` with ``mode`` require where they do not fit."""
+    """Prints the sizes. ``free``: bytes of memory that programs can get without swapping. ``served``: the version that stays
+    in memory until ``artifact`` takes over; its pages count as free, so both are needed. Raises ``UserError`` with ``mode``
+    require where they do not fit."""
     own = table_bytes([artifact])
     needed = table_bytes([artifact, *([served] if served else [])])
     sizes = f"{artifact.version}: tables of {own / 1e9:.3g} GB, {free / 1e9:.3g} GB of memory available"
