@@ -34,6 +34,7 @@ COMMANDS = (
     "doctor",
     "export",
     "plan",
+    "embeddings",
     "evaluate",
     "predict",
     "train",

@@ -37,9 +37,9 @@ from trainer.checkpoint import Reader
 from trainer.config import arguments
 from trainer.config.compose import Composed, from_yaml
 from trainer.config.compose import compose as compose_words
+from trainer.embeddings import table_of
 from trainer.evaluate import metrics_of
-from trainer.export.write import TABLE, WEIGHT, table_names
-from trainer.modules.embeddings import is_wide_table
+from trainer.export.write import TABLE, WEIGHT
 from trainer.predict import predictions
 from trainer.report.drawing import check_page, draw
 from trainer.report.run_record import PLACE, RunRecord
@@ -175,14 +175,14 @@ class Run:
         return np.concatenate([np.empty(0, np.float32), *filled], dtype=np.float32)
 
     def embeddings(self, table: str, *, checkpoint: str | None = None) -> NDArray[np.float32]:
-        """The rows of a table of the schema, float32 [V, D]. An id of a feature with ``ids: identity`` is the number of its row.
-        Raises ``UserError`` for a table that the model does not have."""
+        """The rows of a table of the schema, or of the one that a feature of this name reads, float32 [V, D]. An id of a feature
+        with ``ids: identity`` is the number of its row. Raises ``UserError`` for a table that the model does not have."""
         with hosted():
             composed = from_yaml(self.path / run_folder.CONFIG)
             restored = composed.config.checkpoint.restore_best
             reader = Reader(find_checkpoint(self.path, checkpoint, prefer_best=restored))
-            one_of(table, [name for name in table_names(reader) if not is_wide_table(name)], "table")
-            return reader.read(f"{TABLE}{table}{WEIGHT}").float().numpy()
+            name = table_of(table, reader, composed.config.data.schema, "table")
+            return reader.read(f"{TABLE}{name}{WEIGHT}").float().numpy()
 
     def report(self, output: str | os.PathLike[str] | None = None) -> Path:
         """Draws the report, by default ``report.html`` of the run folder; returns the page's path. Raises ``UserError``."""

@@ -39,6 +39,12 @@ COMMANDS = {
     "predict": Command("click probabilities for new rows", "trainer.predict:main", "launch.scoring:predict"),
     "export": Command("a trained run as files to serve", "trainer.export.__main__:main"),
     "serve": Command("an exported model over HTTP", "launch.serve:main"),
+    "serve.score": Command(
+        "scores of new rows by an exported model",
+        "trainer.serve.score:main",
+        parser="trainer.config.arguments:serve_score",
+    ),
+    "embeddings": Command("rows of a table, with their values", "trainer.embeddings:main"),
     "report": Command("draw the report of a run", "trainer.report.__main__:main"),
     "compare": Command("runs side by side", "trainer.report.compare:main"),
     "checkpoint": Command("inspect, verify, compare checkpoints", "trainer.checkpoint.__main__:main"),

@@ -21,13 +21,12 @@ import pyarrow.parquet as pq
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from data_loaders.arrow import value_type
 from data_loaders.errors import UserError
 from data_loaders.manifest import Manifest
-from data_loaders.output_files import check_output
+from data_loaders.output_files import MAKER, check_apart, check_output, is_made_by
+from data_loaders.predictions import PREDICTION, kept_schema
 from data_loaders.reader import Handle, RowGroups
 from data_loaders.state_files import publish
-from data_loaders.storage import Stat, Storage, is_uri
 from trainer.config import arguments
 from trainer.config.data import DataConfig
 from trainer.run import build
@@ -37,8 +36,7 @@ from trainer.runtime.cpu import start_again_with_variables
 from trainer.runtime.distributed import from_first
 from trainer.runtime.process import guarded
 
-PREDICTION = pa.field("prediction", pa.float32())
-MADE_BY = (b"made_by", b"trainer.predict")  # in the file's metadata
+MADE_BY = (MAKER, b"trainer.predict")  # in the file's metadata
 _PIECE = 1 << 16  # rows
 
 
@@ -86,31 +84,7 @@ def predict(trained: LoadedRun, options: argparse.Namespace, paths: Sequence[str
 
 def is_predictions(path: Path) -> bool:
     """Whether a file is an output of this command, which a new one may replace."""
-    try:
-        return (pq.read_schema(path).metadata or {}).get(MADE_BY[0]) == MADE_BY[1]
-    except (OSError, ValueError, pa.ArrowException):
-        return False
-
-
-def check_apart(output: Path, key: str, paths: Sequence[str], root: str) -> None:
-    """Raises ``UserError`` where ``output`` is one of the files that ``paths`` stand for, by whatever name, or would be
-    the next time."""
-    storage = Storage(root)
-    same = output.exists() and any(
-        not is_uri(stat.name) and os.path.samefile(stat.name, output)
-        for path in paths
-        for stat in _found(storage, path)
-    )
-    if same or any(storage.stands_for(path, str(output)) for path in paths):
-        raise UserError(f"--output {output} is among the files of {key}: choose a name elsewhere")
-
-
-def _found(storage: Storage, path: str) -> list[Stat]:
-    """Nothing for what is not there: that is another error, or none."""
-    try:
-        return storage.expand([path])
-    except ValueError:
-        return []
+    return is_made_by(path, MADE_BY[1])
 
 
 def check_apart_from_run(options: argparse.Namespace, data: DataConfig) -> None:
@@ -172,7 +146,7 @@ def merge(parts: Sequence[Path], manifest: Manifest, keep: Sequence[str], output
     unfinished = output.with_name(f".{output.name}.part")
     predictions = _Reader(parts)
     rows = 0
-    schema = _kept_schema(manifest, keep)
+    schema = kept_schema(manifest, keep)
     try:
         with pq.ParquetWriter(unfinished, schema.append(PREDICTION).with_metadata(dict([MADE_BY]))) as writer:
             for count, columns in _kept(manifest, schema):
@@ -201,14 +175,6 @@ class _Reader:
         joined = pa.concat_arrays(pieces)
         self._left = joined.slice(rows)
         return joined.slice(0, rows)
-
-
-def _kept_schema(manifest: Manifest, keep: Sequence[str]) -> pa.Schema:
-    """The kept columns, of types wide enough for all files."""
-    schemas = [
-        pa.schema([(name, value_type(kind)) for name, kind in types.items()]) for _, types in manifest.types(keep)
-    ]
-    return pa.unify_schemas(schemas, promote_options="permissive")
 
 
 def _kept(manifest: Manifest, schema: pa.Schema) -> Iterator[tuple[int, list[pa.ChunkedArray]]]:

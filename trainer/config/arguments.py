@@ -152,29 +152,7 @@ def predict_alone() -> ArgumentParser:
         "runs/din --raw --input raw_folder --output predictions.parquet",
     )
     _add_run(parser)
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        help="Parquet files, folders, globs or addresses such as s3://bucket/folder; a label is not needed",
-    )
-    parser.add_argument(
-        "--root",
-        default=".",
-        help="what --input is relative to, as data.root; the working folder by default. Options of an object store "
-        "follow its '?': s3://bucket/folder?endpoint_override=…",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the Parquet file to write, or an earlier one of this command's to replace; 'prediction' is null in rows that the "
-        "schema's policies leave out",
-    )
-    parser.add_argument(
-        "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
-    )
+    _add_rows(parser)
     parser.add_argument("--raw", action="store_true", help="--input is a folder of raw files, as prepare takes it")
     parser.add_argument("--memory-limit", default="4GB", help="with --raw: memory for preparing the rows")
     return parser
@@ -206,6 +184,36 @@ def serve() -> ArgumentParser:
     )
     parser.add_argument("export", type=Path, help="export folder; or one version of it, which is then never replaced")
     parser.add_argument("overrides", nargs="*", metavar="serve.KEY=VALUE", help="settings of the server")
+    return parser
+
+
+def serve_score() -> ArgumentParser:
+    parser = _parser(
+        "serve.score",
+        "Scores Parquet input with an exported model, in its order of rows (docs/serving.md).",
+        "exports/shop --input new.parquet --output scores.parquet --keep user_id item_id",
+    )
+    parser.add_argument("export", type=Path, help="export folder, whose published version scores; or one version of it")
+    _add_rows(parser)
+    return parser
+
+
+def embeddings() -> ArgumentParser:
+    parser = _parser(
+        "embeddings",
+        "Writes the rows of an embedding table as Parquet, with the values that they belong to (docs/serving.md).",
+        "runs/din --table item --output items.parquet",
+        "runs/din --table item --output items.parquet --checkpoint step-100 data.prepared=prepared/shop",
+    )
+    _add_run(parser)
+    parser.add_argument("--table", required=True, help="a table of the schema, or a feature that reads it")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the Parquet file to write, or an earlier one of this command's to replace",
+    )
     return parser
 
 
@@ -309,6 +317,33 @@ def _with_count(parser: ArgumentParser) -> ArgumentParser:
         "--nproc-per-node", help="ranks, or auto: one a GPU, two on a CPU (default: this process alone)"
     )
     return parser
+
+
+def _add_rows(parser: ArgumentParser) -> None:
+    """To be scored, and where their scores go."""
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        help="Parquet files, folders, globs or addresses such as s3://bucket/folder; a label is not needed",
+    )
+    parser.add_argument(
+        "--root",
+        default=".",
+        help="what --input is relative to, as data.root; the working folder by default. Options of an object store "
+        "follow its '?': s3://bucket/folder?endpoint_override=…",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the Parquet file to write, or an earlier one of this command's to replace; 'prediction' is null in rows that the "
+        "schema's policies leave out",
+    )
+    parser.add_argument(
+        "--keep", nargs="*", default=[], metavar="COLUMN", help="input columns to copy beside the prediction"
+    )
 
 
 def _add_run(parser: ArgumentParser) -> None:

@@ -14,7 +14,9 @@ from tests.helpers import warm
 from tests.helpers.exported import export, train
 from trainer.checkpoint import Reader, newest
 from trainer.checkpoint.tensor_file import TensorFile
+from trainer.config import arguments
 from trainer.export.parity import Parity
+from trainer.serve import score
 from trainer.serve.artifact import GOLDEN, LOGIT, MANIFEST, SERVING, Artifact
 from trainer.serve.scorer import Scorer, order, probabilities
 from trainer.serve.versions import CURRENT, current
@@ -55,6 +57,66 @@ def test_it_scores_as_the_run_predicts(model, runs, exports, rows, click_log, tm
     expected = pq.read_table(tmp_path / "out.parquet")["prediction"].to_numpy()
     found = probabilities(Scorer.load(exports[model]).logits_of_rows(rows))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)  # blocks of another size, so other kernels
+
+
+def offline(export_folder, output, *given):
+    score.run(
+        arguments.serve_score().parse_intermixed_args([str(export_folder), "--output", str(output), *map(str, given)])
+    )
+    return pq.read_table(output)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_files_are_scored_as_rows_are_with_their_keys(model, exports, rows, tmp_path, monkeypatch):
+    """Two files, row groups of other sizes than the blocks, integers of another width and strings as dictionaries."""
+    monkeypatch.setattr(score, "BLOCK", 64)
+    given = rows.append_column("key", pa.array([f"é{i}" for i in range(len(rows))]).dictionary_encode())
+    narrow = given.set_column(given.column_names.index("item_id"), "item_id", given["item_id"].cast(pa.int16()))
+    pq.write_table(given.slice(0, 101), tmp_path / "a.parquet", row_group_size=37)
+    pq.write_table(narrow.slice(101), tmp_path / "b.parquet", row_group_size=150)
+    inputs = ["--input", tmp_path / "a.parquet", tmp_path / "b.parquet", "--keep", "key", "item_id"]
+    found = offline(exports[model], tmp_path / "scores" / "s.parquet", *inputs)
+    assert found.column_names == ["key", "item_id", "prediction"]
+    assert found["key"].to_pylist() == [f"é{i}" for i in range(len(rows))]
+    assert found["item_id"].to_pylist() == rows["item_id"].to_pylist()
+    expected = probabilities(Scorer.load(exports[model]).logits_of_rows(rows))
+    np.testing.assert_allclose(found["prediction"].to_numpy(), expected, rtol=0, atol=1e-6)  # blocks of another size
+    assert offline(exports[model], tmp_path / "scores" / "s.parquet", *inputs).equals(found)  # replaces its own
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["s.parquet"]
+
+
+def test_mistakes_in_files_to_score_are_named_and_leave_the_output_as_it_was(exports, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "BLOCK", 8)
+    din, output = exports["din"], tmp_path / "s.parquet"
+    rows = rows.slice(0, 40)
+
+    def changed(name, values):
+        pq.write_table(
+            rows.set_column(rows.column_names.index(name), name, values), tmp_path / "in.parquet", row_group_size=20
+        )
+
+    changed("hour", rows["hour"])
+    before = offline(din, output, "--input", tmp_path / "in.parquet")
+    ages = rows["age"].to_pylist()
+    changed("age", pa.array([*ages[:33], None, *ages[34:]], rows["age"].type))
+    with pytest.raises(
+        UserError, match=r"in.parquet', row group 1, row 13: .*'age' .* is null: give schema.features.age.fill"
+    ):
+        offline(din, output, "--input", tmp_path / "in.parquet")
+    changed("hour", pa.array([f"h{i}" for i in range(40)]))
+    with pytest.raises(UserError, match=r"in.parquet.hour has type string, the training data "):
+        offline(din, output, "--input", tmp_path / "in.parquet")
+    pq.write_table(rows.drop_columns(["age"]), tmp_path / "in.parquet")
+    with pytest.raises(UserError, match="age"):
+        offline(din, output, "--input", tmp_path / "in.parquet")
+    assert pq.read_table(output).equals(before) and {path.name for path in tmp_path.iterdir()} == {
+        "in.parquet",
+        "s.parquet",
+    }
+    with pytest.raises(UserError, match="lies in the export"):
+        offline(din, din / "s.parquet", "--input", tmp_path / "in.parquet")
+    with pytest.raises(UserError, match="is among the files of --input|is not what this command writes"):
+        offline(din, tmp_path / "in.parquet", "--input", tmp_path / "in.parquet")
 
 
 @pytest.mark.parametrize("model", MODELS)
