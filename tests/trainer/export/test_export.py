@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_loaders.errors import UserError
-from tests.helpers import warm
+from tests.helpers import tiny, warm
 from tests.helpers.exported import export, train
 from trainer.checkpoint import Reader, newest
 from trainer.checkpoint.tensor_file import TensorFile
@@ -161,6 +162,19 @@ def test_missing_columns_follow_the_schemas_policy(exports, rows):
         scorer.score({"clicked_items": [1]}, {**candidates, "clicked_categories": [[1], [2]]})
     with pytest.raises(UserError, match="age: in the context and among the candidates"):
         scorer.score({"age": 3.0}, candidates)
+
+
+def test_the_pages_example_of_python_runs_as_it_stands(exports, tmp_path, monkeypatch):
+    """docs/serving.md, on a log that has its columns."""
+    (example,) = re.findall(r"```python\n(.*?)```", (tiny.REPOSITORY / "docs" / "serving.md").read_text(), re.DOTALL)
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "exports" / "shop").symlink_to(exports["din"])
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    found = names["probabilities"]
+    assert found.shape == (3,) and ((found > 0) & (found < 1)).all()
+    assert names["best"].tolist() == order(found)[:2].tolist() and (names["of_best"] == found[names["best"]]).all()
 
 
 def test_the_order_of_candidates_is_stable():
