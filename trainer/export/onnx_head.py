@@ -5,6 +5,7 @@ Inputs: ``dense`` float32 [rows, numbers], in the order of the schema, and ``poo
 operators only. Tables stay outside. A model whose head reads histories event by event has no such form.
 """
 
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -91,6 +92,7 @@ def write_onnx(path: Path, head: nn.Module, inputs: Sequence[object], correction
 
 def _trace(head: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
     rows = torch.export.Dim("rows", min=1)
+    logging.disable(logging.WARNING)  # it names operators of packages that are not installed
     try:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
@@ -107,3 +109,5 @@ def _trace(head: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
             )
     except Exception as error:  # noqa: BLE001 - whatever it was that could not be traced
         raise UserError(f"its head cannot be traced ({one_line(str(error).strip(), LONGEST)})") from None
+    finally:
+        logging.disable(logging.NOTSET)
