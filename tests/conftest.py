@@ -27,7 +27,7 @@ SLOW = re.compile(
 MARKED = {
     "slow": SLOW,
     "cluster": re.compile(r"tests/launch/test_cluster"),
-    "browser": re.compile(r"test_report_browser\.py"),
+    "browser": re.compile(r"test_report_browser\.py|serve/test_page\.py"),
     "spark": re.compile(r"\[(.*-)?spark(-.*)?\]|_spark"),
 }
 
