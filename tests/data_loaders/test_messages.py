@@ -19,6 +19,7 @@ PRINT = {
     "trainer/checkpoint/__main__.py",
     "trainer/api.py",
     "trainer/cli.py",
+    "trainer/embeddings.py",
     "trainer/kernels/__main__.py",
     "trainer/monitoring/metrics_logger.py",
     "trainer/monitoring/progress_bar.py",
@@ -26,6 +27,7 @@ PRINT = {
     "trainer/predict.py",
     "trainer/report/__main__.py",
     "trainer/report/compare.py",
+    "trainer/serve/score.py",
     "trainer/training.py",
 }
 
