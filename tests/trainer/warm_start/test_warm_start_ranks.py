@@ -72,6 +72,7 @@ def start_new_run(rank, world_size, root, plan, rules, folder):
     with pytest.raises(ValueError, match=r"tables/item has 261 rows, had 200, and no vocabulary shows its ids: grow"):
         warm_start(unexplained, config, pieces, built.tables, out, ranks, source)
     assert not list(out.iterdir())
+    dist.barrier()  # the first rank is about to write there
 
     done = warm_start(rules, config, pieces, built.tables, out, ranks, source)
     assert done.report == told.report and done.clock_steps == STEPS
